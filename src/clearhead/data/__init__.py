@@ -1,0 +1,1 @@
+"""Images, masks and groups: reading them, checking them, making sets with a known shortcut."""

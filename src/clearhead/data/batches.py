@@ -1,0 +1,101 @@
+"""A folder's samples to tensors and batches, the same for the same seed whatever the workers do."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from clearhead.data.folder import ImageFolder
+from clearhead.data.pixels import DataError, by, load_image, load_mask
+
+
+class Preprocess(Protocol):
+    """What a model does to an image before it sees it, and the same geometry for a mask."""
+
+    def image(self, image: Image.Image, /) -> Tensor:
+        """RGB image to C x H x W floats."""
+
+    def mask(self, mask: Image.Image, /) -> Tensor:
+        """Mask of mode L to 1 x H x W floats in 0..1."""
+
+
+Augment = Callable[[Image.Image, Image.Image | None, torch.Generator], tuple[Image.Image, Image.Image | None]]
+
+
+class Images(Dataset[dict[str, Any]]):
+    """The samples of a folder as tensors.
+
+    An item has image (C x H x W), label, mask (1 x H x W in 0..1, zeros where there is none), has_mask and index (into
+    ``folder.samples``). `augment` changes image and mask before `preprocess`; what it draws from its generator depends
+    on the key alone: an index, or (index, draw) as ``Shuffle`` gives, so neither on the workers nor on other code.
+    """
+
+    def __init__(self, folder: ImageFolder, preprocess: Preprocess, augment: Augment | None = None) -> None:
+        self.folder = folder
+        self.preprocess = preprocess
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.folder.samples)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        index, draw = key if isinstance(key, tuple) else (key, key)
+        sample = self.folder.samples[index]
+        picture = load_image(sample.path)
+        cover = load_mask(sample.mask) if sample.mask else None
+        if cover is not None and cover.size != picture.size:
+            raise DataError(f"{sample.mask}: a mask of {by(cover.size)} for an image of {by(picture.size)}")
+        if self.augment is not None:
+            picture, cover = self.augment(picture, cover, torch.Generator().manual_seed(draw))
+        image = self.preprocess.image(picture)
+        mask = self.preprocess.mask(cover) if cover is not None else image.new_zeros(1, *image.shape[-2:])
+        return {
+            "image": image,
+            "label": sample.label,
+            "mask": mask,
+            "has_mask": cover is not None,
+            "index": index % len(self),
+        }
+
+
+class Shuffle(Sampler[tuple[int, int]]):
+    """A new order at every pass, each index with a number to seed its augmentation, from (seed, epoch) alone.
+
+    Each pass moves on to the next epoch; ``set_epoch`` chooses it, to go on where a stopped run was.
+    """
+
+    def __init__(self, length: int, seed: int = 0) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next pass that of `epoch` (from 0)."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        self.epoch += 1
+        order, draws = rng.permutation(self.length), rng.integers(2**62, size=self.length)
+        return zip(order.tolist(), draws.tolist(), strict=True)
+
+
+def loader(
+    dataset: Images, batch_size: int, workers: int, shuffle: bool = False, seed: int = 0
+) -> DataLoader[dict[str, Any]]:
+    """Batches of a dataset: in order, or shuffled by ``Shuffle(seed)`` (its ``sampler``). The last may be smaller."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=Shuffle(len(dataset), seed) if shuffle else None,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -1,0 +1,54 @@
+"""Which images to train on and which to choose by."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from clearhead.data.folder import ImageFolder, read_folder
+from clearhead.data.pixels import DataError
+
+HELD_OUT = 0.2
+
+
+def train_and_validation(
+    root: str | Path,
+    *,
+    train: str = "train",
+    validation: str = "val",
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+) -> tuple[ImageFolder, ImageFolder]:
+    """The images to train on and those to choose by.
+
+    Those of the two splits of metadata.csv; where it has no split column, or is not there, a random fifth of each class
+    is held out (`seed`). Raises DataError, also when a class has a single image to divide.
+    """
+    if _has_splits(Path(root) / "metadata.csv"):
+        return read_folder(root, split=train, classes=classes), read_folder(root, split=validation, classes=classes)
+    folder = read_folder(root, classes=classes)
+    by_class = defaultdict(list)
+    for sample in folder.samples:
+        by_class[sample.label].append(sample)
+    rng, held_out = np.random.default_rng(seed), set()
+    for label, samples in by_class.items():
+        if len(samples) < 2:
+            raise DataError(
+                f"{root}: class {folder.classes[label]} has one image; two or more are needed to hold some out for "
+                "validation (or name the splits in metadata.csv)"
+            )
+        count = max(1, round(HELD_OUT * len(samples)))
+        held_out |= {samples[i].file for i in rng.permutation(len(samples))[:count]}
+    kept = tuple(sample for sample in folder.samples if sample.file not in held_out)
+    chosen = tuple(sample for sample in folder.samples if sample.file in held_out)
+    return replace(folder, samples=kept), replace(folder, samples=chosen, problems=())
+
+
+def _has_splits(table: Path) -> bool:
+    if not table.is_file():
+        return False
+    with table.open(encoding="utf-8-sig", errors="replace", newline="") as opened:
+        return "split" in [cell.strip() for cell in next(csv.reader(opened), [])]

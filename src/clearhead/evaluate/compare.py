@@ -1,0 +1,108 @@
+"""Did it help, did it harm, and is the difference real? Two models on the same images, always paired."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from clearhead.evaluate.statistics import (
+    Estimate,
+    McNemar,
+    accuracy_difference,
+    mcnemar,
+    mean_difference,
+    worst_group_difference,
+)
+from clearhead.evaluate.verdict import Judgement, judge
+
+from clearhead.evaluate.audit import Audit, audit
+from clearhead.evaluate.predict import INTERVENTIONS, Predictions
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Model B against model A on one folder.
+
+    Attributes:
+        before: the audit of A.
+        after: the audit of B.
+        differences: B minus A by measure, in the order they are told; higher is better but for the loss.
+        groups: difference of the accuracy of each group.
+        mcnemar: images gained and lost, and the exact p-value.
+        judgement: the verdict, from worst-group and average accuracy.
+        margin: the loss of accuracy that is still no harm, in 0..1.
+        gained: files wrong before and right after, those of greatest change of loss first.
+        lost: files right before and wrong after, likewise.
+    """
+
+    before: Audit
+    after: Audit
+    differences: dict[str, Estimate]
+    groups: dict[str, Estimate]
+    mcnemar: McNemar
+    judgement: Judgement
+    margin: float
+    gained: list[str]
+    lost: list[str]
+
+
+def compare(
+    before: Predictions, after: Predictions, classes: Sequence[str], margin: float = 0.02, seed: int = 0, show: int = 8
+) -> Comparison:
+    """Compare two models' predictions of the same images.
+
+    Args:
+        before: what the first model says.
+        after: what the second says, of the same images in the same order.
+        classes: the class names both models share.
+        margin: the loss of accuracy, in 0..1, that counts as no harm.
+        seed: of the bootstrap.
+        show: how many flipped images to name of each kind.
+
+    Raises:
+        ValueError: if the predictions are of different images, or the margin is not in 0..1.
+    """
+    if not np.array_equal(before.file, after.file):
+        raise ValueError("compare: the two sets of predictions are of different images")
+    if not 0 <= margin <= 1:
+        raise ValueError(f"margin: a share of the images in 0..1 is needed, got {margin}")
+    a, b = audit(before, classes, seed), audit(after, classes, seed)
+    right, righted = before.correct, after.correct
+    judged = {"average accuracy": accuracy_difference(right, righted)}
+    groups = {}
+    if a.worst_group is not None:
+        worst = worst_group_difference(right, righted, before.group.tolist(), seed=seed)
+        judged = {"worst-group accuracy": worst} | judged
+        groups = {
+            name: accuracy_difference(right[before.group == name], righted[before.group == name]) for name in a.groups
+        }
+    change = after.loss - before.loss
+    return Comparison(
+        before=a,
+        after=b,
+        differences=judged | _other_differences(before, after, seed),
+        groups=groups,
+        mcnemar=mcnemar(right, righted),
+        judgement=judge(judged, margin),
+        margin=margin,
+        gained=_flipped(before.file, change, ~right & righted, show),
+        lost=_flipped(before.file, -change, right & ~righted, show),
+    )
+
+
+def _other_differences(before: Predictions, after: Predictions, seed: int) -> dict[str, Estimate]:
+    found = {"loss": mean_difference(before.loss, after.loss, unit="nats", seed=seed)}
+    masked = ~(np.isnan(before.foreground) | np.isnan(after.foreground))
+    if before.method == after.method and masked.any():
+        shares = before.foreground[masked], after.foreground[masked]
+        found["relevance in the foreground"] = mean_difference(*shares, unit="pp", seed=seed)
+    for name in INTERVENTIONS:
+        made = before.intervened[name] >= 0
+        if made.any():
+            right, righted = (p.intervened[name][made] == p.label[made] for p in (before, after))
+            found[f"accuracy, {name}"] = accuracy_difference(right, righted)
+    return found
+
+
+def _flipped(files: np.ndarray, change: np.ndarray, flipped: np.ndarray, show: int) -> list[str]:
+    """Files of the flipped images, those of the most negative change first."""
+    return files[flipped][change[flipped].argsort(kind="stable")][:show].tolist()

@@ -1,0 +1,181 @@
+"""One pass of a model over a folder: its answer for each image, where it looks, and its answer when parts are gone.
+
+The interventions follow Xiao et al., "Noise or Signal" (arXiv 2006.09994), on the normalised image x with the
+foreground mask S (both of the model's input size); 0 is the mean colour of the model's training data:
+
+- background removed: x S;
+- background shuffled: x S + b (1 - S), with b another image's background;
+- background alone: x outside the bounding box of the foreground (so that no silhouette is left).
+
+A background of another image is that image with the box of its own foreground filled by the mean of what is around it.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from clearhead.models import Classifier
+from torch import Tensor
+
+from clearhead.data.batches import Images, loader
+from clearhead.data.folder import ImageFolder, group_labels
+from clearhead.explain import explain_with_logits
+
+INTERVENTIONS = ("background removed", "background shuffled", "background alone")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said of N images, in the order of the folder.
+
+    Attributes:
+        file: unique name of each image.
+        label, predicted: class indices, N.
+        group: the group of each image (its class crossed with metadata columns).
+        confidence: probability of the predicted class, N.
+        loss: negative log-likelihood of the label in nats, N.
+        foreground: share of the relevance of the predicted class that lies in the foreground, N; NaN without mask.
+        area: share of the image that is foreground, N: what a map that is the same everywhere would score.
+        intervened: predicted class under each of ``INTERVENTIONS``, N; -1 without mask (or without another image).
+        method: the relevance method used.
+    """
+
+    file: np.ndarray
+    label: np.ndarray
+    predicted: np.ndarray
+    group: np.ndarray
+    confidence: np.ndarray
+    loss: np.ndarray
+    foreground: np.ndarray
+    area: np.ndarray
+    intervened: dict[str, np.ndarray]
+    method: str
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Whether each prediction is the label, N."""
+        return self.predicted == self.label
+
+    def table(self, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """Columns for a file that people read: classes by name, None where there is no prediction."""
+        names = np.array([*classes, None], dtype=object)
+        columns = {
+            "file": self.file,
+            "group": self.group,
+            "label": names[self.label],
+            "predicted": names[self.predicted],
+        }
+        columns |= {"confidence": self.confidence, "loss": self.loss, "foreground": self.foreground, "area": self.area}
+        return columns | {f"predicted, {name}": names[values] for name, values in self.intervened.items()}
+
+
+def default_method(model: Classifier) -> str:
+    """Relevance by attention where the model has a grid of tokens, else by the gradient at the pixels."""
+    return "gae" if model.grid is not None else "input-gradient"
+
+
+def predict(
+    model: Classifier,
+    folder: ImageFolder,
+    *,
+    group_columns: list[str] | None = None,
+    method: str | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    seed: int = 0,
+    track: Callable[[Iterable, int], Iterable] | None = None,
+) -> Predictions:
+    """Run a model over a folder: a forward and backward pass an image, three forward passes more with a mask.
+
+    Args:
+        model: the classifier; it runs where its parameters are.
+        folder: the data, as ``read_folder`` gives it.
+        group_columns: metadata columns that make the groups, None for all.
+        method: relevance method, a key of ``clearhead.explain.METHODS``; None takes ``default_method``.
+        batch_size: images a batch.
+        workers: processes that load images; 0 loads in this one.
+        seed: of the order of images, which decides whose background an image is shown on.
+        track: wraps the batches to show progress: ``track(batches, count)``.
+
+    Raises:
+        DataError: for a file that can no longer be read, or a group column that does not exist.
+        ValueError: for an unknown method, or one this model cannot be explained by.
+    """
+    method = method or default_method(model)
+    groups = group_labels(folder, group_columns)
+    batches = loader(Images(folder, model.preprocess), batch_size, workers, shuffle=True, seed=seed)
+    device = next(model.module.parameters()).device
+    columns: dict[str, list[Tensor]] = defaultdict(list)
+    for batch in track(batches, len(batches)) if track else batches:
+        image, mask, has_mask = (batch[key].to(device) for key in ("image", "mask", "has_mask"))
+        maps, logits = explain_with_logits(model, image, method=method)
+        found = _of_batch(logits.float(), batch["label"].to(device)) | _reliance(maps, mask[:, 0], has_mask)
+        found |= _intervened(model, image, mask, has_mask)
+        for name, values in found.items():
+            columns[name].append(values.cpu())
+        columns["index"].append(batch["index"])
+    order = torch.cat(columns.pop("index")).argsort()
+    numbers = {name: torch.cat(values)[order].numpy() for name, values in columns.items()}
+    return Predictions(
+        file=np.array([sample.file for sample in folder.samples]),
+        label=np.array([sample.label for sample in folder.samples]),
+        group=np.array(groups),
+        intervened={name: numbers.pop(name) for name in INTERVENTIONS},
+        method=method,
+        **numbers,
+    )
+
+
+def _of_batch(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    confidence, predicted = logits.softmax(-1).max(-1)
+    loss = F.cross_entropy(logits, labels, reduction="none")
+    return {"predicted": predicted, "confidence": confidence, "loss": loss}
+
+
+def _reliance(maps: Tensor, mask: Tensor, has_mask: Tensor) -> dict[str, Tensor]:
+    """Share of the relevance in the foreground and share of the area; NaN where there is no mask or no relevance."""
+    inside, total = (maps * mask).sum((1, 2)), maps.sum((1, 2))
+    nothing = torch.full_like(inside, torch.nan)
+    return {
+        "foreground": torch.where(has_mask & (total > 0), inside / total, nothing),
+        "area": torch.where(has_mask, mask.mean((1, 2)), nothing),
+    }
+
+
+@torch.no_grad()
+def _intervened(model: Classifier, image: Tensor, mask: Tensor, has_mask: Tensor) -> dict[str, Tensor]:
+    """The predicted class under each intervention, -1 where it cannot be made."""
+    predicted = {name: torch.full((len(image),), -1, device=image.device) for name in INTERVENTIONS}
+    if not has_mask.any():
+        return predicted
+    x, s = image[has_mask], mask[has_mask]
+    for name, changed in zip(INTERVENTIONS, intervene(x, s), strict=True):
+        if name != "background shuffled" or len(x) > 1:
+            predicted[name][has_mask] = model(changed).argmax(-1)
+    return predicted
+
+
+def intervene(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (B x C x H x W, normalised) under the three ``INTERVENTIONS``, by their masks (B x 1 x H x W in 0..1).
+
+    The background of image i is put behind image i + 1, the last one's behind the first.
+    """
+    outside = 1 - _box(mask)
+    mean = (image * outside).sum((2, 3), keepdim=True) / outside.sum((2, 3), keepdim=True).clamp(min=1)
+    background = torch.where(outside > 0, image, mean).roll(1, 0)
+    return image * mask, image * mask + background * (1 - mask), image * outside
+
+
+def _box(mask: Tensor) -> Tensor:
+    """The bounding box of each mask as a mask of its own; B x 1 x H x W of 0 and 1."""
+    inside = mask > 0
+
+    def between(line: Tensor) -> Tensor:
+        """True from the first true entry to the last."""
+        return (line.cumsum(-1) > 0) & (line.flip(-1).cumsum(-1).flip(-1) > 0)
+
+    rows, columns = between(inside.any(-1)), between(inside.any(-2))
+    return (rows[..., :, None] & columns[..., None, :]).to(mask.dtype)

@@ -1,0 +1,74 @@
+"""Relevance maps: where in the image the evidence for a class lies. One signature, one registry.
+
+>>> from clearhead.explain import explain
+>>> maps = explain(model, images)  # B x H x W in 0..1, for the predicted class
+
+A method is a function ``(model, images, target) -> (maps, logits)`` on normalised images (B x C x H x W); its maps are
+raw and of its own resolution (a token grid, or pixels), the logits those of the same forward pass. To add one, write
+the function and add a line to ``METHODS``.
+"""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from clearhead.explain.attention import attention, rollout
+from clearhead.explain.gae import gae
+from clearhead.explain.gradients import input_gradient, input_x_gradient
+from clearhead.models import Classifier
+
+__all__ = ["METHODS", "explain", "explain_with_logits", "scale"]
+
+Method = Callable[[Classifier, Tensor, Tensor | int | None], tuple[Tensor, Tensor]]
+
+METHODS: dict[str, Method] = {
+    "gae": gae,
+    "rollout": rollout,
+    "attention": attention,
+    "input-gradient": input_gradient,
+    "input-x-gradient": input_x_gradient,
+}
+
+
+def explain(model: Classifier, images: Tensor, target: Tensor | int | None = None, method: str = "gae") -> Tensor:
+    """Relevance maps of a batch.
+
+    Args:
+        model: a classifier as ``load_model`` gives it.
+        images: B x C x H x W, normalised as ``model.preprocess`` does.
+        target: the class to explain: one for all, one an image (B), or None for the predicted class.
+        method: a key of ``METHODS``.
+
+    Returns:
+        B x H x W, each map brought to the image's size (bilinear) and scaled to 0..1; a constant map becomes zeros.
+
+    Raises:
+        ValueError: for an unknown method, a target out of range, or a method that cannot work on this model
+            (attention maps need a grid of tokens; the message names methods that work).
+        NoAttentionSeen: when the method needs attention and the model shows none.
+    """
+    return explain_with_logits(model, images, target, method)[0]
+
+
+def explain_with_logits(
+    model: Classifier, images: Tensor, target: Tensor | int | None = None, method: str = "gae"
+) -> tuple[Tensor, Tensor]:
+    """``explain``, and the logits (B x classes) of the same forward pass."""
+    if method not in METHODS:
+        raise ValueError(f"method: {method!r} is unknown; there is {', '.join(METHODS)}")
+    maps, logits = METHODS[method](model, images, target)
+    return scale(maps, (images.shape[-2], images.shape[-1])), logits
+
+
+def scale(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (B x h x w) brought to ``size`` = (H, W) and each scaled to 0..1 by its extremes; B x H x W, differentiable.
+
+    Bilinear before the scaling, as in the public code of arXiv 2206.01161; unlike there, a constant map gives zeros
+    and no NaN.
+    """
+    if maps.shape[-2:] != size:
+        maps = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    spread = high - low
+    return (maps - low) / spread.where(spread > 0, 1.0)

@@ -1,0 +1,149 @@
+"""Generic attention explainability: relevance carried from the read-out token back to the patches.
+
+Chefer, Gur and Wolf (arXiv 2103.15679), as used in arXiv 2206.01161. With A the attention of a layer and dA its
+gradient for the explained logit, both B x H x N x N::
+
+    Ā = mean over heads of max(dA ∘ A, 0),      R ← R + Ā R from the first layer to the last, R = identity at first
+
+and the map is the CLS row of R at the patches. Only that row is needed, and it can be carried from the last layer to
+the first: r = e_cls, then r ← r + r Ā. One backward pass gives all dA = dO vᵀ, and since A ≥ 0 and r ≥ 0,
+r Ā = mean over heads of Σ_n A_nm max((r_n dO_n) v_mᵀ, 0). A is computed anew in blocks of rows, so memory grows with N;
+the model itself runs on its fused kernels.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clearhead.explain.target import chosen
+from clearhead.models import Classifier, Grid
+from clearhead.tap import Attention, tap
+
+_BLOCK_ELEMENTS = 2**22
+"""Entries of B x H x rows x M that are alive at once: 16 MiB in float32, which also stays near the caches."""
+
+
+def gae(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
+    """Relevance of each patch for a class (B x h x w, raw) and the logits; see the head of this file.
+
+    A model that averages its patch tokens instead of reading a CLS token starts from the mean of their rows of R.
+
+    Raises:
+        ValueError: if the model has no grid of tokens that attend to each other (windowed or hierarchical).
+        NoAttentionSeen: if no attention call is seen.
+    """
+    grid = token_grid(model, "gae")
+    with torch.inference_mode(False), torch.enable_grad(), tap(model.module, needs_grad=True) as record:
+        logits = model(images.clone() if images.is_inference() else images)
+        gradients = torch.autograd.grad(chosen(logits, target).sum(), record.outputs)
+    with torch.no_grad():
+        return relevance(list(record), list(gradients), grid), logits.detach()
+
+
+def relevance(layers: list[Attention], gradients: list[Tensor], grid: Grid) -> Tensor:
+    """The map (B x h x w) from recorded layers and the gradients dO at their outputs (B x H x N x d).
+
+    Differentiable in the layers' q, k and mask (and in v and dO, when those carry a graph).
+    """
+    row = first_row(layers[-1], grid)
+    for number, (layer, gradient) in enumerate(zip(reversed(layers), reversed(gradients), strict=True)):
+        rows = _read_rows(grid) if number == 0 else slice(None)
+        q = layer.q[..., rows, :] * layer.scale
+        mask = _bias(layer, rows)
+        carried = _Carry.apply(row[:, rows], q, layer.k, layer.v, gradient[..., rows, :], mask)
+        row = row + carried
+    return row[:, grid.prefix :].unflatten(1, (grid.height, grid.width))
+
+
+def token_grid(model: Classifier, method: str) -> Grid:
+    """The model's token grid; ValueError for a model without one."""
+    if model.grid is None:
+        raise ValueError(
+            f"method {method!r} needs a model whose tokens form one grid and attend to each other in every layer; "
+            f"{model.name} (windowed, hierarchical or without attention) has none: use input-gradient or "
+            "input-x-gradient"
+        )
+    return model.grid
+
+
+def first_row(layer: Attention, grid: Grid) -> Tensor:
+    """The row of the identity that the head reads (B x N): the first token's, or the mean of the patches' rows."""
+    row = layer.q.new_zeros(layer.q.shape[0], layer.q.shape[-2], dtype=torch.float32)
+    row[:, _read_rows(grid)] = 1 if grid.readout == "cls" else 1 / (grid.height * grid.width)
+    return row
+
+
+def _read_rows(grid: Grid) -> slice:
+    return slice(0, 1) if grid.readout == "cls" else slice(grid.prefix, None)
+
+
+def _bias(layer: Attention, rows: slice) -> Tensor | None:
+    """The mask as something to add to the scores of these rows."""
+    mask = layer.mask
+    if mask is None:
+        return None
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, device=mask.device, dtype=layer.q.dtype).masked_fill(~mask, float("-inf"))
+    return mask if mask.shape[-2] == 1 else mask[..., rows, :]
+
+
+class _Carry(torch.autograd.Function):
+    """r Ā for some rows: B x rows, and B x H x rows x d (q scaled), to B x M; the backward pass in closed form.
+
+    With P = A ∘ max(dA, 0), w = r / H and g the gradient at the result:
+    dS_nm = w_n (P_nm g_m - A_nm Σ_j P_nj g_j) at the scores, Σ_hm P_nm g_m / H at r, w_n A_nm g_m at dA where dA > 0.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, row: Tensor, q: Tensor, k: Tensor, v: Tensor, gradient: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(row, q, k, v, gradient, bias)
+        total = row.new_zeros(row.shape[0], k.shape[-2])
+        for rows in blocks(q, k):
+            positive = (gradient[..., rows, :] @ v.transpose(-2, -1)).clamp_(min=0)
+            weighted = positive.mul_(_softmax(q, k, bias, rows))
+            total += torch.einsum("bn,bhnm->bm", row[:, rows].to(weighted), weighted)
+        return total / q.shape[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        row, q, k, v, gradient, bias = ctx.saved_tensors
+        g = (grads[0] / q.shape[1]).to(q)[:, None, None, :]
+        to_row, to_q, to_k = torch.zeros_like(row), torch.zeros_like(q), torch.zeros_like(k)
+        second = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
+        to_v, to_gradient = (torch.zeros_like(v), torch.zeros_like(gradient)) if second else (None, None)
+        to_bias = torch.zeros_like(bias) if ctx.needs_input_grad[5] else None
+        for rows in blocks(q, k):
+            attn = _softmax(q, k, bias, rows)
+            slope = gradient[..., rows, :] @ v.transpose(-2, -1)
+            w = row[:, None, rows, None].to(q)
+            product = slope.clamp(min=0).mul_(attn).mul_(g)
+            sums = product.sum(-1, keepdim=True)
+            to_row[:, rows] = sums[..., 0].sum(1).to(row)
+            if to_v is not None and to_gradient is not None:
+                to_slope = (w * attn * g).mul_(slope > 0)
+                to_gradient[..., rows, :] = to_slope @ v
+                to_v += to_slope.transpose(-2, -1) @ gradient[..., rows, :]
+            scores = product.sub_(attn.mul_(sums)).mul_(w)
+            to_q[..., rows, :] = scores @ k
+            to_k += scores.transpose(-2, -1) @ q[..., rows, :]
+            if to_bias is not None:
+                part = slice(None) if bias.shape[-2] == 1 else rows
+                to_bias[..., part, :] += scores.sum_to_size(to_bias[..., part, :].shape)
+        return to_row, to_q, to_k, to_v, to_gradient, to_bias
+
+
+def blocks(q: Tensor, k: Tensor) -> list[slice]:
+    """Row ranges small enough that one block of the attention fits ``_BLOCK_ELEMENTS``."""
+    step = max(1, _BLOCK_ELEMENTS // max(1, q.shape[0] * q.shape[1] * k.shape[-2]))
+    return [slice(start, start + step) for start in range(0, q.shape[-2], step)]
+
+
+def _softmax(q: Tensor, k: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
+    """A of some rows from scaled q."""
+    scores = q[..., rows, :] @ k.transpose(-2, -1)
+    if bias is not None:
+        scores += bias if bias.shape[-2] == 1 else bias[..., rows, :]
+    return scores.softmax(-1)

@@ -1,0 +1,33 @@
+"""Maps from the gradient at the pixels: they need no attention, so a CNN or a windowed transformer will do."""
+
+import torch
+from torch import Tensor
+
+from clearhead.explain.target import chosen
+from clearhead.models import Classifier
+
+
+def input_gradient(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
+    """Size of the logit's gradient at each pixel (B x H x W), largest over channels, and the logits.
+
+    Simonyan et al., arXiv 1312.6034. Raises ValueError for a target out of range.
+    """
+    gradient, _, logits = _pixel_gradient(model, images, target)
+    return gradient.abs().amax(1), logits
+
+
+def input_x_gradient(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
+    """Gradient times normalised input, summed over channels, its positive part (B x H x W), and the logits.
+
+    Shrikumar et al., arXiv 1605.01713; what speaks against the class counts as none. Raises as ``input_gradient``.
+    """
+    gradient, images, logits = _pixel_gradient(model, images, target)
+    return (gradient * images).sum(1).clamp(min=0), logits
+
+
+def _pixel_gradient(model: Classifier, images: Tensor, target: Tensor | int | None) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.inference_mode(False), torch.enable_grad():
+        images = images.detach().clone().requires_grad_()
+        logits = model(images)
+        (gradient,) = torch.autograd.grad(chosen(logits, target).sum(), images)
+    return gradient, images.detach(), logits.detach()

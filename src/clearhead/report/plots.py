@@ -1,0 +1,267 @@
+"""Plots as inline SVG that takes its colours from the page it stands in, so that it reads in light and in dark.
+
+Matplotlib draws with marker colours; `_svg` then puts `currentColor` for the ink and the page's `--series-*` for the
+lines. Text stays text. Numbers are repeated in words in each plot's description, for those who cannot see it.
+"""
+
+import hashlib
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from html import escape
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import ScaledTranslation
+
+from clearhead.report.page import Estimate, interval, number
+
+_INK = "#010203"
+_SERIES = ("#5d6168", "#1f6fa8", "#b4530f", "#7a4fa3", "#17784a", "#ab2f5c")
+_MARKERS = ("o", "s", "D", "^", "v", "P")
+_DASHED = (0, (4, 3))
+_WIDTH = 4.7
+"""Width of every plot in inches: on a phone it shrinks by a quarter, so that its text can still be read."""
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "clearhead",
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "legend.frameon": False,
+}
+
+
+def intervals(rows: Sequence[tuple[str, Sequence[tuple[str, Estimate]]]], title: str, unit: str = "%") -> str:
+    """Estimates with their 95% intervals: a block for each metric, in it a line for each model, all on one axis.
+
+    Args:
+        rows: (metric, [(model, estimate), ...]); a model keeps its colour and marker in every block.
+        title: what is shown, for those who cannot see it.
+        unit: unit of the axis, as in `Estimate.unit`.
+    """
+    models = list(dict.fromkeys(model for _, estimates in rows for model, _ in estimates))
+    height = 0.25 * (sum(len(estimates) for _, estimates in rows) + 1.5 * len(rows))
+    with _drawing(0.35 + height, models) as figure:
+        axes = _axes(figure, left=0.05, right=3.85, low=0.35, high=0.35 + height)
+        y = 0.0
+        for metric, estimates in rows:
+            axes.text(0, y, _short(metric), transform=axes.get_yaxis_transform(), weight="bold", va="center")
+            for model, estimate in estimates:
+                y += 1
+                _interval(axes, y, estimate, models.index(model))
+            y += 1.5
+        axes.set_ylim(y - 0.8, -0.6)
+        axes.yaxis.set_visible(False)
+        axes.spines["left"].set_visible(False)
+        axes.margins(x=0.06)
+        _ticks(axes.xaxis, unit)
+        _legend(axes, models)
+        told = "; ".join(
+            f"{metric}: "
+            + ", ".join(f"{model} {number(e.value, e.unit)} {interval(e)}".rstrip() for model, e in estimates)
+            for metric, estimates in rows
+        )
+        return _svg(figure, title, told)
+
+
+def reliability(
+    confidence: Sequence[float], accuracy: Sequence[float], counts: Sequence[int], title: str = "Reliability"
+) -> str:
+    """Accuracy against confidence, bin by bin, above the number of samples in each bin.
+
+    Args:
+        confidence: mean confidence of each bin, in 0..1.
+        accuracy: accuracy of each bin, in 0..1; its 95% interval (Wilson) is drawn.
+        counts: samples in each bin; empty bins are left out.
+        title: what is shown, for those who cannot see it.
+    """
+    bins = [(c, a, n) for c, a, n in zip(confidence, accuracy, counts, strict=True) if n > 0]
+    with _drawing(4.3) as figure:
+        above = _axes(figure, left=0.7, right=4.5, low=1.5, high=4.2)
+        below = _axes(figure, left=0.7, right=4.5, low=0.5, high=1.2)
+        above.set(xlim=(0, 1.02), ylim=(0, 1.02), ylabel="accuracy")
+        above.plot([0, 1], [0, 1], color=_INK, alpha=0.4, linewidth=1, linestyle=_DASHED)
+        above.text(
+            0.06,
+            0.085,
+            "perfectly calibrated",
+            fontsize=9,
+            alpha=0.75,
+            rotation=45,
+            rotation_mode="anchor",
+            transform_rotates_text=True,
+        )
+        for c, a, n in bins:
+            above.plot([c, c], _wilson(a, n), color=_SERIES[1], linewidth=1.4)
+        above.plot(
+            [c for c, _, _ in bins], [a for _, a, _ in bins], "o-", color=_SERIES[1], markersize=5, linewidth=1.2
+        )
+        below.bar([c for c, _, _ in bins], [n for _, _, n in bins], width=0.035, color=_SERIES[1])
+        above.tick_params(labelbottom=False)
+        below.set(xlim=above.get_xlim(), xlabel="confidence", ylabel="samples")
+        for axis in (above.xaxis, above.yaxis, below.xaxis):
+            _ticks(axis, "%")
+        _ticks(below.yaxis, "", at_most=2)
+        told = "; ".join(f"confidence {number(c, '%')}: accuracy {number(a, '%')}, {n:,} samples" for c, a, n in bins)
+        return _svg(figure, title, told)
+
+
+def curves(
+    lines: Mapping[str, Sequence[float]], title: str, label: str, unit: str = "", chosen: int | None = None
+) -> str:
+    """Training curves: value after each epoch, counted from 1; the chosen epoch is marked.
+
+    Args:
+        lines: name to one value for each epoch; NaN leaves a gap.
+        title: what is shown, for those who cannot see it.
+        label: what the values are.
+        unit: unit of the axis, as in `Estimate.unit`.
+        chosen: the epoch whose weights were kept.
+    """
+    kept = [] if chosen is None else [f"epoch {chosen} kept"]
+    with _drawing(2.9, [*lines, *kept]) as figure:
+        axes = _axes(figure, left=0.7, right=4.6, low=0.5, high=2.9)
+        for i, values in enumerate(lines.values()):
+            colour, marker = _look(i)
+            axes.plot(range(1, len(values) + 1), values, color=colour, marker=marker, markersize=4, linewidth=1.6)
+        if chosen is not None:
+            axes.axvline(chosen, color=_INK, alpha=0.6, linewidth=1, linestyle=_DASHED)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _ticks(axes.yaxis, unit)
+        _legend(axes, list(lines), kept)
+        told = "; ".join(
+            f"{name}: from {number(values[0], unit)} to {number(values[-1], unit)} in {len(values)} epochs"
+            for name, values in lines.items()
+            if len(values)
+        )
+        return _svg(figure, title, told + (f"; epoch {chosen} kept" if chosen is not None else ""))
+
+
+@contextmanager
+def _drawing(height: float, names: Sequence[str] = ()) -> Iterator[Figure]:
+    """A transparent figure outside pyplot's state, `height` inches and above that room for a legend."""
+    columns = _legend_columns(names)
+    legend = 0.15 + 0.21 * math.ceil(len(names) / columns)
+    with matplotlib.rc_context(_STYLE):
+        yield Figure(figsize=(_WIDTH, height + legend), facecolor="none")
+
+
+def _axes(figure: Figure, left: float, right: float, low: float, high: float) -> Axes:
+    """Axes at a place given in inches from the lower left."""
+    width, height = figure.get_size_inches()
+    return figure.add_axes((left / width, low / height, (right - left) / width, (high - low) / height))
+
+
+def _legend(axes: Axes, names: Sequence[str], dashed: Sequence[str] = ()) -> None:
+    """The legend above the axes, flush left with the figure."""
+    handles = [
+        Line2D([], [], color=_look(i)[0], marker=_look(i)[1], markersize=6, linewidth=1.8, label=_short(name))
+        for i, name in enumerate(names)
+    ]
+    handles += [Line2D([], [], color=_INK, alpha=0.6, linewidth=1, linestyle=_DASHED, label=name) for name in dashed]
+    if handles and axes.figure:
+        anchor = ScaledTranslation(0.05, 0.08, axes.figure.dpi_scale_trans) + ScaledTranslation(0, 1, axes.transAxes)
+        axes.legend(
+            handles=handles,
+            loc="lower left",
+            bbox_to_anchor=(0, 0),
+            bbox_transform=anchor,
+            borderaxespad=0,
+            borderpad=0,
+            ncols=_legend_columns([*names, *dashed]),
+            handlelength=1.6,
+            columnspacing=1.6,
+        )
+
+
+def _legend_columns(names: Sequence[str]) -> int:
+    longest = max((len(_short(name)) for name in names), default=0)
+    return max(1, min(len(names), int(_WIDTH / (0.5 + 0.085 * longest))))
+
+
+def _short(name: str, letters: int = 46) -> str:
+    """The name, with its middle left out where it is too long for the plot."""
+    return name if len(name) <= letters else f"{name[: letters // 2]}…{name[-(letters // 2 - 1) :]}"
+
+
+def _look(i: int) -> tuple[str, str]:
+    return _SERIES[i % len(_SERIES)], _MARKERS[i % len(_MARKERS)]
+
+
+def _interval(axes: Axes, y: float, estimate: Estimate, model: int) -> None:
+    """One estimate as marker and line, its value written flush right beyond the axis."""
+    colour, marker = _look(model)
+    if math.isfinite(estimate.value):
+        if math.isfinite(estimate.low) and math.isfinite(estimate.high):
+            axes.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=1.8, solid_capstyle="round")
+        axes.plot([estimate.value], [y], marker, color=colour, markersize=6)
+    axes.text(
+        1.2, y, number(estimate.value, estimate.unit), transform=axes.get_yaxis_transform(), ha="right", va="center"
+    )
+
+
+def _ticks(axis: Axis, unit: str, at_most: int = 5) -> None:
+    """Ticks written in the unit, with faint lines behind the plot."""
+    axis.set_major_locator(MaxNLocator(at_most, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, unit)))
+    axis.grid(True, color=_INK, alpha=0.14, linewidth=0.8)
+    axis.axes.set_axisbelow(True)
+
+
+def _tick(value: float, unit: str) -> str:
+    if unit in ("%", "pp"):
+        sign = "+" if unit == "pp" and value > 0 else ""
+        return f"{sign}{100 * value:.3g}{'%' if unit == '%' else ''}".replace("-", "−")
+    return f"{value:,.6g}".replace("-", "−")
+
+
+def _wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's 95% interval of a share of `count` samples."""
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return middle - half, middle + half
+
+
+def _svg(figure: Figure, title: str, told: str) -> str:
+    """The figure as an SVG element with a name, a description, colours of the page and ids of its own."""
+    buffer = io.StringIO()
+    figure.savefig(
+        buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
+    drawn = buffer.getvalue()
+    drawn = drawn[drawn.index("<svg") :].strip()
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
+    drawn = re.sub(r"<!--.*?-->\s*", "", drawn, flags=re.DOTALL)
+    drawn = drawn.replace(_INK, "currentColor")
+    for i, colour in enumerate(_SERIES, 1):
+        drawn = drawn.replace(colour, f"var(--series-{i}, {colour})")
+    drawn = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", drawn)
+    prefix = hashlib.sha256((title + drawn).encode()).hexdigest()[:8]
+    used = set(re.findall(r"#([\w-]+)", drawn))
+    drawn = re.sub(r' id="([\w-]+)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", drawn)
+    drawn = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", drawn)
+    name = f'<title id="{prefix}-title">{escape(title)}</title><desc id="{prefix}-desc">{escape(told)}</desc>'
+    return re.sub(
+        r"<svg ([^>]*)>",
+        lambda found: (
+            f'<svg role="img" aria-labelledby="{prefix}-title" aria-describedby="{prefix}-desc" {found[1]}>{name}'
+        ),
+        drawn,
+        count=1,
+    )

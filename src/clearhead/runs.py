@@ -1,0 +1,131 @@
+"""What a run leaves behind: a folder that says how it was made, and nothing half-written under its final name.
+
+    config.yaml          the command, its arguments, the versions: written first
+    state/               how far a training run has come; gone when it is finished
+    checkpoint/          the model, loadable by the library it came from
+    predictions.parquet  a row an image
+    pictures.npz         the images and maps the page shows
+    results.json         the numbers: written last, so a folder that has it is finished
+    report.html          the page
+
+A command given the folder of a finished run of the same command does nothing; that of an unfinished one goes on.
+"""
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import yaml
+from pydantic import ConfigDict, TypeAdapter, with_config
+
+T = TypeVar("T")
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used; the message says what to do."""
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, moved to it when the block ends well and removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
+    try:
+        yield unfinished
+        if unfinished.is_dir() and path.exists():
+            os.replace(path, unfinished.with_suffix(".old"))
+        os.replace(unfinished, path)
+    finally:
+        shutil.rmtree(unfinished.parent, ignore_errors=True)
+
+
+def begin(folder: Path, command: str, arguments: Mapping[str, Any]) -> bool:
+    """Claim a folder for a run; whether the same run is already finished in it.
+
+    Raises RunError if the folder holds a run of another command or of other arguments, or other files.
+    """
+    config = {"command": command, "arguments": _plain(arguments), "versions": versions()}
+    file = folder / "config.yaml"
+    if file.is_file():
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        changed = _changed(found, config)
+        if changed:
+            raise RunError(
+                f"{folder} holds another run ({changed}): give another --out, or delete the folder to start anew"
+            )
+        return (folder / "results.json").is_file()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} exists and is not the folder of a run: give a new or an empty folder as --out")
+    with written(file) as path:
+        path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return False
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide the numbers."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("clearhead", "torch", "torchvision", "timm", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return TypeAdapter(dict[str, Any]).dump_python(dict(arguments), mode="json")
+
+
+def _changed(found: Any, config: Mapping[str, Any]) -> str:
+    """In words, how a config differs; versions may."""
+    if not isinstance(found, dict) or found.get("command") != config["command"]:
+        return f"config.yaml is of the command {found.get('command') if isinstance(found, dict) else found!r}"
+    old, new = found.get("arguments") or {}, config["arguments"]
+    return ", ".join(
+        f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    )
+
+
+def write_results(folder: Path, results: Any) -> None:
+    """Write a dataclass as results.json."""
+    with written(folder / "results.json") as path:
+        path.write_bytes(_adapter(type(results)).dump_json(results, indent=2))
+
+
+def read_results(folder: Path, kind: type[T]) -> T:
+    """results.json as a dataclass; RunError where the run is not finished or of another kind."""
+    file = folder / "results.json"
+    if not file.is_file():
+        raise RunError(f"{folder} has no results.json: not the folder of a finished run")
+    try:
+        return _adapter(kind).validate_json(file.read_bytes())
+    except ValueError as error:
+        raise RunError(f"{file} does not hold the results of {kind.__name__.lower()}: {error}") from error
+
+
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(with_config(ConfigDict(ser_json_inf_nan="strings"))(kind))
+
+
+def write_table(path: Path, columns: Mapping[str, np.ndarray]) -> None:
+    """Columns of equal length as a Parquet file."""
+    with written(path) as unfinished:
+        pyarrow.parquet.write_table(pyarrow.table(dict(columns)), unfinished)
+
+
+def write_pictures(folder: Path, pictures: Mapping[str, np.ndarray]) -> None:
+    """Arrays by name as pictures.npz."""
+    with written(folder / "pictures.npz") as path, path.open("wb") as file:
+        np.savez_compressed(file, **pictures)  # type: ignore[arg-type]

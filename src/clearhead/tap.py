@@ -1,0 +1,324 @@
+"""The seam: everything clearhead knows about attention, it learns here.
+
+Vision transformers of every library end up in ``torch.nn.functional.scaled_dot_product_attention(q, k, v, ...)``.
+While a ``with tap(model)`` block is open, that one function is stood in for: each call a module of ``model`` makes is
+passed on to the real (fused) kernel and recorded with its q, k, v, mask, scale and output, named after the innermost
+module that was running. No model is copied or changed. From (q, k, v, o) and one backward pass to o all else follows
+exactly: the attention A = softmax(scale q kᵀ + mask), and its gradient dA = dO vᵀ.
+
+Taps nest (each sees the calls of its own model) and are private to the thread that opened them; the stand-in is removed
+when the last tap of the process closes, also after an exception.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+__all__ = ["Attention", "NoAttentionSeen", "Tap", "tap"]
+
+
+class NoAttentionSeen(RuntimeError):
+    """A forward pass made no call of ``scaled_dot_product_attention``, or attention hidden from it; says what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """One attention call. B images (or windows), H heads, N queries, M keys, d channels a head.
+
+    Attributes:
+        name: dotted name of the module that called (``blocks.0.attn``).
+        module: that module.
+        input: what the module was given, usually B x N x D after the layer's norm; ``None`` if it got no tensor.
+        q: queries, B x H x N x d, as given to the kernel (after q/k norm and rotary embedding).
+        k: keys, B x H x M x d.
+        v: values, B x H x M x d.
+        mask: additive (float) or keep-where-true (bool) mask, broadcastable to B x H x N x M, or ``None``.
+        scale: factor of q kᵀ.
+        output: the heads' output o = A v, B x H x N x d, after head scaling; part of the autograd graph.
+    """
+
+    name: str
+    module: nn.Module
+    input: Tensor | None
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    scale: float
+    output: Tensor
+
+    @property
+    def num_heads(self) -> int:
+        """Number of heads H."""
+        return self.q.shape[-3]
+
+    def attn(self, rows: slice = slice(None)) -> Tensor:
+        """The attention A of the given query rows, B x H x rows x M, before dropout; computed anew, rows sum to 1."""
+        scores = (self.q[..., rows, :] * self.scale) @ self.k.transpose(-2, -1)
+        if self.mask is not None:
+            mask = self.mask if self.mask.shape[-2] == 1 else self.mask[..., rows, :]
+            scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+        return scores.softmax(-1)
+
+    def attn_grad(self, grad_output: Tensor, rows: slice = slice(None)) -> Tensor:
+        """dA = dO vᵀ, B x H x rows x M, from ``grad_output`` = dO, B x H x N x d (the gradient at ``output``)."""
+        return grad_output[..., rows, :] @ self.v.transpose(-2, -1)
+
+
+@dataclass(eq=False)
+class Tap:
+    """What a ``tap`` block has seen so far: ``attention`` holds one record a call, in call order."""
+
+    attention: list[Attention] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.attention)
+
+    def __iter__(self) -> Iterator[Attention]:
+        return iter(self.attention)
+
+    def __getitem__(self, index: int) -> Attention:
+        return self.attention[index]
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """The heads' outputs, one B x H x N x d tensor a layer: what to differentiate with respect to."""
+        return [a.output for a in self.attention]
+
+
+@dataclass(eq=False)  # of nested taps the very one must go, not one that compares equal
+class _Running:
+    """An open tap: its record, its head scales, and the modules of its model that are now in their forward pass.
+
+    ``done`` holds, for each module that has run, how many calls had been seen when it last ended.
+    """
+
+    record: Tap
+    heads: Mapping[str | int, Tensor]
+    needs_grad: bool
+    modules: list[tuple[str, nn.Module, Tensor | None]] = field(default_factory=list)
+    done: dict[str, int] = field(default_factory=dict)
+
+
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.open: list[_Running] = []
+
+
+_local = _Local()
+_lock = threading.Lock()
+_open_taps = 0
+_kernel = F.scaled_dot_product_attention
+_fastpath = True
+
+
+def _stand_in(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The real kernel, plus a record for each open tap of this thread whose model is running."""
+    output = _kernel(
+        query,
+        key,
+        value,
+        attn_mask=attn_mask,
+        dropout_p=dropout_p,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
+    )
+    listening = [t for t in _local.open if t.modules]
+    if not listening:
+        return output
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if enable_gqa:  # each group of query heads shares one key and value head
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+    if is_causal:
+        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    for running in listening:
+        name, module, given = running.modules[-1]
+        keep = running.heads.get(name, running.heads.get(len(running.record)))
+        if keep is not None:
+            output = output * _per_head(keep, output, name)
+        if running.needs_grad and not output.requires_grad and torch.is_grad_enabled():
+            output = output.requires_grad_()
+        running.record.attention.append(Attention(name, module, given, query, key, value, attn_mask, scale, output))
+    return output
+
+
+def _per_head(keep: Tensor, output: Tensor, name: str) -> Tensor:
+    """``keep`` (H, or B x H) shaped to scale the heads of ``output``, B x H x N x d."""
+    batch, heads = output.shape[0], output.shape[-3]
+    if keep.shape not in {(heads,), (batch, heads)}:
+        raise ValueError(
+            f"heads: the scale for '{name}' has shape {tuple(keep.shape)}; expected ({heads},) for its {heads} heads, "
+            f"or ({batch}, {heads}) for one scale an image"
+        )
+    return keep.to(output)[..., :, None, None]
+
+
+def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    return next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+
+
+@contextmanager
+def tap(
+    model: nn.Module, *, heads: Mapping[str | int, Tensor] | None = None, needs_grad: bool = False
+) -> Iterator[Tap]:
+    """Record every attention call ``model`` makes while the block is open.
+
+    Args:
+        model: any module whose attention ends in ``scaled_dot_product_attention``: timm, torchvision, Hugging Face
+            (``attn_implementation="sdpa"``, the default), or your own.
+        heads: scales for the heads of some layers, by module name or position in call order: a tensor of H, or
+            B x H; 0 removes a head.
+        needs_grad: make the first output a place to differentiate at, even if neither parameters nor images require
+            a gradient (a frozen model).
+
+    Yields:
+        The `Tap`, filled as the model runs.
+
+    Raises:
+        NoAttentionSeen: at the end of the block, if the model ran and no call was seen, or if a module that looks
+            like attention ran unseen before the last call (one that pools tokens after it belongs to the read-out).
+        RuntimeError: if the model was compiled by ``torch.compile`` or ``torch.jit``, which hides the calls.
+        ValueError: if a head scale has the wrong shape; at the end of the block, if one belongs to no call.
+
+    Example:
+        >>> with tap(model) as record:
+        ...     logits = model(images)
+        >>> record[-1].attn()  # B x H x N x N
+    """
+    if any(_compiled(m) for m in model.modules()):
+        raise RuntimeError(
+            "tap: the model was compiled by torch.compile or torch.jit, which hides its attention calls; give the "
+            "model before it was compiled (after torch.compile(model) that is model._orig_mod)"
+        )
+    running = _Running(Tap(), heads or {}, needs_grad)
+    thread = threading.get_ident()
+
+    def enter(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if threading.get_ident() == thread:
+                running.modules.append((name, module, _first_tensor(args, kwargs)))
+
+        return hook
+
+    def leave(module: nn.Module, _args: object, _output: object) -> None:
+        # Called also after an exception in a pre-hook that came before ours: then the module was never entered.
+        if threading.get_ident() == thread and running.modules and running.modules[-1][1] is module:
+            name = running.modules.pop()[0]
+            running.done[name] = len(running.record)
+
+    handles: list[RemovableHandle] = []
+    try:
+        for name, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(enter(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(leave, always_call=True))
+        _local.open.append(running)
+        _install()
+        try:
+            yield running.record
+        finally:
+            _remove()
+            _local.open.remove(running)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if running.done:
+        _check(model, running)
+
+
+def _compiled(module: nn.Module) -> bool:
+    in_place = module._compiled_call_impl is not None  # module.compile(); torch.compile(module) wraps instead
+    return in_place or hasattr(module, "_orig_mod") or isinstance(module, torch.jit.ScriptModule)
+
+
+def _install() -> None:
+    """Put the stand-in in place (first tap of the process) and switch off torch's fused encoder path around it."""
+    global _open_taps, _fastpath, _kernel
+    with _lock:
+        if _open_taps == 0:
+            _kernel = F.scaled_dot_product_attention
+            F.scaled_dot_product_attention = _stand_in
+            _fastpath = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+        _open_taps += 1
+
+
+def _remove() -> None:
+    global _open_taps
+    with _lock:
+        _open_taps -= 1
+        if _open_taps == 0:
+            F.scaled_dot_product_attention = _kernel
+            torch.backends.mha.set_fastpath_enabled(_fastpath)
+
+
+def _check(model: nn.Module, running: _Running) -> None:
+    """Raise if attention was hidden from the tap, or if a head scale found no call to act on."""
+    record = running.record
+    names = list(dict.fromkeys(a.name for a in record))
+    kinds = {n: type(m).__name__ for n, m in model.named_modules()}
+    alike = {n: kind for n, kind in kinds.items() if re.search("attention|attn", kind, re.IGNORECASE)}
+    if not record.attention:
+        named = ("attn", "self_attn", "attention")
+        alike = alike or {n: kind for n, kind in kinds.items() if n.split(".")[-1] in named}
+        raise NoAttentionSeen(f"no attention call was seen in {type(model).__name__}" + _advice(alike))
+    hidden = {
+        n: kind
+        for n, kind in alike.items()
+        if running.done.get(n, len(record)) < len(record) and not any(_within(n, a) or _within(a, n) for a in names)
+    }
+    if hidden:
+        raise NoAttentionSeen(
+            f"some attention calls of {type(model).__name__} were not seen, only those of {_listed(names)}"
+            + _advice(hidden)
+        )
+    unknown = [key for key in running.heads if key not in names and key not in range(len(record))]
+    if unknown:
+        raise ValueError(
+            f"heads: no attention call belongs to {_listed([repr(key) for key in unknown])}; give positions from 0 to "
+            f"{len(record) - 1}, or the names of modules that call: {_listed(names)}"
+        )
+
+
+def _within(name: str, outer: str) -> bool:
+    return name == outer or name.startswith(f"{outer}.")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _advice(alike: Mapping[str, str]) -> str:
+    """What to do about modules (name to class) that look like attention and made no call that was seen."""
+    if not alike:
+        return (
+            ", and no module looks like attention: is it a CNN? Methods that need no attention (input-gradient, "
+            "input-x-gradient) work on it"
+        )
+    return (
+        f". These modules look like attention: {_listed([f'{n} ({kind})' for n, kind in alike.items()])}. They do not "
+        "call torch.nn.functional.scaled_dot_product_attention. For timm, call timm.layers.set_fused_attn(True, "
+        "experimental=True) before the model is created; for Hugging Face, load with attn_implementation='sdpa'; for "
+        "attention written by hand, let its forward call F.scaled_dot_product_attention(q, k, v)"
+    )

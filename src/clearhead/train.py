@@ -1,0 +1,247 @@
+"""The one training loop. What is minimised is a function of model and batch: cross-entropy, or a repair.
+
+A loss is ``(model, batch) -> {"loss": total, ...}`` with a batch as ``clearhead.data.batches.Images`` makes it; other
+entries are parts to log. The epoch kept is the one of lowest validation loss, and the untouched model counts as epoch
+0: training that never helps on the validation images gives back what it was given.
+"""
+
+import copy
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from clearhead.data.augment import crop_and_flip
+from clearhead.data.batches import Images, loader
+from clearhead.data.folder import ImageFolder
+from clearhead.models import Classifier
+from clearhead.runs import written
+
+Batch = Mapping[str, Any]
+Loss = Callable[[Classifier, Batch], dict[str, Tensor]]
+Track = Callable[[Iterable, int, str], Iterable]
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; the message says why and what to try."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    Attributes:
+        epochs: passes over the training images.
+        lr: highest learning rate.
+        batch_size: images a step, over all processes.
+        optimizer: AdamW, or SGD with momentum 0.9.
+        weight_decay: of all parameters.
+        schedule: ``cosine`` (a tenth of the steps of linear warm-up, then to 0), ``decay`` (x 0.85 every 2 epochs, the
+            schedule of arXiv 2206.01161) or ``constant``.
+        crop: smallest window of a training image, as a share of its area.
+        mixed_precision: ``no``, ``bf16`` or ``fp16``.
+        workers: processes that load images.
+        seed: of order, augmentation and dropout.
+    """
+
+    epochs: int
+    lr: float
+    batch_size: int = 32
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = 1e-4
+    schedule: Literal["cosine", "decay", "constant"] = "cosine"
+    crop: float = 0.5
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    workers: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Means over the images of an epoch: the parts of the loss, and the accuracy; epoch 0 has no training."""
+
+    number: int
+    train: dict[str, float]
+    validation: dict[str, float]
+
+
+def cross_entropy(model: Classifier, batch: Batch) -> dict[str, Tensor]:
+    """Plain training: the mean negative log-likelihood of the labels, in nats."""
+    logits = model(batch["image"])
+    return {"loss": F.cross_entropy(logits, batch["label"]), "logits": logits}
+
+
+def fit(
+    model: Classifier,
+    loss: Loss,
+    train: ImageFolder,
+    validation: ImageFolder,
+    settings: Settings,
+    state: Path | None = None,
+    track: Track | None = None,
+) -> tuple[Classifier, list[Epoch]]:
+    """Train a copy of the model, and return it as it was after its best epoch, with the history.
+
+    Args:
+        model: where to start from; it is not changed.
+        loss: what to minimise; its result holds ``loss`` and ``logits`` and any parts to log.
+        train: the training images.
+        validation: the images that decide which epoch is kept.
+        settings: how to train.
+        state: a folder to keep the state of the last epoch in; if it holds one, training goes on from there and ends
+            with the same weights as if it had never stopped.
+        track: wraps an iterable to show progress: ``track(batches, count, title)``.
+
+    Raises:
+        TrainingError: if the loss is no longer finite, or the model has no parameter to train.
+    """
+    AcceleratorState._reset_state()  # else a process can train at one precision only
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    set_seed(settings.seed)
+    module = copy.deepcopy(model.module).to(accelerator.device)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        raise TrainingError(f"{model.name} has no parameter that requires a gradient: nothing to train")
+    optimizer = _optimizer(parameters, settings)
+    each = max(1, settings.batch_size // accelerator.num_processes)
+    augmented = Images(train, model.preprocess, crop_and_flip(settings.crop))
+    batches = loader(augmented, each, settings.workers, shuffle=True, seed=settings.seed)
+    held_out = loader(Images(validation, model.preprocess), each, settings.workers)
+    module, optimizer, batches, held_out = accelerator.prepare(module, optimizer, batches, held_out)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, _schedule(settings, len(batches)))
+    accelerator.register_for_checkpointing(schedule)
+    trained = replace(model, module=module)
+
+    history, best = _resume(accelerator, state)
+    if not history:
+        module.eval()
+        history = [Epoch(0, {}, _validate(accelerator, trained, loss, held_out, track, "before"))]
+        best = _weights(accelerator, module)
+    for number in range(len(history), settings.epochs + 1):
+        title = f"epoch {number}/{settings.epochs}"
+        batches.set_epoch(number - 1)
+        sums = _Means(accelerator)
+        module.train()
+        for batch in _tracked(batches, track, title):
+            parts = loss(trained, batch)
+            _require_finite(parts["loss"], number, settings)
+            accelerator.backward(parts["loss"])
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            sums.add(parts, batch)
+        module.eval()
+        epoch = Epoch(number, sums.means(), _validate(accelerator, trained, loss, held_out, track, title))
+        if epoch.validation["loss"] < min(e.validation["loss"] for e in history):
+            best = _weights(accelerator, module)
+        history.append(epoch)
+        _keep(accelerator, state, history, best)
+    chosen = copy.deepcopy(model.module)
+    chosen.load_state_dict(best)
+    return replace(model, module=chosen.eval()), history
+
+
+def best_epoch(history: list[Epoch]) -> Epoch:
+    """The epoch that is kept: lowest validation loss, the first of equals."""
+    return min(history, key=lambda epoch: epoch.validation["loss"])
+
+
+def _optimizer(parameters: list[torch.nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, settings.lr, momentum=0.9, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay)
+
+
+def _schedule(settings: Settings, steps: int) -> Callable[[int], float]:
+    """Factor of the learning rate at each step of `steps` an epoch."""
+    total = max(1, settings.epochs * steps)
+    warm = max(1, total // 10)
+
+    def factor(step: int) -> float:
+        if settings.schedule == "cosine":
+            return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * max(0, step - warm) / max(1, total - warm)))
+        return 0.85 ** (step // steps // 2) if settings.schedule == "decay" else 1.0
+
+    return factor
+
+
+class _Means:
+    """Means over images of the parts of a loss and of the accuracy, over all processes."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
+
+    def add(self, parts: Mapping[str, Tensor], batch: Batch) -> None:
+        """Take in one batch."""
+        count = len(batch["label"])
+        for name, value in parts.items():
+            if name != "logits":
+                self.sums[name] += value.detach().float() * count
+        self.sums["accuracy"] += (parts["logits"].detach().argmax(-1) == batch["label"]).sum()
+        self.sums["images"] += count
+
+    def means(self) -> dict[str, float]:
+        """The means so far."""
+        totals = {name: self.accelerator.reduce(value, "sum").item() for name, value in self.sums.items()}
+        count = totals.pop("images")
+        return {name: value / count for name, value in totals.items()}
+
+
+@torch.no_grad()  # a loss that needs gradients switches them on
+def _validate(
+    accelerator: Accelerator, model: Classifier, loss: Loss, batches: Iterable, track: Track | None, title: str
+) -> dict[str, float]:
+    sums = _Means(accelerator)
+    for batch in _tracked(batches, track, f"{title}, validation"):
+        parts = loss(model, batch)
+        sums.add(parts, batch)
+    return sums.means()
+
+
+def _require_finite(value: Tensor, number: int, settings: Settings) -> None:
+    if not torch.isfinite(value):
+        raise TrainingError(
+            f"the loss is {value.item()} in epoch {number}: try a smaller learning rate than {settings.lr:g}"
+            + ("" if settings.mixed_precision == "no" else ", or mixed_precision no")
+            + "; the state of the epoch before is kept"
+        )
+
+
+def _weights(accelerator: Accelerator, module: torch.nn.Module) -> dict[str, Tensor]:
+    state = accelerator.unwrap_model(module).state_dict()
+    return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+
+
+def _keep(accelerator: Accelerator, state: Path | None, history: list[Epoch], best: dict[str, Tensor]) -> None:
+    """Put the state of all processes in place of the last one's, in one move."""
+    if state is None:
+        return
+    accelerator.wait_for_everyone()
+    with written(state) as path:
+        accelerator.save_state(str(path))
+        save_file(best, path / "best.safetensors")
+        (path / "history.json").write_text(json.dumps([asdict(epoch) for epoch in history]), encoding="utf-8")
+
+
+def _resume(accelerator: Accelerator, state: Path | None) -> tuple[list[Epoch], dict[str, Tensor]]:
+    if state is None or not state.is_dir():
+        return [], {}
+    accelerator.load_state(str(state))
+    history = json.loads((state / "history.json").read_text(encoding="utf-8"))
+    return [Epoch(**epoch) for epoch in history], load_file(state / "best.safetensors")
+
+
+def _tracked(batches: Iterable, track: Track | None, title: str) -> Iterator:
+    return iter(track(batches, len(batches), title) if track else batches)  # type: ignore[arg-type]

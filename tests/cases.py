@@ -1,0 +1,95 @@
+"""Small randomly initialised models of every supported kind, built once here and used by all tests.
+
+Each takes images of B x 3 x 32 x 32, has 2 attention layers (swin: 4, in two stages) and gives B x 5 logits. All
+parameters are moved at random, so that attention is not uniform and no layer scale is near zero.
+"""
+
+from collections.abc import Callable
+
+import clearhead  # noqa: F401, I001  (must come before timm and torchvision)
+import timm
+import torch
+import torchvision
+import transformers
+from torch import Tensor, nn
+
+timm.layers.set_fused_attn(True, experimental=True)
+
+SIZE = 32
+CLASSES = 5
+_SMALL = {"img_size": SIZE, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+_SMALL_HF = {
+    "image_size": SIZE,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+
+
+def _timm(name: str, **changes: object) -> Callable[[], nn.Module]:
+    return lambda: timm.create_model(name, num_classes=CLASSES, **{**_SMALL, **changes})
+
+
+def _torchvision_vit() -> nn.Module:
+    return torchvision.models.VisionTransformer(
+        image_size=SIZE, patch_size=8, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=64, num_classes=CLASSES
+    )
+
+
+def _huggingface(kind: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        config = getattr(transformers, f"{kind}Config")(**_SMALL_HF, num_labels=CLASSES, attn_implementation="sdpa")
+        return getattr(transformers, f"{kind}ForImageClassification")(config)
+
+    return build
+
+
+def _huggingface_clip() -> nn.Module:
+    config = transformers.CLIPConfig(
+        vision_config=_SMALL_HF, text_config={"vocab_size": 8}, num_labels=CLASSES, attn_implementation="sdpa"
+    )
+    return transformers.CLIPForImageClassification(config)
+
+
+_BUILDERS: dict[str, Callable[[], nn.Module]] = {
+    "timm-vit": _timm("vit_tiny_patch16_224"),
+    "timm-deit-distilled": _timm("deit_tiny_distilled_patch16_224"),
+    "timm-dinov2-reg4": _timm("vit_small_patch14_reg4_dinov2"),
+    "timm-dinov3": _timm("vit_small_patch16_dinov3"),
+    "timm-eva02": _timm("eva02_tiny_patch14_224"),
+    "timm-beit": _timm("beit_base_patch16_224"),
+    "timm-swin": _timm(
+        "swin_tiny_patch4_window7_224", patch_size=4, depths=(2, 2), num_heads=(2, 4), window_size=4, drop_path_rate=0
+    ),
+    "torchvision-vit": _torchvision_vit,
+    "hf-vit": _huggingface("ViT"),
+    "hf-deit": _huggingface("DeiT"),
+    "hf-dinov2": _huggingface("Dinov2"),
+    "hf-clip": _huggingface_clip,
+}
+
+
+def _small(name: str) -> nn.Module:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = _BUILDERS[name]().eval()
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {name: lambda name=name: _small(name) for name in _BUILDERS}
+"""Name to a function that builds the model, in eval mode, with the same weights at each call."""
+
+
+def images(batch: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normal noise, batch x 3 x 32 x 32."""
+    return torch.randn(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def logits(model: nn.Module, batch: Tensor) -> Tensor:
+    """The model's logits, B x 5, also where it gives them inside an output object."""
+    output = model(batch)
+    return output if isinstance(output, Tensor) else output.logits
