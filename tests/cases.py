@@ -6,7 +6,9 @@ parameters are moved at random, so that attention is not uniform and no layer sc
 
 from collections.abc import Callable
 
-import clearhead  # noqa: F401, I001  (must come before timm and torchvision)
+import clearhead  # noqa: F401  (must come before timm and torchvision)
+
+# isort: split
 import timm
 import torch
 import torchvision
@@ -17,7 +19,7 @@ timm.layers.set_fused_attn(True, experimental=True)
 
 SIZE = 32
 CLASSES = 5
-_SMALL = {"img_size": SIZE, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+_PLAIN = {"patch_size": 8, "depth": 2, "num_heads": 4}
 _SMALL_HF = {
     "image_size": SIZE,
     "patch_size": 8,
@@ -29,7 +31,7 @@ _SMALL_HF = {
 
 
 def _timm(name: str, **changes: object) -> Callable[[], nn.Module]:
-    return lambda: timm.create_model(name, num_classes=CLASSES, **{**_SMALL, **changes})
+    return lambda: timm.create_model(name, img_size=SIZE, embed_dim=32, num_classes=CLASSES, **changes)
 
 
 def _torchvision_vit() -> nn.Module:
@@ -47,22 +49,21 @@ def _huggingface(kind: str) -> Callable[[], nn.Module]:
 
 
 def _huggingface_clip() -> nn.Module:
+    text = {"vocab_size": 8, "bos_token_id": 0, "eos_token_id": 0}  # never run
     config = transformers.CLIPConfig(
-        vision_config=_SMALL_HF, text_config={"vocab_size": 8}, num_labels=CLASSES, attn_implementation="sdpa"
+        vision_config=_SMALL_HF, text_config=text, num_labels=CLASSES, attn_implementation="sdpa"
     )
     return transformers.CLIPForImageClassification(config)
 
 
 _BUILDERS: dict[str, Callable[[], nn.Module]] = {
-    "timm-vit": _timm("vit_tiny_patch16_224"),
-    "timm-deit-distilled": _timm("deit_tiny_distilled_patch16_224"),
-    "timm-dinov2-reg4": _timm("vit_small_patch14_reg4_dinov2"),
-    "timm-dinov3": _timm("vit_small_patch16_dinov3"),
-    "timm-eva02": _timm("eva02_tiny_patch14_224"),
-    "timm-beit": _timm("beit_base_patch16_224"),
-    "timm-swin": _timm(
-        "swin_tiny_patch4_window7_224", patch_size=4, depths=(2, 2), num_heads=(2, 4), window_size=4, drop_path_rate=0
-    ),
+    "timm-vit": _timm("vit_tiny_patch16_224", **_PLAIN),
+    "timm-deit-distilled": _timm("deit_tiny_distilled_patch16_224", **_PLAIN),
+    "timm-dinov2-reg4": _timm("vit_small_patch14_reg4_dinov2", **_PLAIN),
+    "timm-dinov3": _timm("vit_small_patch16_dinov3", **_PLAIN),
+    "timm-eva02": _timm("eva02_tiny_patch14_224", **_PLAIN),
+    "timm-beit": _timm("beit_base_patch16_224", **_PLAIN),
+    "timm-swin": _timm("swin_tiny_patch4_window7_224", patch_size=4, depths=(2, 2), num_heads=(2, 4), window_size=4),
     "torchvision-vit": _torchvision_vit,
     "hf-vit": _huggingface("ViT"),
     "hf-deit": _huggingface("DeiT"),
@@ -86,7 +87,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {name: lambda name=name: _small(nam
 
 def images(batch: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Normal noise, batch x 3 x 32 x 32."""
-    return torch.randn(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 3, SIZE, SIZE, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def logits(model: nn.Module, batch: Tensor) -> Tensor:

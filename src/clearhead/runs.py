@@ -4,29 +4,29 @@
     state/               how far a training run has come; gone when it is finished
     checkpoint/          the model, loadable by the library it came from
     predictions.parquet  a row an image
-    pictures.npz         the images and maps the page shows
+    pictures/            the images and maps the page shows
     results.json         the numbers: written last, so a folder that has it is finished
     report.html          the page
 
 A command given the folder of a finished run of the same command does nothing; that of an unfinished one goes on.
 """
 
+import json
 import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import yaml
-from pydantic import ConfigDict, TypeAdapter, with_config
-
-T = TypeVar("T")
+from pydantic import TypeAdapter
 
 
 class RunError(ValueError):
@@ -101,31 +101,21 @@ def _changed(found: Any, config: Mapping[str, Any]) -> str:
 def write_results(folder: Path, results: Any) -> None:
     """Write a dataclass as results.json."""
     with written(folder / "results.json") as path:
-        path.write_bytes(_adapter(type(results)).dump_json(results, indent=2))
+        path.write_text(json.dumps(asdict(results), indent=2, ensure_ascii=False), encoding="utf-8")
 
 
-def read_results(folder: Path, kind: type[T]) -> T:
-    """results.json as a dataclass; RunError where the run is not finished or of another kind."""
+def read_results(folder: Path, kind: Any) -> Any:
+    """results.json as a dataclass (or one of a union); RunError where the run is not finished or of another kind."""
     file = folder / "results.json"
     if not file.is_file():
         raise RunError(f"{folder} has no results.json: not the folder of a finished run")
     try:
-        return _adapter(kind).validate_json(file.read_bytes())
+        return TypeAdapter(kind).validate_json(file.read_bytes())
     except ValueError as error:
-        raise RunError(f"{file} does not hold the results of {kind.__name__.lower()}: {error}") from error
-
-
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(with_config(ConfigDict(ser_json_inf_nan="strings"))(kind))
+        raise RunError(f"{file} does not hold results of this version of clearhead: {error}") from error
 
 
 def write_table(path: Path, columns: Mapping[str, np.ndarray]) -> None:
     """Columns of equal length as a Parquet file."""
     with written(path) as unfinished:
         pyarrow.parquet.write_table(pyarrow.table(dict(columns)), unfinished)
-
-
-def write_pictures(folder: Path, pictures: Mapping[str, np.ndarray]) -> None:
-    """Arrays by name as pictures.npz."""
-    with written(folder / "pictures.npz") as path, path.open("wb") as file:
-        np.savez_compressed(file, **pictures)  # type: ignore[arg-type]

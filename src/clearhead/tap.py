@@ -76,7 +76,7 @@ class Attention:
         return grad_output[..., rows, :] @ self.v.transpose(-2, -1)
 
 
-@dataclass(eq=False)
+@dataclass
 class Tap:
     """What a ``tap`` block has seen so far: ``attention`` holds one record a call, in call order."""
 

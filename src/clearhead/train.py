@@ -90,6 +90,7 @@ def fit(
     settings: Settings,
     state: Path | None = None,
     track: Track | None = None,
+    device: str | None = None,
 ) -> tuple[Classifier, list[Epoch]]:
     """Train a copy of the model, and return it as it was after its best epoch, with the history.
 
@@ -102,12 +103,13 @@ def fit(
         state: a folder to keep the state of the last epoch in; if it holds one, training goes on from there and ends
             with the same weights as if it had never stopped.
         track: wraps an iterable to show progress: ``track(batches, count, title)``.
+        device: ``cpu`` to leave a GPU alone; else Accelerate chooses.
 
     Raises:
         TrainingError: if the loss is no longer finite, or the model has no parameter to train.
     """
     AcceleratorState._reset_state()  # else a process can train at one precision only
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=device == "cpu")
     set_seed(settings.seed)
     module = copy.deepcopy(model.module).to(accelerator.device)
     parameters = [p for p in module.parameters() if p.requires_grad]

@@ -67,8 +67,9 @@ def scale(maps: Tensor, size: tuple[int, int]) -> Tensor:
     Bilinear before the scaling, as in the public code of arXiv 2206.01161; unlike there, a constant map gives zeros
     and no NaN.
     """
+    flat = maps.amax((-2, -1), keepdim=True) == maps.amin((-2, -1), keepdim=True)  # before rounding can hide it
     if maps.shape[-2:] != size:
         maps = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     spread = high - low
-    return (maps - low) / spread.where(spread > 0, 1.0)
+    return ((maps - low) / spread.where(spread > 0, 1.0)).masked_fill(flat, 0.0)

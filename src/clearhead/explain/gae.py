@@ -69,7 +69,8 @@ def token_grid(model: Classifier, method: str) -> Grid:
 
 def first_row(layer: Attention, grid: Grid) -> Tensor:
     """The row of the identity that the head reads (B x N): the first token's, or the mean of the patches' rows."""
-    row = layer.q.new_zeros(layer.q.shape[0], layer.q.shape[-2], dtype=torch.float32)
+    precision = torch.promote_types(layer.q.dtype, torch.float32)
+    row = layer.q.new_zeros(layer.q.shape[0], layer.q.shape[-2], dtype=precision)
     row[:, _read_rows(grid)] = 1 if grid.readout == "cls" else 1 / (grid.height * grid.width)
     return row
 

@@ -122,9 +122,14 @@ def reliability(
 
 
 def curves(
-    lines: Mapping[str, Sequence[float]], title: str, label: str, unit: str = "", chosen: int | None = None
+    lines: Mapping[str, Sequence[float]],
+    title: str,
+    label: str,
+    unit: str = "",
+    chosen: int | None = None,
+    first: int = 1,
 ) -> str:
-    """Training curves: value after each epoch, counted from 1; the chosen epoch is marked.
+    """Training curves: value after each epoch; the chosen epoch is marked.
 
     Args:
         lines: name to one value for each epoch; NaN leaves a gap.
@@ -132,13 +137,16 @@ def curves(
         label: what the values are.
         unit: unit of the axis, as in `Estimate.unit`.
         chosen: the epoch whose weights were kept.
+        first: number of the first epoch.
     """
     kept = [] if chosen is None else [f"epoch {chosen} kept"]
     with _drawing(2.9, [*lines, *kept]) as figure:
         axes = _axes(figure, left=0.7, right=4.6, low=0.5, high=2.9)
         for i, values in enumerate(lines.values()):
             colour, marker = _look(i)
-            axes.plot(range(1, len(values) + 1), values, color=colour, marker=marker, markersize=4, linewidth=1.6)
+            axes.plot(
+                range(first, first + len(values)), values, color=colour, marker=marker, markersize=4, linewidth=1.6
+            )
         if chosen is not None:
             axes.axvline(chosen, color=_INK, alpha=0.6, linewidth=1, linestyle=_DASHED)
         axes.set(xlabel="epoch", ylabel=label)

@@ -1,0 +1,111 @@
+"""What the terminal shows: progress on stderr, the numbers that matter and where the rest is on stdout."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from clearhead.data.folder import Problem
+from clearhead.evaluate.audit import Audit
+from clearhead.evaluate.statistics import Estimate, interval, number
+from clearhead.results import AuditResults, ComparisonResults, TrainingResults
+from clearhead.train import best_epoch
+
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True)
+
+_COLOURS = {"helped": "green", "harmed": "red", "cannot tell": "yellow"}
+
+
+def progress(batches: Iterable, count: int, title: str) -> Iterable:
+    """The batches, with a bar that goes when it is full."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        yield from bar.track(batches, total=count, description=title)
+
+
+def fail(error: Exception) -> None:
+    """Say what went wrong."""
+    err.print(f"[bold red]Error:[/] {escape(str(error))}")
+
+
+def tell_audit(results: AuditResults, folder: Path) -> None:
+    """The main numbers of an audit."""
+    tell_problems(results.problems)
+    table = _table("", "95% interval", "n")
+    for name, estimate in _audited(results.audit):
+        table.add_row(escape(name), number(estimate.value, estimate.unit), interval(estimate), f"{estimate.count:,}")
+    out.print(table)
+    _tell_page(folder)
+
+
+def _audited(audit: Audit) -> list[tuple[str, Estimate]]:
+    rows = [("accuracy", audit.accuracy)]
+    if audit.worst_group:
+        rows.append((f"worst group ({audit.worst_group[0]})", audit.worst_group[1]))
+    rows += [("calibration error", audit.calibration_error), ("loss", audit.loss)]
+    if audit.foreground and audit.area:
+        rows += [("relevance in the foreground", audit.foreground), ("area of the foreground", audit.area)]
+    return rows + [(f"accuracy, {name}", value) for name, value in audit.intervened.items() if name != "as it is"]
+
+
+def tell_comparison(results: ComparisonResults, folder: Path) -> None:
+    """The verdict and the differences of a comparison."""
+    tell_problems(results.problems)
+    tell_verdict(results)
+    table = _table("difference", "95% interval", "n")
+    for name, estimate in results.comparison.differences.items():
+        table.add_row(escape(name), number(estimate.value, estimate.unit), interval(estimate), f"{estimate.count:,}")
+    out.print(table)
+    _tell_page(folder)
+
+
+def tell_verdict(results: ComparisonResults) -> None:
+    """The verdict in words."""
+    judgement = results.comparison.judgement
+    colour = _COLOURS[judgement.word]
+    out.print(f"[bold {colour}]{judgement.word}[/] on {escape(results.data)}: {escape(judgement.sentence)}")
+
+
+def tell_training(results: TrainingResults, folder: Path) -> None:
+    """The epoch that was kept, the check for harm, and where the checkpoint is."""
+    tell_problems(results.problems)
+    first, kept = results.history[0].validation, best_epoch(results.history)
+    out.print(
+        f"epoch {kept.number} of {len(results.history) - 1} kept: validation loss {first['loss']:.4f} -> "
+        f"{kept.validation['loss']:.4f}, accuracy {100 * first['accuracy']:.1f}% -> "
+        f"{100 * kept.validation['accuracy']:.1f}%"
+    )
+    if kept.number == 0:
+        out.print("No epoch lowered the validation loss: the checkpoint is the model as it was given.")
+    if results.check:
+        judgement = results.check.judgement
+        out.print(f"check on the validation images: [bold]{judgement.word}[/]. {escape(judgement.sentence)}")
+    out.print(f"checkpoint: {escape(str(folder / 'checkpoint'))}")
+    _tell_page(folder)
+
+
+def tell_problems(problems: Sequence[Problem]) -> None:
+    """How many problems of each kind the data has, with one example of each."""
+    counts = Counter((problem.kind, problem.action) for problem in problems)
+    for (kind, action), count in counts.items():
+        example = next(p for p in problems if (p.kind, p.action) == (kind, action))
+        err.print(
+            f"[yellow]data:[/] {count:,} {kind} ({action}), such as {escape(example.file)}: {escape(example.detail)}"
+        )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _tell_page(folder: Path) -> None:
+    out.print(f"page: {escape(str(folder / 'report.html'))}")

@@ -1,0 +1,81 @@
+"""The repair's loss and its gradient against the paper's formula written out with explicit attention."""
+
+import pytest
+import torch
+
+from clearhead.explain import scale
+from clearhead.repair.relevance import Relevance, relevance_maps
+from tests import reference
+from tests.cases import images
+from tests.explain.test_explain import GLOBAL, classifier, gae_module, read_row
+
+LABEL = torch.tensor([3, 1])
+
+
+def batch(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+    mask = torch.zeros(2, 1, 32, 32, dtype=dtype)
+    mask[0, :, 4:20, 8:30] = 1
+    mask[1, :, 10:, :15] = 1
+    return {"image": images(dtype=dtype), "label": LABEL, "mask": mask, "has_mask": torch.tensor([True, True])}
+
+
+@pytest.mark.parametrize("name", GLOBAL)
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_the_gradient_is_that_of_the_written_out_formula(name, order, monkeypatch):
+    monkeypatch.setattr(gae_module, "_BLOCK_ELEMENTS", 2 * 4 * 17 * 5)
+    data = batch()
+    mask = data["mask"][:, 0]
+
+    model = classifier(name, torch.float64)
+    matrix, found = reference.gae(model.module, data["image"], LABEL, graph=order)
+    maps = scale(read_row(model, matrix), (32, 32))
+    expected = 0.8 * (2 * ((maps * (1 - mask)) ** 2).mean() + 0.3 * ((maps * mask - mask) ** 2).mean())
+    expected = expected + 0.2 * torch.nn.functional.cross_entropy(found, found.argmax(-1))
+    expected.backward()
+    gradients = {n: p.grad.clone() for n, p in model.module.named_parameters() if p.grad is not None}
+
+    model.module.zero_grad()
+    loss = Relevance(second_order=order == "second")(model, data)["loss"]
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    for n, p in model.module.named_parameters():
+        if n in gradients:
+            torch.testing.assert_close(p.grad, gradients[n], msg=lambda m, n=n: f"{n}: {m}")
+
+
+def test_images_without_a_mask_count_in_the_classification_term_alone():
+    model, data = classifier("timm-vit", torch.float64), batch()
+    data["has_mask"] = torch.tensor([True, False])
+    parts = Relevance()(model, data)
+    alone = Relevance()(model, {name: value[:1] for name, value in data.items()})
+    torch.testing.assert_close(parts["background"], alone["background"])
+    torch.testing.assert_close(parts["foreground"], alone["foreground"])
+    data["has_mask"] = torch.tensor([False, False])
+    parts = Relevance()(model, data)
+    torch.testing.assert_close(parts["loss"], 0.2 * parts["classification"])
+
+
+def test_labels_true_aims_at_the_labels():
+    model, data = classifier("timm-vit", torch.float64), batch()
+    parts = Relevance(labels="true", temperature=2.0)(model, data)
+    expected = torch.nn.functional.cross_entropy(model(data["image"]) / 2, LABEL)
+    torch.testing.assert_close(parts["classification"], expected)
+
+
+def test_steps_move_the_relevance_into_the_mask():
+    model, data = classifier("timm-vit"), batch(torch.float32)
+    optimizer = torch.optim.AdamW(model.module.parameters(), 1e-3)
+    shares = []
+    for _ in range(20):
+        maps, _ = relevance_maps(model, data["image"], LABEL)
+        shares.append(((maps * data["mask"][:, 0]).sum() / maps.sum()).item())
+        loss = Relevance()(model, data)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert shares[-1] > shares[0] + 0.1
+
+
+def test_a_model_without_a_grid_is_refused():
+    with pytest.raises(ValueError, match="timm-swin"):
+        Relevance()(classifier("timm-swin"), batch(torch.float32))
