@@ -163,7 +163,8 @@ def train(
         workers=workers,
         seed=seed,
     )
-    options = {"train_split": train_split, "validation_split": val_split, "pretrained": pretrained, "device": device}
+    options: dict[str, Any] = {"train_split": train_split, "validation_split": val_split, "device": device}
+    options |= {"pretrained": pretrained}
     console.tell_training(workflows.run_train(model, data, folder, settings, **options, track=console.progress), folder)
 
 

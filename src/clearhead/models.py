@@ -276,9 +276,9 @@ class _Wanted:
     size: tuple[int, int] | None
     pretrained: bool
 
-    def fresh_head(self, outputs: int) -> bool:
-        """Whether a head of so many outputs has to be replaced."""
-        return self.num_classes not in (None, outputs)
+    def fresh_head(self, outputs: int) -> int | None:
+        """The outputs of the fresh head that has to replace one of so many; None where that one stays."""
+        return None if self.num_classes == outputs else self.num_classes
 
 
 def _loader(name: str) -> tuple[Callable[[str, _Wanted], Classifier], str]:
@@ -376,12 +376,11 @@ def _load_timm(target: str, wanted: _Wanted) -> Classifier:
         return _create_timm(architecture, wanted)
     if not wanted.pretrained:
         raise ModelError(f"pretrained=False leaves nothing to do for {file}; write timm:{architecture}")
-    overlay = {"file": str(_existing(file)), "custom_load": False}
+    overlay: dict[str, Any] = {"file": str(_existing(file)), "custom_load": False}
     heads = timm.get_pretrained_cfg(architecture).classifier
     head = heads if isinstance(heads, str) or not heads else heads[0]
     weight = load_state_dict(overlay["file"]).get(f"{head}.weight")
-    if weight is not None:
-        overlay["num_classes"] = len(weight)
+    overlay["num_classes"] = 0 if weight is None else len(weight)
     return _create_timm(architecture, wanted, pretrained_cfg_overlay=overlay)
 
 
@@ -391,12 +390,12 @@ def _create_timm(name: str, wanted: _Wanted, model_args: Mapping[str, Any] | Non
     if wanted.size and ("img_size" in (model_args or {}) or _fixed_size(name)):
         arguments["img_size"] = wanted.size
     if overlay := options.get("pretrained_cfg_overlay"):
-        arguments["num_classes"] = overlay.get("num_classes")
+        arguments["num_classes"] = overlay["num_classes"]
     module = timm.create_model(name, pretrained=wanted.pretrained, **arguments, **options)
     config = module.pretrained_cfg
     fresh = wanted.fresh_head(module.num_classes)
     if fresh:
-        module.reset_classifier(wanted.num_classes)
+        module.reset_classifier(fresh)
     if not module.num_classes:
         raise ModelError("these weights have no classification head; give num_classes for a fresh one")
     data = resolve_model_data_config(module)
@@ -423,6 +422,9 @@ def _fixed_size(name: str) -> bool:
     return config is not None and config.fixed_input_size
 
 
+_FITS: dict[str, Fit] = {"center": "cover", "squash": "squash", "border": "inside"}
+
+
 def _timm_preprocessing(data: Mapping[str, Any]) -> Preprocessing:
     """The preprocessing of a timm data config, as its create_transform does it."""
     channels, height, width = data["input_size"]
@@ -433,7 +435,7 @@ def _timm_preprocessing(data: Mapping[str, Any]) -> Preprocessing:
         resize=_box((height, width), data["crop_pct"]),
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
-        fit={"squash": "squash", "border": "inside"}.get(data["crop_mode"], "cover"),
+        fit=_FITS[data["crop_mode"]],
         interpolation=data["interpolation"],
     )
 
@@ -469,13 +471,14 @@ def _numbered(count: int) -> tuple[str, ...]:
 
 
 def _save_timm(classifier: Classifier, folder: Path) -> None:
-    preprocess, config = classifier.preprocess, classifier.module.pretrained_cfg
-    modes = {"cover": "center", "squash": "squash", "inside": "border"}
+    preprocess = classifier.preprocess
+    module: Any = classifier.module
+    config = module.pretrained_cfg
     data = {
         "input_size": (3, *preprocess.size),
         "interpolation": preprocess.interpolation,
         "crop_pct": _crop_pct(preprocess),
-        "crop_mode": modes[preprocess.fit],
+        "crop_mode": next(mode for mode, fit in _FITS.items() if fit == preprocess.fit),
         "mean": preprocess.mean,
         "std": preprocess.std,
     }
@@ -484,7 +487,7 @@ def _save_timm(classifier: Classifier, folder: Path) -> None:
     content = {
         "architecture": classifier.rebuild["architecture"],
         "num_classes": len(classifier.classes),
-        "num_features": classifier.module.num_features,
+        "num_features": module.num_features,
         "label_names": classifier.classes,
         "model_args": {**classifier.rebuild["model_args"], "num_classes": len(classifier.classes)},
         "pretrained_cfg": {key: config[key] for key in kept if key in config}
@@ -546,18 +549,18 @@ def _create_torchvision(
             _put_head(module, head, len(weight))
         module.load_state_dict(state)
     outputs = module.get_submodule(head).out_features if head else 1000
-    if wanted.fresh_head(outputs):
+    if fresh := wanted.fresh_head(outputs):
         if not head:
             raise ModelError("num_classes: this model has no Linear head to replace")
-        _put_head(module, head, wanted.num_classes)
-        outputs = wanted.num_classes
+        _put_head(module, head, fresh)
+        outputs = fresh
     names = _imagenet_names("imagenet-1k") if outputs == 1000 else _numbered(outputs)
     return Classifier(module, name, "torchvision", preprocess, names, rebuild={"architecture": name})
 
 
 def _put_head(module: nn.Module, head: str, outputs: int) -> None:
     """A fresh Linear in the head's place, unless it has that many outputs already."""
-    old = module.get_submodule(head)
+    old: Any = module.get_submodule(head)
     if old.out_features != outputs:
         module.set_submodule(head, nn.Linear(old.in_features, outputs, bias=old.bias is not None))
 
@@ -597,7 +600,7 @@ def _load_hf(target: str, wanted: _Wanted) -> Classifier:
     config = transformers.AutoConfig.from_pretrained(source)
     fresh = wanted.fresh_head(config.num_labels)
     if fresh:
-        config.num_labels = wanted.num_classes  # which also numbers its id2label anew
+        config.num_labels = fresh  # which also numbers its id2label anew
     # "sdpa" is also what transformers takes by default, but only where the model has it: a CNN must not fail here.
     if wanted.pretrained:
         module, found = auto.from_pretrained(
@@ -615,7 +618,7 @@ def _load_hf(target: str, wanted: _Wanted) -> Classifier:
     return Classifier(module.float(), target, "hf", preprocess, tuple(names))
 
 
-def _require_loaded(module: nn.Module, found: Mapping[str, Any], fresh: bool) -> None:
+def _require_loaded(module: Any, found: Mapping[str, Any], fresh: bool) -> None:
     """Raise unless the checkpoint held every parameter, those of a fresh head (Linear of as many outputs) aside."""
     mismatched = [key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]]
     missing = {*found["missing_keys"], *mismatched}
@@ -644,7 +647,7 @@ def _hf_preprocessing(processor: Any) -> Preprocessing:
     noise = np.random.default_rng(0).integers(0, 256, (300, 401, 3), dtype=np.uint8)
     wanted = torch.as_tensor(processor(images=Image.fromarray(noise), return_tensors="pt")["pixel_values"][0])
     ours = preprocess.image(Image.fromarray(noise))
-    # Noise moved by one pixel is off by 40 levels; the processors' own filters differ from Pillow's by about one.
+    # Noise moved by one pixel is off by 40 levels; the processors' filters are Pillow's, or torchvision's, off by one.
     if wanted.shape != ours.shape or ((wanted - ours) * _per_channel(preprocess.std)).abs().mean() > 4 / 255:
         raise ModelError(
             f"its image processor {type(processor).__name__} does something besides scaling, centre crop and "
@@ -656,10 +659,11 @@ def _hf_preprocessing(processor: Any) -> Preprocessing:
 def _from_processor_config(config: Mapping[str, Any]) -> Preprocessing:
     """The preprocessing a processor's config describes."""
     size = {k: v for k, v in (config.get("size") or {}).items() if v is not None}
+    fit: Fit
     crop = config.get("crop_size") if config.get("do_center_crop") else None
     if set(size) == {"shortest_edge"}:
-        edge, fit = size["shortest_edge"], "cover"
-        box = (edge, edge)
+        edge = size["shortest_edge"]
+        box, fit = (edge, edge), "cover"
         if config.get("crop_pct"):  # ConvNext's: `size` is that of the crop, and from 384 on it is squashed
             crop, fit = {"height": edge, "width": edge}, "cover" if edge < 384 else "squash"
             box = (int(edge / config["crop_pct"]),) * 2 if edge < 384 else box
@@ -700,7 +704,8 @@ def _save_hf(classifier: Classifier, folder: Path) -> None:
         "image_std": preprocess.std,
     }
     _require_same(_from_processor_config(processor), preprocess, "Hugging Face")
-    classifier.module.save_pretrained(folder)
+    module: Any = classifier.module
+    module.save_pretrained(folder)
     names = dict(enumerate(classifier.classes))
     config = _read_json(folder / _CONFIG) | {"id2label": names, "label2id": {n: i for i, n in names.items()}}
     _write_json(folder / _CONFIG, config)
@@ -717,7 +722,7 @@ def _load_folder(target: str, wanted: _Wanted) -> Classifier:
     if "model_type" in config:
         return _load_hf(target, wanted)
     if config.get("library") == "torchvision":
-        saved = {k: tuple(v) if isinstance(v, list) else v for k, v in config["preprocessing"].items()}
+        saved: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["preprocessing"].items()}
         preprocess = Preprocessing(**saved)
         if wanted.size not in (None, preprocess.size):
             raise ModelError(f"image_size: {wanted.size[0]}; a saved torchvision model keeps its own")
@@ -778,13 +783,12 @@ def _probe(module: nn.Module, size: tuple[int, int]) -> tuple[int, Grid | None]:
     Parameters that are all zero (a fresh head's, for one) are stood in for by random ones, as they let no gradient
     through that would tell what the head reads.
     """
-    like = next(module.parameters())
+    like = next(module.parameters(), torch.zeros(1))
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(like)
 
-    stand_ins = {name: 0.02 * draw(*p.shape) for name, p in module.named_parameters() if not p.any()}
     patches: list[tuple[int, int]] = []
     record = Tap()
     gradient, outputs = None, 0
@@ -796,6 +800,7 @@ def _probe(module: nn.Module, size: tuple[int, int]) -> tuple[int, Grid | None]:
     handles = [m.register_forward_hook(note) for m in module.modules() if isinstance(m, nn.Conv2d)]
     try:
         with _undisturbed(module, like.device), tap(module, needs_grad=True) as record:
+            stand_ins = {name: 0.02 * draw(*p.shape) for name, p in module.named_parameters() if not p.any()}
             logits = _logits(functional_call(module, stand_ins, (draw(1, 3, *size),)))
             outputs = logits.shape[-1]
             if len(record):

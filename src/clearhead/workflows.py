@@ -197,11 +197,13 @@ def run_train(
     """Plain fine-tuning by cross-entropy, with a fresh head when the data has other classes. ``clearhead train``."""
     arguments = _given(locals())
     if not begin(out, "train", arguments):
-        splits = {"train": train_split, "validation": validation_split, "seed": settings.seed}
-        train, validation = train_and_validation(data, **splits)
+        seed = settings.seed
+        train, validation = train_and_validation(data, train=train_split, validation=validation_split, seed=seed)
         classifier = load_model(model, pretrained=pretrained)
         if classifier.classes != train.classes:
-            classifier = load_model(model, classes=train.classes, pretrained=pretrained)
+            torch.manual_seed(seed)  # the fresh head is drawn
+            count = len(train.classes)
+            classifier = load_model(model, num_classes=count, classes=train.classes, pretrained=pretrained)
         _train(out, classifier, cross_entropy, settings, train, validation, arguments, None, device, track)
     return read_results(out, Results)
 
@@ -225,8 +227,9 @@ def run_repair(
     arguments = _given(locals())
     if not begin(out, "repair", arguments):
         classifier = load_model(model)
-        splits = {"train": train_split, "validation": validation_split, "seed": settings.seed}
-        train, validation = train_and_validation(data, classes=classifier.classes, **splits)
+        train, validation = train_and_validation(
+            data, train=train_split, validation=validation_split, classes=classifier.classes, seed=settings.seed
+        )
         masked = sum(sample.mask is not None for sample in train.samples)
         if not masked:
             raise DataError(
@@ -282,7 +285,7 @@ def _train(
 
 def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a run that decide its numbers, as plain values."""
-    plain = {}
+    plain: dict[str, Any] = {}
     for name, value in arguments.items():
         if name not in ("out", "track", "device", "workers"):
             plain[name] = asdict(value) if isinstance(value, Settings | Relevance) else value

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from clearhead.evaluate.calibration import Bins, confidence_bins, expected_calibration_error
-from clearhead.evaluate.statistics import Estimate, by_group, mean, proportion, worst_group
 
+from clearhead.evaluate.calibration import Bins, confidence_bins, expected_calibration_error
 from clearhead.evaluate.predict import INTERVENTIONS, Predictions
+from clearhead.evaluate.statistics import Estimate, by_group, mean, proportion, worst_group
 
 
 @dataclass(frozen=True)

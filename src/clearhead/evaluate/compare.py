@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from clearhead.evaluate.audit import Audit, audit
+from clearhead.evaluate.predict import INTERVENTIONS, Predictions
 from clearhead.evaluate.statistics import (
     Estimate,
     McNemar,
@@ -13,9 +16,6 @@ from clearhead.evaluate.statistics import (
     worst_group_difference,
 )
 from clearhead.evaluate.verdict import Judgement, judge
-
-from clearhead.evaluate.audit import Audit, audit
-from clearhead.evaluate.predict import INTERVENTIONS, Predictions
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from clearhead.models import Classifier
 from torch import Tensor
 
 from clearhead.data.batches import Images, loader
 from clearhead.data.folder import ImageFolder, group_labels
 from clearhead.explain import explain_with_logits
+from clearhead.models import Classifier
 
 INTERVENTIONS = ("background removed", "background shuffled", "background alone")
 

@@ -33,6 +33,7 @@ def rollout(model: Classifier, images: Tensor, target: Tensor | int | None = Non
         row = first_row(record[-1], grid)
         for layer in reversed(list(record)):
             weights = row.to(layer.q)[:, None, None]
-            step = sum((weights[..., rows] @ layer.attn(rows)).mean(1) for rows in blocks(layer.q, layer.k))
-            row = (row + step[:, 0]) / 2
+            for rows in blocks(layer.q, layer.k):
+                row = row + (weights[..., rows] @ layer.attn(rows)).mean(1)[:, 0]
+            row = row / 2
     return row[:, grid.prefix :].unflatten(1, (grid.height, grid.width)), logits

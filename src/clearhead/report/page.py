@@ -11,39 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Literal, Protocol, TypeGuard
+from typing import Literal, TypeGuard
 
 import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from clearhead.evaluate.statistics import Estimate, interval, number
 from clearhead.report.pictures import data_uri
-
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-class Estimate(Protocol):
-    """A number with its 95% interval and sample count; unit '%' or 'pp' holds fractions, '' a plain number."""
-
-    @property
-    def value(self) -> float:
-        """The number itself; NaN where it could not be measured."""
-
-    @property
-    def low(self) -> float:
-        """Lower end of the 95% interval."""
-
-    @property
-    def high(self) -> float:
-        """Upper end of the 95% interval."""
-
-    @property
-    def count(self) -> int:
-        """How many samples it rests on."""
-
-    @property
-    def unit(self) -> str:
-        """'%' for a fraction, 'pp' for a signed difference of fractions, '' for a plain number, or a unit's name."""
 
 
 @dataclass(frozen=True)
@@ -112,39 +87,6 @@ class Page:
     headline: Sequence[tuple[str, Estimate]] = ()
     sections: Sequence[Table | Gallery | Figure] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
-
-
-def number(value: float, unit: str = "") -> str:
-    """A number as people read it: '83.1%', '+2.4 pp', '0.0412', '1.20×10⁻⁵', '12,400'; '–' where it is NaN."""
-    if math.isnan(value):
-        return "–"
-    if unit == "%":
-        text = f"{100 * value:z.1f}%"
-    elif unit == "pp":
-        text = f"{100 * value:+z.1f} pp"
-    else:
-        text = f"{_three_digits(value)} {unit}".rstrip()
-    return text.replace("-", "−").replace("inf", "∞")
-
-
-def interval(estimate: Estimate) -> str:
-    """The 95% interval without its unit, '[81.0, 85.2]'; empty where an end is NaN."""
-    if math.isnan(estimate.low) or math.isnan(estimate.high):
-        return ""
-    ends = (number(end, estimate.unit).removesuffix(estimate.unit).rstrip() for end in (estimate.low, estimate.high))
-    return f"[{', '.join(ends)}]"
-
-
-def _three_digits(value: float) -> str:
-    if value == 0:
-        return "0"
-    rounded = float(f"{value:.3g}")
-    if not 1e-3 <= abs(rounded) < math.inf:
-        if math.isinf(rounded):
-            return f"{rounded}"
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
-    return f"{value:,.0f}" if abs(rounded) >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
 def render(page: Page) -> str:

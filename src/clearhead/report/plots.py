@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
-from clearhead.report.page import Estimate, interval, number
+from clearhead.evaluate.statistics import Estimate, interval, number
 
 _INK = "#010203"
 _SERIES = ("#5d6168", "#1f6fa8", "#b4530f", "#7a4fa3", "#17784a", "#ab2f5c")

@@ -1,0 +1,1 @@
+"""Predictions to numbers: accuracy, groups, calibration, reliance, and paired comparisons, each with its interval."""
