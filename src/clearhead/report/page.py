@@ -103,7 +103,7 @@ def write(page: Page, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        unfinished.write_text(html, encoding="utf-8")
+        unfinished.write_text(html, encoding="utf-8", errors="replace")  # file names need not be valid text
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -122,7 +122,7 @@ def _template() -> jinja2.Template:
     environment.tests |= {
         "table": lambda section: isinstance(section, Table),
         "gallery": lambda section: isinstance(section, Gallery),
-        "estimate": _is_estimate,
+        "estimate": lambda cell: isinstance(cell, Estimate),
     }
     environment.globals |= {"counts": _counts, "numeric_columns": _numeric_columns}
     return environment.get_template("page.html.j2")
@@ -135,10 +135,6 @@ def _check(table: Table) -> None:
                 f"table {table.title!r} has {len(table.columns)} columns {list(table.columns)}, but row {row.name!r} "
                 f"has {len(row.cells)} cells: give one cell for each column (the row's name is not one of them)"
             )
-
-
-def _is_estimate(cell: object) -> TypeGuard[Estimate]:
-    return hasattr(cell, "low") and hasattr(cell, "high")
 
 
 @dataclass(frozen=True)
@@ -166,7 +162,7 @@ def _counts(table: Table) -> _Counts:
 
 
 def _measured(cell: Estimate | str | int) -> TypeGuard[Estimate]:
-    return _is_estimate(cell) and not math.isnan(cell.value)
+    return isinstance(cell, Estimate) and not math.isnan(cell.value)
 
 
 def _numeric_columns(table: Table) -> list[bool]:

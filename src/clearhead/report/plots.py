@@ -8,9 +8,11 @@ import hashlib
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -18,7 +20,6 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from matplotlib.transforms import ScaledTranslation
 
 from clearhead.evaluate.statistics import Estimate, interval, number
 
@@ -28,7 +29,7 @@ _MARKERS = ("o", "s", "D", "^", "v", "P")
 _DASHED = (0, (4, 3))
 _WIDTH = 4.7
 """Width of every plot in inches: on a phone it shrinks by a quarter, so that its text can still be read."""
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "clearhead",
     "text.parse_math": False,
@@ -70,7 +71,7 @@ def intervals(rows: Sequence[tuple[str, Sequence[tuple[str, Estimate]]]], title:
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.06)
         _ticks(axes.xaxis, unit)
-        _legend(axes, models)
+        _legend(figure, axes, models)
         told = "; ".join(
             f"{metric}: "
             + ", ".join(f"{model} {number(e.value, e.unit)} {interval(e)}".rstrip() for model, e in estimates)
@@ -152,13 +153,13 @@ def curves(
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _ticks(axes.yaxis, unit)
-        _legend(axes, list(lines), kept)
-        told = "; ".join(
+        _legend(figure, axes, list(lines), kept)
+        told = [
             f"{name}: from {number(values[0], unit)} to {number(values[-1], unit)} in {len(values)} epochs"
-            for name, values in lines.items()
-            if len(values)
-        )
-        return _svg(figure, title, told + (f"; epoch {chosen} kept" if chosen is not None else ""))
+            for name, line in lines.items()
+            if (values := [value for value in line if not math.isnan(value)])
+        ]
+        return _svg(figure, title, "; ".join(told + kept))
 
 
 @contextmanager
@@ -176,20 +177,19 @@ def _axes(figure: Figure, left: float, right: float, low: float, high: float) ->
     return figure.add_axes((left / width, low / height, (right - left) / width, (high - low) / height))
 
 
-def _legend(axes: Axes, names: Sequence[str], dashed: Sequence[str] = ()) -> None:
+def _legend(figure: Figure, axes: Axes, names: Sequence[str], dashed: Sequence[str] = ()) -> None:
     """The legend above the axes, flush left with the figure."""
     handles = [
         Line2D([], [], color=_look(i)[0], marker=_look(i)[1], markersize=6, linewidth=1.8, label=_short(name))
         for i, name in enumerate(names)
     ]
     handles += [Line2D([], [], color=_INK, alpha=0.6, linewidth=1, linestyle=_DASHED, label=name) for name in dashed]
-    if handles and axes.figure:
-        anchor = ScaledTranslation(0.05, 0.08, axes.figure.dpi_scale_trans) + ScaledTranslation(0, 1, axes.transAxes)
-        axes.legend(
+    if handles:
+        width, height = figure.get_size_inches()
+        figure.legend(
             handles=handles,
             loc="lower left",
-            bbox_to_anchor=(0, 0),
-            bbox_transform=anchor,
+            bbox_to_anchor=(0.05 / width, axes.get_position().y1 + 0.08 / height),
             borderaxespad=0,
             borderpad=0,
             ncols=_legend_columns([*names, *dashed]),
@@ -249,9 +249,10 @@ def _wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float
 def _svg(figure: Figure, title: str, told: str) -> str:
     """The figure as an SVG element with a name, a description, colours of the page and ids of its own."""
     buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
+    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the page's own font draws the text
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     drawn = buffer.getvalue()
     drawn = drawn[drawn.index("<svg") :].strip()
     drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
@@ -262,7 +263,7 @@ def _svg(figure: Figure, title: str, told: str) -> str:
     drawn = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", drawn)
     prefix = hashlib.sha256((title + drawn).encode()).hexdigest()[:8]
     used = set(re.findall(r"#([\w-]+)", drawn))
-    drawn = re.sub(r' id="([\w-]+)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", drawn)
+    drawn = re.sub(r' id="([^"]+)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", drawn)
     drawn = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", drawn)
     name = f'<title id="{prefix}-title">{escape(title)}</title><desc id="{prefix}-desc">{escape(told)}</desc>'
     return re.sub(
