@@ -36,8 +36,9 @@ def expected_calibration_error(
 ) -> Estimate:
     """Mean distance between confidence and accuracy over bins of equal width, weighted by their images.
 
-    The interval is the percentile interval of the bootstrap over images. The error is biased upwards, the more so the
-    fewer images there are: a calibrated model has an error above zero too. Raises ValueError for a confidence outside
+    The error is biased upwards, the more so the fewer images there are: a calibrated model has one above zero too. The
+    interval is the percentile interval of the bootstrap over images: it shows the spread, and inherits the bias. For
+    a nearly calibrated model or few images it lies above the true error. Raises ValueError for a confidence outside
     0..1.
     """
     index, gap = _bin(confidence, bins), confidence.astype(np.float64) - correct

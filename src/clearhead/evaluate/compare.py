@@ -70,7 +70,7 @@ def compare(
     judged = {"average accuracy": accuracy_difference(right, righted)}
     groups = {}
     if a.worst_group is not None:
-        worst = worst_group_difference(right, righted, before.group.tolist(), seed=seed)
+        worst = worst_group_difference(right, righted, before.group.tolist())
         judged = {"worst-group accuracy": worst} | judged
         groups = {
             name: accuracy_difference(right[before.group == name], righted[before.group == name]) for name in a.groups

@@ -15,7 +15,7 @@ class Judgement:
     sentence: str
 
 
-def judge(differences: Mapping[str, Estimate], margin: float) -> Judgement:
+def judge(differences: Mapping[str, Estimate], margin: float = 0.02) -> Judgement:
     """The verdict on paired differences (after minus before, higher is better), with a margin of non-inferiority.
 
     A measure is *better* if its interval lies above zero, *worse* if it lies below zero and reaches below -margin, and
