@@ -1,0 +1,179 @@
+"""The commands as a user runs them: in a process of its own, by exit code and message, on a tiny model and folder."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+
+from clearhead.models import load_model, save_model
+
+CLASSES = ["bird", "cat", "fish"]
+COMMAND = Path(sys.executable).with_name("clearhead")
+
+
+def clearhead(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def told(run: subprocess.CompletedProcess) -> str:
+    """The message of a command that was refused: exit code 2, an error, no traceback."""
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert "Traceback" not in run.stderr
+    assert "Error" in run.stderr
+    return " ".join(run.stderr.split())
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Path:
+    """A folder with a model (a timm checkpoint) and data: bright squares on grounds, with masks, splits and groups."""
+    root = tmp_path_factory.mktemp("place")
+    torch.manual_seed(0)
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    module = timm.create_model("vit_tiny_patch16_224", num_classes=3, **size)
+    timm.models.save_for_hf(module, root / "hub", model_config={"model_args": size, "label_names": CLASSES})
+    save_model(load_model(str(root / "hub")), root / "model")
+    rng, rows = np.random.default_rng(0), ["file,split,ground"]
+    for label, name in enumerate(CLASSES):
+        for folder in (root / "data" / name, root / "data" / "masks" / name):
+            folder.mkdir(parents=True)
+        for i in range(12):
+            ground = ["dark", "light"][i % 2]
+            pixels = rng.integers(0, 60, (32, 32, 3)) + (120 if ground == "light" else 0)
+            pixels[8:24, 8:24, label] = 255
+            mask = np.zeros((32, 32), np.uint8)
+            mask[8:24, 8:24] = 255
+            Image.fromarray(pixels.astype(np.uint8)).save(root / "data" / name / f"{i:02d}.png")
+            Image.fromarray(mask).save(root / "data" / "masks" / name / f"{i:02d}.png")
+            rows.append(f"{name}/{i:02d}.png,{['train', 'val', 'test'][i // 4]},{ground}")
+    (root / "data" / "metadata.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def repaired(place) -> subprocess.CompletedProcess:
+    return clearhead("repair", "model", "data", "--out", "repair", "--epochs", 2, "--lr", 1e-3, cwd=place)
+
+
+def test_version_and_help(tmp_path):
+    assert clearhead("--version", cwd=tmp_path).stdout.strip() == "0.1.0"
+    said = clearhead("--help", cwd=tmp_path).stdout
+    assert all(
+        command in said for command in ("audit", "repair", "compare", "explain", "train", "demo", "report", "data")
+    )
+
+
+def test_explain_writes_an_overlay_and_a_raw_map_of_each_image(place):
+    run = clearhead("explain", "model", "data/cat", "data/fish/00.png", "--out", "maps", "--class", "cat", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert len(list((place / "maps").glob("*.png"))) == 13
+    raw = np.load(place / "maps" / "01.npz")
+    assert raw["map"].shape == (32, 32)
+    assert (raw["map"].min(), raw["map"].max(), int(raw["target"]), str(raw["method"])) == (0, 1, 1, "gae")
+
+
+def test_audit_leaves_a_whole_run_and_does_it_once(place):
+    run = clearhead("audit", "model", "data", "--out", "audit", "--split", "test", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "worst group" in run.stdout
+    results = json.loads((place / "audit" / "results.json").read_text())["audit"]
+    assert results["accuracy"]["count"] == 12
+    assert set(results["groups"]) == {f"class={c}, ground={g}" for c in CLASSES for g in ("dark", "light")}
+    assert set(results["intervened"]) == {"as it is", "background removed", "background shuffled", "background alone"}
+    table = pyarrow.parquet.read_table(place / "audit" / "predictions.parquet").to_pydict()
+    correct = np.mean([a == b for a, b in zip(table["label"], table["predicted"], strict=True)])
+    assert correct == results["accuracy"]["value"]
+    assert yaml.safe_load((place / "audit" / "config.yaml").read_text())["command"] == "audit"
+    assert "<html" in (place / "audit" / "report.html").read_text()
+
+    before = (place / "audit" / "results.json").stat().st_mtime_ns
+    again = clearhead("audit", "model", "data", "--out", "audit", "--split", "test", cwd=place)
+    assert again.stdout == run.stdout
+    assert (place / "audit" / "results.json").stat().st_mtime_ns == before
+    assert "split was 'test', now None" in told(clearhead("audit", "model", "data", "--out", "audit", cwd=place))
+
+
+def test_repair_leaves_an_ordinary_checkpoint_and_compare_judges_it(place, repaired):
+    assert repaired.returncode == 0, repaired.stderr
+    assert "check on the validation images" in repaired.stdout
+    assert not (place / "repair" / "state").exists()
+    module = timm.create_model(f"local-dir:{place / 'repair' / 'checkpoint'}", pretrained=True).eval()
+    image = torch.randn(1, 3, 32, 32)
+    model = load_model(str(place / "repair" / "checkpoint"))
+    torch.testing.assert_close(module(image), model(image))
+    assert model.classes == tuple(CLASSES)
+
+    run = clearhead("compare", "model", "repair/checkpoint", "data", "--split", "test", "--out", "compare", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert any(word in run.stdout for word in ("helped", "harmed", "cannot tell"))
+    results = json.loads((place / "compare" / "results.json").read_text())["comparison"]
+    change = results["after"]["accuracy"]["value"] - results["before"]["accuracy"]["value"]
+    assert results["differences"]["average accuracy"]["value"] == pytest.approx(change)
+    flips = results["mcnemar"]
+    assert (flips["gained"] - flips["lost"]) / 12 == pytest.approx(change)
+
+    page = clearhead("report", "compare", "repair", "--out", "all.html", "--title", "Both", cwd=place)
+    assert page.returncode == 0, page.stderr
+    assert "<h1>Both</h1>" in (place / "all.html").read_text()
+
+
+def test_a_model_against_itself_is_not_judged(place):
+    run = clearhead("compare", "model", "model", "data", "--out", "itself", cwd=place)
+    assert "cannot tell" in run.stdout
+    results = json.loads((place / "itself" / "results.json").read_text())["comparison"]
+    assert results["mcnemar"] == {"gained": 0, "lost": 0, "p_value": 1.0}
+
+
+def test_train_gives_a_fresh_head_to_other_classes_and_learns_them(place):
+    shutil.copytree(place / "data", place / "two", ignore=shutil.ignore_patterns("fish", "metadata.csv"))
+    options = ["--epochs", 12, "--lr", 3e-3, "--batch-size", 4, "--out", "train"]
+    run = clearhead("train", "model", "two", *options, cwd=place)
+    assert run.returncode == 0, run.stderr
+    model = load_model(str(place / "train" / "checkpoint"))
+    assert model.classes == ("bird", "cat")
+    history = json.loads((place / "train" / "results.json").read_text())["history"]
+    assert max(epoch["validation"]["accuracy"] for epoch in history) == 1
+
+
+def test_bad_images_are_named_and_left_out(place):
+    shutil.copytree(place / "data", place / "bad", ignore=shutil.ignore_patterns("metadata.csv"))
+    (place / "bad" / "cat" / "torn.png").write_bytes((place / "data" / "cat" / "00.png").read_bytes()[:200])
+    (place / "bad" / "dog").mkdir()
+    shutil.copy(place / "data" / "cat" / "00.png", place / "bad" / "dog" / "00.png")
+    run = clearhead("audit", "model", "bad", "--out", "bad-audit", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "cat/torn.png" in run.stderr
+    assert "unknown-class" in run.stderr
+    assert json.loads((place / "bad-audit" / "results.json").read_text())["audit"]["accuracy"]["count"] == 36
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["audit", "model", "nowhere"], "no such folder"),
+        (["audit", "timm:vit_tinny_patch16_224", "data"], "timm:vit_tiny_patch16_224"),
+        (["audit", "model.safetensors", "data"], "timm:ARCHITECTURE@"),
+        (["audit", "model", "data", "--split", "tset"], "there is train (12)"),
+        (["audit", "model", "data", "--groups", "sky"], "no group column sky"),
+        (["audit", "model", "data", "--method", "lrp"], "input-gradient"),
+        (["audit", "model", "data", "--out", "data"], "not the folder of a run"),
+        (["explain", "model", "data/cat/00.png", "--class", "dog"], "class 'dog'"),
+        (["explain", "model", "nothing.png"], "nothing.png"),
+        (["repair", "model", "maskless"], "foreground masks"),
+        (["compare", "model", "train3/nothing", "data"], "train3/nothing"),
+        (["report", "data"], "not the folder of a finished run"),
+        (["data", "collage", "model", "--images", "a", "--masks", "b", "--background", "x", "--class", "y"], "'='"),
+    ],
+)
+def test_bad_input_ends_with_one_message(place, arguments, said):
+    if not (place / "maskless").exists():
+        shutil.copytree(place / "data", place / "maskless", ignore=shutil.ignore_patterns("masks"))
+    assert said in told(clearhead(*arguments, cwd=place))
