@@ -1,0 +1,39 @@
+"""Images with their background removed, exchanged, or left alone.
+
+As in Xiao et al., "Noise or Signal" (arXiv 2006.09994), on the normalised image x with the
+foreground mask S (both of the model's input size); 0 is the mean colour of the model's training data:
+
+- background removed: x S;
+- background shuffled: x S + b (1 - S), with b another image's background;
+- background alone: x outside the bounding box of the foreground (so that no silhouette is left).
+
+A background of another image is that image with the box of its own foreground filled by the mean of what is around it.
+"""
+
+import torch
+from torch import Tensor
+
+INTERVENTIONS = ("background removed", "background shuffled", "background alone")
+
+
+def intervene(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (B x C x H x W, normalised) under the three ``INTERVENTIONS``, by their masks (B x 1 x H x W in 0..1).
+
+    The background of image i is put behind image i + 1, the last one's behind the first.
+    """
+    outside = 1 - _box(mask)
+    mean = (image * outside).sum((2, 3), keepdim=True) / outside.sum((2, 3), keepdim=True).clamp(min=1)
+    background = torch.where(outside > 0, image, mean).roll(1, 0)
+    return image * mask, image * mask + background * (1 - mask), image * outside
+
+
+def _box(mask: Tensor) -> Tensor:
+    """The bounding box of each mask as a mask of its own; B x 1 x H x W of 0 and 1."""
+    inside = mask > 0
+
+    def between(line: Tensor) -> Tensor:
+        """True from the first true entry to the last."""
+        return (line.cumsum(-1) > 0) & (line.flip(-1).cumsum(-1).flip(-1) > 0)
+
+    rows, columns = between(inside.any(-1)), between(inside.any(-2))
+    return (rows[..., :, None] & columns[..., None, :]).to(mask.dtype)
