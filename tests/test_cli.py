@@ -159,7 +159,7 @@ def test_bad_images_are_named_and_left_out(place):
     ("arguments", "said"),
     [
         (["audit", "model", "nowhere"], "no such folder"),
-        (["audit", "timm:vit_tinny_patch16_224", "data"], "timm:vit_tiny_patch16_224"),
+        (["audit", "timm:vit_tinny_patch16_224", "data"], "did you mean vit_tiny_patch16_224"),
         (["audit", "model.safetensors", "data"], "timm:ARCHITECTURE@"),
         (["audit", "model", "data", "--split", "tset"], "there is train (12)"),
         (["audit", "model", "data", "--groups", "sky"], "no group column sky"),

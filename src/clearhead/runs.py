@@ -50,19 +50,22 @@ def written(path: Path) -> Iterator[Path]:
 def begin(folder: Path, command: str, arguments: Mapping[str, Any]) -> bool:
     """Claim a folder for a run; whether the same run is already finished in it.
 
-    Raises RunError if the folder holds a run of another command or of other arguments, or other files.
+    A run that failed before it left anything does not hold its folder. Raises RunError if the folder holds a run of
+    another command or of other arguments, or other files.
     """
     config = {"command": command, "arguments": _plain(arguments), "versions": versions()}
     file = folder / "config.yaml"
     if file.is_file():
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
         changed = _changed(found, config)
-        if changed:
+        started = [entry.name for entry in folder.iterdir()] != ["config.yaml"]
+        if changed and started:
             raise RunError(
                 f"{folder} holds another run ({changed}): give another --out, or delete the folder to start anew"
             )
-        return (folder / "results.json").is_file()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not changed:
+            return (folder / "results.json").is_file()
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists and is not the folder of a run: give a new or an empty folder as --out")
     with written(file) as path:
         path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -79,3 +79,24 @@ def test_steps_move_the_relevance_into_the_mask():
 def test_a_model_without_a_grid_is_refused():
     with pytest.raises(ValueError, match="timm-swin"):
         Relevance()(classifier("timm-swin"), batch(torch.float32))
+
+
+def test_exchange_shows_half_of_a_training_batch_on_the_next_background():
+    model, data = classifier("timm-vit"), batch(torch.float32)
+    seen = []
+    model.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    loss = Relevance(labels="true", exchange=0.5)
+    loss(model, data)
+    assert torch.equal(seen[-1], data["image"])  # a model in eval mode is shown the images as they are
+    model.module.train()
+    loss(model, data)
+    changed, inside = seen[-1], data["mask"].bool().expand_as(seen[-1])
+    assert torch.equal(changed[1], data["image"][1])
+    assert torch.equal(changed[0][inside[0]], data["image"][0][inside[0]])
+    assert not torch.equal(changed[0], data["image"][0])
+
+
+@pytest.mark.parametrize("wrong", [{"exchange": 0.5}, {"exchange": 1.5, "labels": "true"}])
+def test_an_exchange_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ValueError, match="exchange"):
+        Relevance(**wrong)

@@ -1,0 +1,40 @@
+"""What is left of an image when its background, or its object, goes."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clearhead.data.interventions import intervene
+
+
+def scene(batch: int = 3, side: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    images = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(batch, 1, side, side)
+    mask[:, :, 2:5, 3:6] = 1
+    mask[:, :, 2, 3] = 0  # the box is larger than the object
+    return images, mask
+
+
+def test_each_part_is_where_it_belongs():
+    images, mask = scene()
+    removed, shuffled, alone = intervene(images, mask)
+    inside = mask.bool().expand_as(images)
+    box = torch.zeros_like(images, dtype=torch.bool)
+    box[:, :, 2:5, 3:6] = True
+    assert torch.equal(removed[inside], images[inside])
+    assert removed[~inside].abs().max() == 0
+    assert torch.equal(alone[~box], images[~box])
+    assert alone[box].abs().max() == 0
+    assert torch.equal(shuffled[inside], images[inside])
+    before = images.roll(1, 0)
+    assert torch.equal(shuffled[~box], before[~box])
+    mean = before[:, :, ~box[0, 0]].mean(-1)
+    torch.testing.assert_close(shuffled[:, :, 2, 3], mean)  # where the other's object was
+
+
+@given(st.integers(0, 8), st.integers(0, 8))
+def test_no_mask_and_a_full_mask_give_numbers(top, bottom):
+    images, mask = scene()
+    mask[:] = 0
+    mask[:, :, top:bottom] = 1
+    assert all(torch.isfinite(changed).all() for changed in intervene(images, mask))
