@@ -15,8 +15,6 @@ import torchvision
 import transformers
 from torch import Tensor, nn
 
-timm.layers.set_fused_attn(True, experimental=True)
-
 SIZE = 32
 CLASSES = 5
 _PLAIN = {"patch_size": 8, "depth": 2, "num_heads": 4}
@@ -31,7 +29,11 @@ _SMALL_HF = {
 
 
 def _timm(name: str, **changes: object) -> Callable[[], nn.Module]:
-    return lambda: timm.create_model(name, img_size=SIZE, embed_dim=32, num_classes=CLASSES, **changes)
+    def build() -> nn.Module:
+        timm.layers.set_fused_attn(True, experimental=True)  # else swin's attention is written out
+        return timm.create_model(name, img_size=SIZE, embed_dim=32, num_classes=CLASSES, **changes)
+
+    return build
 
 
 def _torchvision_vit() -> nn.Module:

@@ -180,6 +180,9 @@ def repair(
         Literal["predicted", "true"],
         typer.Option(help="What the classification term aims at; predicted: by the model."),
     ] = "predicted",
+    exchange: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the images shown on another's background; with --labels true.")
+    ] = 0.0,
     second_order: Annotated[bool, typer.Option(help="Differentiate through the gradient of attention too.")] = False,
     mixed_precision: Precision = "no",
     train_split: TrainSplit = "train",
@@ -206,7 +209,7 @@ def repair(
         workers=workers,
         seed=seed,
     )
-    loss = Relevance(labels=labels, second_order=second_order)
+    loss = Relevance(labels=labels, second_order=second_order, exchange=exchange)
     options: dict[str, Any] = {"train_split": train_split, "validation_split": val_split, "device": device}
     options |= {"groups": _columns(groups), "margin": margin}
     console.tell_training(

@@ -96,7 +96,7 @@ def _sections(run: Results, folder: Path, several: bool) -> list[Section]:
     if isinstance(run, ComparisonResults):
         sections = _comparison_sections(run, folder)
     elif isinstance(run, AuditResults):
-        sections = _audit_sections(run, folder, f" of {run.model}" if several else "")
+        sections = _audit_sections(run, folder, f": {run.model}" if several else "")
     else:
         sections = _training_sections(run)
     return sections + ([_problems(run.problems)] if run.problems else [])
