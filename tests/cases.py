@@ -15,6 +15,8 @@ import torchvision
 import transformers
 from torch import Tensor, nn
 
+from clearhead.models import Classifier, Preprocessing, from_module
+
 SIZE = 32
 CLASSES = 5
 _PLAIN = {"patch_size": 8, "depth": 2, "num_heads": 4}
@@ -97,3 +99,10 @@ def logits(model: nn.Module, batch: Tensor) -> Tensor:
     """The model's logits, B x 5, also where it gives them inside an output object."""
     output = model(batch)
     return output if isinstance(output, Tensor) else output.logits
+
+
+def classifier(name: str) -> Classifier:
+    """The model with its token grid and classes a to e, on images of values in 0..1 less a half, doubled."""
+    side, half = (SIZE, SIZE), (0.5, 0.5, 0.5)
+    preprocess = Preprocessing(side, side, half, half)
+    return from_module(MODELS[name](), preprocess=preprocess, classes=tuple("abcde"), name=name)

@@ -1,23 +1,18 @@
 """Many scalings at once against one whole pass for each; folding against the masked model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from clearhead.heads.branch import Branch, Heads, attention_layers, branch
 from clearhead.heads.fold import fold_heads
-from clearhead.models import Classifier, Preprocessing, from_module, load_model, save_model
+from clearhead.models import Classifier, load_model, save_model
 from clearhead.tap import tap
 from tests import cases
 
-HALF = (0.5, 0.5, 0.5)
-SIDE = (cases.SIZE, cases.SIZE)
 SLOW = {"timm-swin"}
 READS_CLS = {"timm-vit", "timm-deit-distilled", "timm-dinov3", "torchvision-vit", "hf-vit", "hf-deit"}
-
-
-def classifier(name: str) -> Classifier:
-    module = cases.MODELS[name]()
-    return from_module(module, preprocess=Preprocessing(SIDE, SIDE, HALF, HALF), classes=tuple("abcde"), name=name)
 
 
 def masked(model: Classifier, images: torch.Tensor, scales: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -28,7 +23,7 @@ def masked(model: Classifier, images: torch.Tensor, scales: dict[str, torch.Tens
 @pytest.mark.parametrize("name", cases.MODELS)
 @pytest.mark.parametrize("position", [0, -1])
 def test_branched_logits_equal_one_pass_for_each_scaling(name: str, position: int) -> None:
-    model, images = classifier(name), cases.images(3)
+    model, images = cases.classifier(name), cases.images(3)
     layer = attention_layers(model, images)[position]
     ready = branch(model, layer, images)
     assert (ready.block is None) == (name in SLOW)
@@ -40,7 +35,7 @@ def test_branched_logits_equal_one_pass_for_each_scaling(name: str, position: in
 
 @pytest.mark.parametrize("name", sorted(READS_CLS))
 def test_only_the_prefix_tokens_go_on_after_the_last_layer(name: str) -> None:
-    model, images = classifier(name), cases.images(2)
+    model, images = cases.classifier(name), cases.images(2)
     ready = branch(model, attention_layers(model, images)[-1], images)
     if name == "timm-dinov3":  # its rotary embedding wants all patches
         assert ready.block is not None
@@ -49,7 +44,7 @@ def test_only_the_prefix_tokens_go_on_after_the_last_layer(name: str) -> None:
 
 
 def test_parts_of_the_work_give_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images = classifier("timm-vit"), cases.images(5)
+    model, images = cases.classifier("timm-vit"), cases.images(5)
     layer = attention_layers(model, images)[-1]
     ready, scales = branch(model, layer, images), torch.rand(7, 4)
     whole = ready.logits(images, Heads(scales))
@@ -59,17 +54,17 @@ def test_parts_of_the_work_give_the_whole(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_scalings_of_other_layers_hold() -> None:
-    model, images = classifier("hf-vit"), cases.images(2)
+    model, images = cases.classifier("hf-vit"), cases.images(2)
     first, last = attention_layers(model, images)
     fixed, scales = torch.tensor([0.0, 2.0, 1.0, 0.5]), torch.rand(3, 4)
-    ready = branch(model, last, images, {first.name: Heads(fixed[None])})
+    ready = replace(branch(model, last, images), others={first.name: Heads(fixed[None])})
     expected = torch.stack([masked(model, images, {first.name: fixed, last.name: s}) for s in scales])
     torch.testing.assert_close(ready.logits(images, Heads(scales)), expected, rtol=1e-4, atol=1e-5)
     assert isinstance(ready, Branch)
 
 
 def test_a_mean_in_the_place_of_a_head() -> None:
-    model, images = classifier("timm-vit"), cases.images(2)
+    model, images = cases.classifier("timm-vit"), cases.images(2)
     layer = attention_layers(model, images)[-1]
     scales, fill = torch.tensor([[1.0, 0.0, 1.0, 0.0]]), torch.randn(4, layer.head_dim)
 
@@ -87,7 +82,7 @@ def test_a_mean_in_the_place_of_a_head() -> None:
 
 @pytest.mark.parametrize("name", cases.MODELS)
 def test_folding_is_exact(name: str) -> None:
-    model, images = classifier(name), cases.images(3)
+    model, images = cases.classifier(name), cases.images(3)
     layers = attention_layers(model, images)
     scales = {
         layer.name: torch.where(torch.arange(layer.num_heads) % 2 == 0, 2.0, 0.0) for layer in (layers[0], layers[-1])
@@ -102,7 +97,7 @@ def test_folding_is_exact(name: str) -> None:
 
 
 def test_a_norm_behind_the_heads_cannot_be_folded() -> None:
-    model, images = classifier("timm-vit"), cases.images(1)
+    model, images = cases.classifier("timm-vit"), cases.images(1)
     attn = model.module.blocks[-1].attn
     attn.norm = torch.nn.LayerNorm(attn.attn_dim)
     with pytest.raises(ValueError, match=r"no Linear takes the heads of 'blocks\.1\.attn'"):
@@ -110,7 +105,7 @@ def test_a_norm_behind_the_heads_cannot_be_folded() -> None:
 
 
 def test_a_layer_cannot_lose_all_its_heads() -> None:
-    model, images = classifier("timm-vit"), cases.images(1)
+    model, images = cases.classifier("timm-vit"), cases.images(1)
     with pytest.raises(ValueError, match=r"nothing is left of 'blocks\.0\.attn'"):
         fold_heads(model, {"blocks.0.attn": Heads(torch.zeros(1, 4))}, images)
 

@@ -1,18 +1,15 @@
 """Head scores against the same numbers made one head at a time from the explicit attention."""
 
-import csv
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder, read_folder
+from clearhead.data.folder import ImageFolder
 from clearhead.data.pixels import DataError
 from clearhead.heads.scores import implied_classes, score_heads
-from clearhead.models import Classifier, Preprocessing, from_module
+from clearhead.models import Preprocessing, from_module
 from clearhead.tap import NoAttentionSeen, tap
 from tests import cases
 
@@ -20,33 +17,9 @@ SIDE = (cases.SIZE, cases.SIZE)
 HALF = (0.5, 0.5, 0.5)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
-    root, rng = tmp_path_factory.mktemp("heads"), np.random.default_rng(0)
-    rows = []
-    for label in "abcde":
-        (root / label).mkdir()
-        (root / "masks" / label).mkdir(parents=True)
-        for i in range(4):
-            Image.fromarray(rng.integers(0, 256, (*SIDE, 3), dtype=np.uint8)).save(root / label / f"{i}.png")
-            if i < 3:
-                mask = np.zeros(SIDE, np.uint8)
-                mask[: 8 * (i + 1), :20] = 255
-                Image.fromarray(mask).save(root / "masks" / label / f"{i}.png")
-            rows.append([f"{label}/{i}.png", "train", {"a": "red", "b": "blue"}.get(label, "grey"), "one"])
-    with (root / "metadata.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["file", "split", "colour", "constant"], *rows])
-    return read_folder(root, classes=tuple("abcde"))
-
-
-def classifier(name: str) -> Classifier:
-    module = cases.MODELS[name]()
-    return from_module(module, preprocess=Preprocessing(SIDE, SIDE, HALF, HALF), classes=tuple("abcde"), name=name)
-
-
 @pytest.mark.parametrize("name", ["timm-vit", "torchvision-vit", "hf-dinov2", "timm-swin"])
 def test_scores_against_one_head_at_a_time(name: str, folder: ImageFolder) -> None:
-    model = classifier(name)
+    model = cases.classifier(name)
     batch = next(iter(loader(Images(folder, model.preprocess), 20, 0)))
     images, labels = batch["image"], batch["label"]
     implied = implied_classes(folder, "colour")
@@ -100,7 +73,7 @@ def test_scores_against_one_head_at_a_time(name: str, folder: ImageFolder) -> No
 
 
 def test_scores_do_not_depend_on_the_batches(folder: ImageFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = classifier("timm-vit")
+    model = cases.classifier("timm-vit")
     whole = score_heads(model, folder, batch_size=20)
     monkeypatch.setattr("clearhead.heads.scores._ENTRIES", 1)
     parts = score_heads(model, folder, batch_size=3)
@@ -124,11 +97,11 @@ def test_a_cnn_and_a_layer_that_is_not_there(folder: ImageFolder) -> None:
     with pytest.raises(NoAttentionSeen):
         score_heads(model, folder)
     with pytest.raises(ValueError, match="layers: 7 does not exist"):
-        score_heads(classifier("timm-vit"), folder, layers=[7])
+        score_heads(cases.classifier("timm-vit"), folder, layers=[7])
 
 
 def test_a_model_in_train_mode_is_scored_as_it_answers_and_left_as_it_was(folder: ImageFolder) -> None:
-    model = classifier("timm-vit")
+    model = cases.classifier("timm-vit")
     plain = score_heads(model, folder)
     for module in model.module.modules():
         if isinstance(module, torch.nn.Dropout):

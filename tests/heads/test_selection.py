@@ -16,7 +16,7 @@ from clearhead.heads.selection import select_heads
 from clearhead.heads.shrink import shrink_heads
 from clearhead.models import Classifier
 from clearhead.tap import tap
-from tests.heads.test_scores import classifier, folder  # noqa: F401  (the fixture)
+from tests import cases
 
 
 def right(model: Classifier, data: ImageFolder, scales: dict[str | int, torch.Tensor]) -> np.ndarray:
@@ -31,8 +31,8 @@ def kept_scale(keep: tuple[int, ...]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["timm-vit", "hf-vit", "torchvision-vit", "timm-dinov2-reg4"])
-def test_exhaustive_finds_the_best_of_all_subsets(name: str, folder: ImageFolder) -> None:  # noqa: F811
-    model = classifier(name)
+def test_exhaustive_finds_the_best_of_all_subsets(name: str, folder: ImageFolder) -> None:
+    model = cases.classifier(name)
     last = attention_layers(model, torch.randn(1, 3, 32, 32))[-1].name
     subsets = [s for s in itertools.product((0, 1), repeat=4) if any(s)]
     scores = {s: right(model, folder, {last: kept_scale(s)}).mean() for s in subsets}
@@ -48,8 +48,8 @@ def test_exhaustive_finds_the_best_of_all_subsets(name: str, folder: ImageFolder
     assert 0 <= selection.optimism < 0.5
 
 
-def test_worst_group_is_the_objective_where_there_are_groups(folder: ImageFolder) -> None:  # noqa: F811
-    model = classifier("timm-vit")
+def test_worst_group_is_the_objective_where_there_are_groups(folder: ImageFolder) -> None:
+    model = cases.classifier("timm-vit")
     samples = [replace(s, groups={"side": "left" if i % 2 else "right"}) for i, s in enumerate(folder.samples)]
     data = replace(folder, samples=tuple(samples))
     _, selection = select_heads(model, data)
@@ -68,8 +68,8 @@ def test_worst_group_is_the_objective_where_there_are_groups(folder: ImageFolder
         )
 
 
-def test_greedy_removes_the_best_head_at_each_step(folder: ImageFolder) -> None:  # noqa: F811
-    model = classifier("hf-vit")
+def test_greedy_removes_the_best_head_at_each_step(folder: ImageFolder) -> None:
+    model = cases.classifier("hf-vit")
     names = [layer.name for layer in attention_layers(model, torch.randn(1, 3, 32, 32))]
     current = dict.fromkeys(names, (1, 1, 1, 1))
     value = right(model, folder, {}).mean()
@@ -89,18 +89,18 @@ def test_greedy_removes_the_best_head_at_each_step(folder: ImageFolder) -> None:
     assert selection.kept == {name: [bool(k) for k in keep] for name, keep in current.items()}
 
 
-def test_importance_removes_the_least_important_first(folder: ImageFolder) -> None:  # noqa: F811
-    model = classifier("timm-vit")
+def test_importance_removes_the_least_important_first(folder: ImageFolder) -> None:
+    model = cases.classifier("timm-vit")
     chosen, selection = select_heads(model, folder, search="importance", objective="accuracy")
     assert selection.tried == 7  # all heads, and six of the eight removed, one a layer stays
     assert selection.after >= selection.before
     assert right(chosen, folder, {}).mean() == pytest.approx(selection.after)
 
 
-def test_foreground_is_the_objective_with_masks_alone(folder: ImageFolder) -> None:  # noqa: F811
+def test_foreground_is_the_objective_with_masks_alone(folder: ImageFolder) -> None:
     from clearhead.evaluate.predict import foreground_shares
 
-    model = classifier("timm-vit")
+    model = cases.classifier("timm-vit")
     data = replace(folder, samples=tuple(replace(s, groups={}) for s in folder.samples))
     chosen, selection = select_heads(model, data)
     assert selection.objective == "foreground"
@@ -110,8 +110,8 @@ def test_foreground_is_the_objective_with_masks_alone(folder: ImageFolder) -> No
     assert selection.after > selection.before
 
 
-def test_mean_ablation_puts_the_mean_in_the_place_of_a_head(folder: ImageFolder) -> None:  # noqa: F811
-    model = classifier("timm-vit")
+def test_mean_ablation_puts_the_mean_in_the_place_of_a_head(folder: ImageFolder) -> None:
+    model = cases.classifier("timm-vit")
     chosen, selection = select_heads(model, folder, objective="accuracy", ablation="mean")
     batch = next(iter(loader(Images(folder, model.preprocess), 20, 0)))
     with torch.no_grad(), tap(model.module) as record:
@@ -123,10 +123,10 @@ def test_mean_ablation_puts_the_mean_in_the_place_of_a_head(folder: ImageFolder)
     torch.testing.assert_close(chosen(batch["image"]).detach(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_shrinking_takes_the_removed_heads_out(folder: ImageFolder, tmp_path) -> None:  # noqa: F811
+def test_shrinking_takes_the_removed_heads_out(folder: ImageFolder, tmp_path) -> None:
     import transformers
 
-    model = replace(classifier("hf-vit"), library="hf")
+    model = replace(cases.classifier("hf-vit"), library="hf")
     _, selection = select_heads(model, folder, search="importance", objective="accuracy", uniform=True)
     assert selection.tried == 4  # 0 to 3 heads fewer in each layer
     assert len({sum(keep) for keep in selection.kept.values()}) == 1
@@ -143,7 +143,7 @@ def test_shrinking_takes_the_removed_heads_out(folder: ImageFolder, tmp_path) ->
     with pytest.raises(ValueError, match="every layer must keep as many heads, got 1, 2"):
         shrink_heads(folded, kept | {next(iter(kept)): [True, False, False, False]})
     with pytest.raises(ValueError, match="cannot say that heads are gone"):
-        shrink_heads(classifier("timm-vit"), {})
+        shrink_heads(cases.classifier("timm-vit"), {})
     with pytest.raises(ValueError, match="only the search importance"):
         select_heads(model, folder, objective="accuracy", uniform=True)
 
@@ -153,17 +153,17 @@ def test_optimism_is_what_other_images_show() -> None:
     from clearhead.heads.selection import _optimism, _Task
 
     rng, found, true = np.random.default_rng(0), [], []
-    masks = [{"a": tuple(bool(i >> h & 1) for h in range(5))} for i in range(1, 32)]
+    counts = np.array([i.bit_count() for i in range(1, 32)])
     for trial in range(30):
         correct = rng.random((31, 100)) < 0.5
-        task = _Task(None, None, [], "accuracy", [np.arange(100)], np.zeros(100), {}, 1, 0, None)  # type: ignore[arg-type]
-        found.append(_optimism(task, masks, correct, trial))
+        task = _Task(None, None, None, [], "accuracy", [np.arange(100)], np.zeros(100), {}, 1, 0, None)  # type: ignore[arg-type]
+        found.append(_optimism(task, counts, correct, trial))
         true.append(correct.mean(1).max() - 0.5)
     assert np.mean(found) == pytest.approx(np.mean(true), rel=0.2)
 
 
-def test_what_is_refused(folder: ImageFolder) -> None:  # noqa: F811
-    model = classifier("timm-vit")
+def test_what_is_refused(folder: ImageFolder) -> None:
+    model = cases.classifier("timm-vit")
     with pytest.raises(ValueError, match="one layer at a time, got 2"):
         select_heads(model, folder, layers="all")
     with pytest.raises(ValueError, match="layers: 5 does not exist"):

@@ -8,7 +8,7 @@ windowed model, for one), the whole model is run for each scaling.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -138,16 +138,16 @@ class Branch:
             handle.remove()
 
 
-def branch(model: Classifier, layer: Layer, images: Tensor, others: Mapping[str, Heads] | None = None) -> Branch:
+def branch(model: Classifier, layer: Layer, images: Tensor) -> Branch:
     """A layer ready to be run under many scalings, in the cheapest way that gives this model's logits on two images."""
-    slow = Branch(model, layer, others or {})
+    slow = Branch(model, layer)
     images = images[:2]
     generator = torch.Generator().manual_seed(0)
     heads = Heads(torch.rand(2, layer.num_heads, generator=generator).to(images))
     truth = slow.logits(images, heads)
     for block in _blocks(model.module, layer.name):
         for tokens in _tokens(model):
-            fast = Branch(model, layer, others or {}, block, tokens)
+            fast = replace(slow, block=block, tokens=tokens)
             try:
                 found = fast.logits(images, heads)
             except torch.OutOfMemoryError:

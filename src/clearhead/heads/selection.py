@@ -81,6 +81,7 @@ class _Task:
 
     model: Classifier
     folder: ImageFolder
+    first: Tensor
     branches: list[Branch]
     objective: Objective
     parts: list[np.ndarray]
@@ -112,22 +113,20 @@ class _Task:
         return np.min([correct[:, part].mean(1) for part in self.parts], axis=0)
 
     def best(
-        self, masks: list[Mask], values: np.ndarray, correct: np.ndarray | None, seen: np.ndarray | None = None
+        self, counts: np.ndarray, values: np.ndarray, correct: np.ndarray | None, seen: np.ndarray | None = None
     ) -> int:
         """The candidate chosen: highest objective, then highest mean over parts, then most heads, then the first.
 
-        With `seen` (N, bool), by those images alone. What is not better is not removed; the mean over the groups
-        speaks where the worst one is too small to.
+        `counts` are the heads each keeps. With `seen` (N, bool), by those images alone. What is not better is not
+        removed; the mean over the groups speaks where the worst one is too small to.
         """
-        mean = np.zeros(len(masks))
+        mean = np.zeros(len(counts))
         if correct is not None:
             parts = [part if seen is None else part[seen[part]] for part in self.parts]
             each = np.array([correct[:, part].mean(1) for part in parts if len(part)])
             values, mean = (each.min(0), each.mean(0)) if len(each) else (values, mean)
-        return max(
-            range(len(masks)),
-            key=lambda i: (round(float(values[i]), 9), round(float(mean[i]), 9), _count(masks[i]), -i),
-        )
+        # rounded, so that equal shares are equal; the last key decides first
+        return int(np.lexsort((-np.arange(len(counts)), counts, mean.round(9), values.round(9)))[-1])
 
 
 def select_heads(
@@ -190,18 +189,18 @@ def select_heads(
     with evaluation_mode(model.module):
         default = "last" if search == "exhaustive" else "all"
         chosen = pick(attention_layers(model, first), default if layers is None else layers)
-        fold_heads(
-            model, {layer.name: Heads(torch.ones(1, layer.num_heads)) for layer in chosen}, first
-        )  # can it be done?
+        whole_layers = {layer.name: Heads(torch.ones(1, layer.num_heads)) for layer in chosen}
+        fold_heads(model, whole_layers, first)  # refuses what could not be folded after the search
         branches = [branch(model, layer, first) for layer in chosen]
         parts = [np.arange(len(labels))]
         if objective == "worst-group":
             parts = [np.flatnonzero(groups == name) for name in np.unique(groups)]
-        task = _Task(model, folder, branches, objective, parts, labels, {}, batch_size, workers, track, uniform)
+        task = _Task(model, folder, first, branches, objective, parts, labels, {}, batch_size, workers, track, uniform)
         if ablation == "mean":
             task = replace(task, fills=_mean_outputs(task))
         masks, correct, values = _SEARCHES[search](task)
-        best = task.best(masks, values, correct)
+        counts = _counts(masks)
+        best = task.best(counts, values, correct)
         whole = next(i for i, mask in enumerate(masks) if all(map(all, mask.values())))
         selection = Selection(
             search=search,
@@ -209,7 +208,7 @@ def select_heads(
             kept={name: list(keep) for name, keep in masks[best].items()},
             before=float(values[whole]),
             after=float(values[best]),
-            optimism=None if correct is None else _optimism(task, masks, correct, seed),
+            optimism=None if correct is None else _optimism(task, counts, correct, seed),
             smallest=min(map(len, parts)),
             tried=len(masks),
             images=len(labels),
@@ -224,7 +223,12 @@ def _default_objective(folder: ImageFolder, groups: np.ndarray, labels: np.ndarr
 
 
 def _count(mask: Mask) -> int:
+    """The heads a mask keeps."""
     return sum(map(sum, mask.values()))
+
+
+def _counts(masks: list[Mask]) -> np.ndarray:
+    return np.array([_count(mask) for mask in masks])
 
 
 Found = tuple[list[Mask], np.ndarray | None, np.ndarray]
@@ -253,7 +257,7 @@ def _greedy(task: _Task) -> Found:
         step, right, found = _measured(task, candidates, f"{_count(current) - 1} heads")
         masks, values = masks + step, np.concatenate([values, found])
         correct = np.concatenate([correct, right]) if correct is not None and right is not None else None
-        best = masks[task.best(masks, values, correct)]
+        best = masks[task.best(_counts(masks), values, correct)]
         if _count(best) != _count(current) - 1:
             break
         current = best
@@ -344,9 +348,7 @@ def _jobs(task: _Task, masks: list[Mask]) -> list[tuple[Branch, list[int]]]:
 
 def _foreground(task: _Task, mask: Mask) -> float:
     """Mean share of the relevance in the foreground with these heads."""
-    device = next(task.model.module.parameters()).device
-    image = Images(task.folder, task.model.preprocess)[0]["image"][None].to(device)
-    model = fold_heads(task.model, task.fixed(mask), image)
+    model = fold_heads(task.model, task.fixed(mask), task.first)
     shares = foreground_shares(model, task.folder, task.batch_size, task.workers)
     masked = np.array([sample.mask is not None for sample in task.folder.samples])
     return float(np.nan_to_num(shares[masked]).mean())  # no relevance at all is none in the foreground
@@ -368,7 +370,7 @@ def _mean_outputs(task: _Task) -> dict[str, Tensor]:
     return {name: total / rows[name] for name, total in sums.items()}
 
 
-def _optimism(task: _Task, masks: list[Mask], correct: np.ndarray, seed: int) -> float:
+def _optimism(task: _Task, counts: np.ndarray, correct: np.ndarray, seed: int) -> float:
     """The best objective less the one by cross-validation: each image answered by the best candidate on the others.
 
     Five folds drawn anew twenty times, divided part by part.
@@ -382,6 +384,6 @@ def _optimism(task: _Task, masks: list[Mask], correct: np.ndarray, seed: int) ->
         answered = np.empty((1, len(fold)), dtype=bool)
         for held_out in range(_FOLDS):
             seen = fold != held_out
-            answered[0, ~seen] = correct[task.best(masks, values, correct, seen), ~seen]
+            answered[0, ~seen] = correct[task.best(counts, values, correct, seen), ~seen]
         honest.append(task.score(answered)[0])
     return float(values.max() - np.mean(honest))
