@@ -184,7 +184,7 @@ def test_heads_are_scored_and_shown(place):
     assert "What is lost without each head" in (place / "heads" / "report.html").read_text()
 
 
-@pytest.mark.parametrize("method", ["heads", "dfr", "groupdro", "reweight"])
+@pytest.mark.parametrize("method", ["gradmask", "rrr", "heads", "dfr", "groupdro", "reweight"])
 def test_every_method_of_repair_leaves_a_checkpoint_and_both_checks(place, method):
     options = ["--method", method, "--epochs", 1, "--test-split", "test", "--out", f"by-{method}"]
     if method == "heads":
@@ -201,6 +201,19 @@ def test_every_method_of_repair_leaves_a_checkpoint_and_both_checks(place, metho
     if method == "heads":
         assert results["selection"]["after"] >= results["selection"]["before"]
         assert results["check"]["after"]["accuracy"]["value"] == pytest.approx(results["selection"]["after"])
+
+
+def test_terms_are_switched_and_written_down(place):
+    options = ["--preset", "DeiT-S", "--epochs", 1, "--bg", 0, "--target", "truth", "--source", "rollout"]
+    run = clearhead("repair", "model", "data", *options, "--out", "terms", cwd=place)
+    assert run.returncode == 0, run.stderr
+    arguments = yaml.safe_load((place / "terms" / "config.yaml").read_text())["arguments"]
+    assert (arguments["settings"]["lr"], arguments["settings"]["epochs"]) == (1e-6, 1)
+    chosen = {"background": 0.0, "temperature": 0.55, "target": "truth", "source": "rollout", "foreground": 0.3}
+    assert chosen.items() <= arguments["loss"].items()
+    history = json.loads((place / "terms" / "results.json").read_text())["history"]
+    parts = history[1]["validation"]
+    assert parts["loss"] == pytest.approx(0.8 * 0.3 * parts["foreground"] + 0.2 * parts["classification"])
 
 
 def test_train_with_diverse_heads_and_audit_with_heads(place):
@@ -244,6 +257,10 @@ def test_bad_images_are_named_and_left_out(place):
         (["heads", "model", "data", "--layers", "7"], "layers: 7 does not exist"),
         (["heads", "model", "data", "--attributes", "sky"], "no attribute sky"),
         (["repair", "model", "data", "--method", "heads", "--test-split", "val"], "chosen on it"),
+        (["repair", "model", "data", "--source", "lime"], "there is gae, rollout"),
+        (["repair", "model", "data", "--method", "gradmask", "--fg", "1"], "foreground: not a term of the method"),
+        (["repair", "model", "data", "--method", "rrr", "--preset", "ViT-B"], "relevance, not rrr"),
+        (["repair", "model", "data", "--preset", "ViT-H"], "there is ViT-B"),
         (["data", "mnist-cifar", "new", "--mnist", "data", "--cifar", "data"], "data"),
         (["data", "waterbirds", "new", "--source", "model"], "metadata.csv"),
         (["reproduce", "mnist-cifar", "--mnist", "data", "--cifar", "data", "--seeds", "1"], "MNIST"),

@@ -12,7 +12,7 @@ MODEL = Path(__file__).parent / "assets" / "demo"
 """A timm checkpoint made by scripts/train_demo.py: a ViT that has learned to read the ground."""
 
 SETTINGS = Settings(epochs=3, lr=5e-4, batch_size=64, schedule="cosine", crop=0.8)
-LOSS = Relevance(labels="true", exchange=0.5)
+LOSS = Relevance(target="truth", exchange=0.5)
 
 
 def run_demo(out: Path, *, device: str | None = None, track: Track | None = None) -> tuple[ComparisonResults, Path]:

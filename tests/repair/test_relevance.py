@@ -55,9 +55,9 @@ def test_images_without_a_mask_count_in_the_classification_term_alone():
     torch.testing.assert_close(parts["loss"], 0.2 * parts["classification"])
 
 
-def test_labels_true_aims_at_the_labels():
+def test_the_target_truth_aims_at_the_labels():
     model, data = classifier("timm-vit", torch.float64), batch()
-    parts = Relevance(labels="true", temperature=2.0)(model, data)
+    parts = Relevance(target="truth", temperature=2.0)(model, data)
     expected = torch.nn.functional.cross_entropy(model(data["image"]) / 2, LABEL)
     torch.testing.assert_close(parts["classification"], expected)
 
@@ -85,7 +85,7 @@ def test_exchange_shows_half_of_a_training_batch_on_the_next_background():
     model, data = classifier("timm-vit"), batch(torch.float32)
     seen = []
     model.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    loss = Relevance(labels="true", exchange=0.5)
+    loss = Relevance(target="truth", exchange=0.5)
     loss(model, data)
     assert torch.equal(seen[-1], data["image"])  # a model in eval mode is shown the images as they are
     model.module.train()
@@ -96,7 +96,7 @@ def test_exchange_shows_half_of_a_training_batch_on_the_next_background():
     assert not torch.equal(changed[0], data["image"][0])
 
 
-@pytest.mark.parametrize("wrong", [{"exchange": 0.5}, {"exchange": 1.5, "labels": "true"}])
+@pytest.mark.parametrize("wrong", [{"exchange": 0.5}, {"exchange": 1.5, "target": "truth"}])
 def test_an_exchange_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match="exchange"):
         Relevance(**wrong)

@@ -1,11 +1,13 @@
 """Maps read off the attention alone: the last layer's, and its rollout through all layers. No gradient, no class."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from clearhead.explain.gae import blocks, first_row, token_grid
-from clearhead.models import Classifier
-from clearhead.tap import tap
+from clearhead.explain.gae import blocks, first_row, read_rows, token_grid
+from clearhead.models import Classifier, Grid
+from clearhead.tap import Attention, tap
 
 
 def attention(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
@@ -16,24 +18,36 @@ def attention(model: Classifier, images: Tensor, target: Tensor | int | None = N
     grid = token_grid(model, "attention")
     with torch.no_grad(), tap(model.module) as record:
         logits = model(images)
-        rows = slice(0, 1) if grid.readout == "cls" else slice(grid.prefix, None)
-        row = record[-1].attn(rows).mean((1, 2))
-    return row[:, grid.prefix :].unflatten(1, (grid.height, grid.width)), logits
+        return attention_map(list(record), grid), logits
 
 
 def rollout(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
     """Attention rollout (Abnar and Zuidema, arXiv 2005.00928): the product of (Ā + I) / 2 over the layers.
 
-    Ā is the mean over heads; only the read-out row of the product is formed, from the last layer to the first. Returns
-    and raises as ``gae``; ``target`` is not used.
+    Ā is the mean over heads. Returns and raises as ``gae``; ``target`` is not used.
     """
     grid = token_grid(model, "rollout")
     with torch.no_grad(), tap(model.module) as record:
         logits = model(images)
-        row = first_row(record[-1], grid)
-        for layer in reversed(list(record)):
-            weights = row.to(layer.q)[:, None, None]
-            for rows in blocks(layer.q, layer.k):
-                row = row + (weights[..., rows] @ layer.attn(rows)).mean(1)[:, 0]
-            row = row / 2
-    return row[:, grid.prefix :].unflatten(1, (grid.height, grid.width)), logits
+        return rollout_map(list(record), grid), logits
+
+
+def attention_map(layers: Sequence[Attention], grid: Grid) -> Tensor:
+    """The map of ``attention`` (B x h x w) from the recorded layers; differentiable."""
+    row = layers[-1].attn(read_rows(grid)).mean((1, 2))
+    return row[:, grid.prefix :].unflatten(1, (grid.height, grid.width))
+
+
+def rollout_map(layers: Sequence[Attention], grid: Grid) -> Tensor:
+    """The map of ``rollout`` (B x h x w) from the recorded layers; differentiable.
+
+    Only the read-out row of the product is formed, from the last layer to the first.
+    """
+    row = first_row(layers[-1], grid)
+    for layer in reversed(layers):
+        weights = row.to(layer.q)[:, None, None]
+        total = row
+        for rows in blocks(layer.q, layer.k):
+            total = total + (weights[..., rows] @ layer.attn(rows)).mean(1)[:, 0]
+        row = total / 2
+    return row[:, grid.prefix :].unflatten(1, (grid.height, grid.width))

@@ -48,7 +48,7 @@ def relevance(layers: list[Attention], gradients: list[Tensor], grid: Grid) -> T
     """
     row = first_row(layers[-1], grid)
     for number, (layer, gradient) in enumerate(zip(reversed(layers), reversed(gradients), strict=True)):
-        rows = _read_rows(grid) if number == 0 else slice(None)
+        rows = read_rows(grid) if number == 0 else slice(None)
         q = layer.q[..., rows, :] * layer.scale
         mask = _bias(layer, rows)
         carried = _Carry.apply(row[:, rows], q, layer.k, layer.v, gradient[..., rows, :], mask)
@@ -71,11 +71,12 @@ def first_row(layer: Attention, grid: Grid) -> Tensor:
     """The row of the identity that the head reads (B x N): the first token's, or the mean of the patches' rows."""
     precision = torch.promote_types(layer.q.dtype, torch.float32)
     row = layer.q.new_zeros(layer.q.shape[0], layer.q.shape[-2], dtype=precision)
-    row[:, _read_rows(grid)] = 1 if grid.readout == "cls" else 1 / (grid.height * grid.width)
+    row[:, read_rows(grid)] = 1 if grid.readout == "cls" else 1 / (grid.height * grid.width)
     return row
 
 
-def _read_rows(grid: Grid) -> slice:
+def read_rows(grid: Grid) -> slice:
+    """The tokens that the head reads."""
     return slice(0, 1) if grid.readout == "cls" else slice(grid.prefix, None)
 
 

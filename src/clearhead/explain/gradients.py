@@ -12,8 +12,8 @@ def input_gradient(model: Classifier, images: Tensor, target: Tensor | int | Non
 
     Simonyan et al., arXiv 1312.6034. Raises ValueError for a target out of range.
     """
-    gradient, _, logits = _pixel_gradient(model, images, target)
-    return gradient.abs().amax(1), logits
+    gradient, images, logits = _pixel_gradient(model, images, target)
+    return input_gradient_map(gradient, images), logits
 
 
 def input_x_gradient(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
@@ -22,7 +22,17 @@ def input_x_gradient(model: Classifier, images: Tensor, target: Tensor | int | N
     Shrikumar et al., arXiv 1605.01713; what speaks against the class counts as none. Raises as ``input_gradient``.
     """
     gradient, images, logits = _pixel_gradient(model, images, target)
-    return (gradient * images).sum(1).clamp(min=0), logits
+    return input_x_gradient_map(gradient, images), logits
+
+
+def input_gradient_map(gradient: Tensor, _images: Tensor) -> Tensor:
+    """The map of ``input_gradient`` (B x H x W) from the gradient at the images, B x C x H x W; differentiable."""
+    return gradient.abs().amax(1)
+
+
+def input_x_gradient_map(gradient: Tensor, images: Tensor) -> Tensor:
+    """The map of ``input_x_gradient`` (B x H x W) from gradient and images, B x C x H x W; differentiable."""
+    return (gradient * images).sum(1).clamp(min=0)
 
 
 def _pixel_gradient(model: Classifier, images: Tensor, target: Tensor | int | None) -> tuple[Tensor, Tensor, Tensor]:

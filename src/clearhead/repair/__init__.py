@@ -1,7 +1,47 @@
 """Making a model rely on the right thing, with its ordinary checkpoint as the result."""
 
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
 from clearhead.repair.groups import GroupDRO, Reweight
 from clearhead.repair.last_layer import LastLayer, retrain_last_layer
+from clearhead.repair.pixels import RRR, GradMask
+from clearhead.repair.presets import PRESETS, Preset, preset_named
 from clearhead.repair.relevance import Relevance, relevance_maps
 
-__all__ = ["GroupDRO", "LastLayer", "Relevance", "Reweight", "relevance_maps", "retrain_last_layer"]
+__all__ = [
+    "MASK_LOSSES",
+    "PRESETS",
+    "RRR",
+    "GradMask",
+    "GroupDRO",
+    "LastLayer",
+    "MaskLoss",
+    "Preset",
+    "Relevance",
+    "Reweight",
+    "mask_loss",
+    "preset_named",
+    "relevance_maps",
+    "retrain_last_layer",
+]
+
+MaskLoss = Relevance | GradMask | RRR
+
+MASK_LOSSES: dict[str, type[MaskLoss]] = {"relevance": Relevance, "gradmask": GradMask, "rrr": RRR}
+"""The repairs by foreground masks: each a loss for ``clearhead.train.fit``."""
+
+
+def mask_loss(method: str, terms: Mapping[str, Any]) -> MaskLoss | None:
+    """The loss of a method with the terms that are not None; None for a method without masks.
+
+    Raises ValueError for a term that the method has not.
+    """
+    given = {name: value for name, value in terms.items() if value is not None}
+    kind = MASK_LOSSES.get(method)
+    known = [field.name for field in fields(kind)] if kind else []
+    if unknown := [name for name in given if name not in known]:
+        there = f"it has {', '.join(known)}" if known else f"only {', '.join(MASK_LOSSES)} have any"
+        raise ValueError(f"{', '.join(unknown)}: not a term of the method {method}; {there}")
+    return kind(**given) if kind else None

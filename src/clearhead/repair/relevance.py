@@ -1,12 +1,13 @@
 """Relevance fine-tuning: pull the relevance map off the background and on to the object.
 
-Chefer, Schwartz and Wolf, arXiv 2206.01161, section 3. With R the scaled GAE map of the label's class and S the mask::
+Chefer, Schwartz and Wolf, arXiv 2206.01161, section 3. With R the scaled map of the label's class and S the mask::
 
     L = 0.8 (2 mean((R (1 - S))²) + 0.3 mean((R S - S)²)) + 0.2 CE(logits / T, ŷ)
 
 The means go over pixels, ŷ is the model's own prediction (no label is needed for that term; it keeps the model sure of
-what it says). The gradient of attention dA inside R is taken as a constant, as in the public code: the loss flows
-through the attention A alone. ``second_order=True`` follows dA too, at about twice the cost.
+what it says). R is GAE's map, or that of another source. The gradient of attention dA inside GAE is taken as a
+constant, as in the public code: the loss flows through the attention A alone. ``second_order=True`` follows dA too, at
+about twice the cost.
 
 ``exchange`` goes beyond the paper: that share of the images is shown on another image's background. The map says where
 the evidence seems to come from; on a background of another class, following it costs accuracy.
@@ -15,7 +16,7 @@ the evidence seems to come from; on a background of another class, following it 
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +25,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clearhead.data.interventions import intervene
 from clearhead.explain import scale
+from clearhead.explain.attention import attention_map, rollout_map
 from clearhead.explain.gae import relevance, token_grid
+from clearhead.explain.gradients import input_gradient_map, input_x_gradient_map
 from clearhead.models import Classifier
 from clearhead.models.classifier import chosen_logit
+from clearhead.repair.pixels import pixel_gradient
 from clearhead.tap import tap
+
+Source = Literal["gae", "rollout", "attention", "input-gradient", "input-x-gradient"]
+"""The maps that a loss can be put on."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,11 @@ class Relevance:
         relevance: weight of the two together.
         classification: weight of the cross-entropy.
         temperature: T, divides the logits.
-        labels: what the cross-entropy aims at: the model's own ``predicted`` class, or the ``true`` one.
-        second_order: also differentiate through dA.
-        exchange: share of the images with masks that are shown on the background of another one; needs true labels.
+        target: what the cross-entropy aims at: the model's own ``predicted`` class, or the ``truth``.
+        source: where the map comes from; the gradient sources are always of second order.
+        second_order: with GAE, also differentiate through dA.
+        exchange: share of the images with masks that are shown on the background of another one; needs the target
+            ``truth``.
     """
 
     background: float = 2.0
@@ -50,28 +59,34 @@ class Relevance:
     relevance: float = 0.8
     classification: float = 0.2
     temperature: float = 1.0
-    labels: Literal["predicted", "true"] = "predicted"
+    target: Literal["predicted", "truth"] = "predicted"
+    source: Source = "gae"
     second_order: bool = False
     exchange: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.exchange <= 1:
             raise ValueError(f"exchange: a share of the images in 0..1 is needed, got {self.exchange}")
-        if self.exchange and self.labels != "true":
-            raise ValueError("exchange: needs labels='true', for the model's own answer follows the wrong background")
+        if self.exchange and self.target != "truth":
+            raise ValueError("exchange: needs target 'truth', for the model's own answer follows the wrong background")
+        if self.source not in get_args(Source):
+            raise ValueError(f"source: got {self.source!r}; there is {', '.join(get_args(Source))}")
+        if self.second_order and self.source != "gae":
+            raise ValueError(f"second_order: is of the source gae, got {self.source!r}")
 
     def __call__(self, model: Classifier, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Parts of the loss of a batch (image, label, mask, has_mask), its total under ``loss``, and ``logits``.
 
-        Images without a mask count in the classification term alone. Raises ValueError for a model without a grid.
+        Images without a mask count in the classification term alone. Raises ValueError for a model without a grid,
+        where the source needs one.
         """
         images = _exchanged(batch, self.exchange) if self.exchange and model.module.training else batch["image"]
-        maps, logits = relevance_maps(model, images, batch["label"], self.second_order)
+        maps, logits = relevance_maps(model, images, batch["label"], self.source, self.second_order)
         mask, weight = batch["mask"][:, 0], batch["has_mask"].to(maps)
         count = weight.sum().clamp(min=1)
         background = (((maps * (1 - mask)) ** 2).mean((1, 2)) * weight).sum() / count
         foreground = (((maps * mask - mask) ** 2).mean((1, 2)) * weight).sum() / count
-        aim = batch["label"] if self.labels == "true" else logits.detach().argmax(-1)
+        aim = batch["label"] if self.target == "truth" else logits.detach().argmax(-1)
         classification = F.cross_entropy(logits / self.temperature, aim)
         total = self.relevance * (self.background * background + self.foreground * foreground)
         total = total + self.classification * classification
@@ -89,12 +104,21 @@ def _exchanged(batch: Mapping[str, Any], share: float) -> Tensor:
 
 
 def relevance_maps(
-    model: Classifier, images: Tensor, target: Tensor, second_order: bool = False
+    model: Classifier, images: Tensor, target: Tensor, source: Source = "gae", second_order: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Scaled GAE maps (B x H x W in 0..1) that carry a graph to the parameters, and the logits of the same pass.
+    """Scaled maps (B x H x W in 0..1) that carry a graph to the parameters, and the logits of the same pass.
 
-    One forward pass and one backward pass to the heads' outputs, for all layers at once.
+    One forward pass and, where the source has gradients, one backward pass, for all layers at once.
     """
+    if source in _FROM_PIXELS:
+        gradient, images, logits = pixel_gradient(model, images, lambda logits: chosen_logit(logits, target))
+        maps = _FROM_PIXELS[source](gradient, images)
+    else:
+        maps, logits = _FROM_TOKENS[source](model, images, target, second_order)
+    return scale(maps, (images.shape[-2], images.shape[-1])), logits
+
+
+def _gae(model: Classifier, images: Tensor, target: Tensor, second_order: bool) -> tuple[Tensor, Tensor]:
     grid = token_grid(model, "gae")
     # the fused kernels have no second derivative
     kernel = sdpa_kernel(SDPBackend.MATH) if second_order else nullcontext()
@@ -103,5 +127,22 @@ def relevance_maps(
         score = chosen_logit(logits, target).sum()
         gradients = torch.autograd.grad(score, record.outputs, retain_graph=True, create_graph=second_order)
         layers = list(record) if second_order else [replace(layer, v=layer.v.detach()) for layer in record]
-        maps = relevance(layers, list(gradients), grid)
-    return scale(maps, (images.shape[-2], images.shape[-1])), logits
+        return relevance(layers, list(gradients), grid), logits
+
+
+def _attention(model: Classifier, images: Tensor, _target: Tensor, _second_order: bool) -> tuple[Tensor, Tensor]:
+    grid = token_grid(model, "attention")
+    with torch.enable_grad(), tap(model.module) as record:
+        logits = model(images)
+        return attention_map(list(record), grid), logits
+
+
+def _rollout(model: Classifier, images: Tensor, _target: Tensor, _second_order: bool) -> tuple[Tensor, Tensor]:
+    grid = token_grid(model, "rollout")
+    with torch.enable_grad(), tap(model.module) as record:
+        logits = model(images)
+        return rollout_map(list(record), grid), logits
+
+
+_FROM_TOKENS = {"gae": _gae, "attention": _attention, "rollout": _rollout}
+_FROM_PIXELS = {"input-gradient": input_gradient_map, "input-x-gradient": input_x_gradient_map}

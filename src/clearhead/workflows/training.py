@@ -18,13 +18,13 @@ from clearhead.heads import Diversity
 from clearhead.heads.selection import Objective, Search, select_heads
 from clearhead.heads.shrink import shrink_heads
 from clearhead.models import Classifier, load_model, save_model
-from clearhead.repair import GroupDRO, Relevance, Reweight, retrain_last_layer
+from clearhead.repair import GroupDRO, MaskLoss, Reweight, mask_loss, retrain_last_layer
 from clearhead.results import Results, TrainingResults
 from clearhead.runs import begin, read_results
 from clearhead.train import ChooseBy, Loss, Settings, best_epoch, cross_entropy, fit
 from clearhead.workflows.pieces import Track, data_name, facts_of, finish, given, model_name, on_device, titled
 
-Method = Literal["relevance", "dfr", "groupdro", "reweight"]
+Method = Literal["relevance", "gradmask", "rrr", "dfr", "groupdro", "reweight"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def run_repair(
     data: str | Path,
     out: Path,
     settings: Settings,
-    loss: Relevance | None = None,
+    loss: MaskLoss | None = None,
     *,
     method: Method = "relevance",
     train_split: str = "train",
@@ -104,10 +104,11 @@ def run_repair(
 ) -> TrainingResults:
     """Make it rely on the right thing, then check it against the original for harm. ``clearhead repair``.
 
-    `loss` is that of the method relevance. Of the others, ``dfr`` takes of the settings the seed, the batch size and
-    the workers alone. `test_split` names images on which the comparison is made too; nothing is chosen by them.
+    `loss` is that of a method by masks, by default with its own terms. Of the others, ``dfr`` takes of the settings the
+    seed, the batch size and the workers alone. `test_split` names images on which the comparison is made too; nothing
+    is chosen by them.
     """
-    loss = loss or Relevance() if method == "relevance" else None
+    loss = loss or mask_loss(method, {})
     arguments = given(locals())
     if not begin(out, "repair", arguments):
         started = time.perf_counter()
@@ -197,20 +198,20 @@ def run_select(
 
 
 def _loss(
-    method: Method, loss: Relevance | None, train: ImageFolder, groups: list[str] | None, data: str | Path
+    method: Method, loss: MaskLoss | None, train: ImageFolder, groups: list[str] | None, data: str | Path
 ) -> Loss:
     """What a method minimises. Raises DataError or ValueError where the data has not what it takes."""
     if method == "groupdro":
         return GroupDRO.of(train, groups)
-    if method == "reweight":
+    if loss is None:
         return Reweight.of(train, groups)
     if not any(sample.mask for sample in train.samples):
         raise DataError(
-            f"{data}: repair needs foreground masks, and none of its {len(train.samples)} training images has one; "
-            "put them in masks/<class>/<stem>.png (nonzero = object), or take --method dfr, groupdro or reweight (by "
-            "groups), or heads"
+            f"{data}: {method} needs foreground masks, and none of its {len(train.samples)} training images has one; "
+            "put them in masks/<class>/<stem>.png (nonzero = object), or make them with clearhead data masks, or take "
+            "--method dfr, groupdro or reweight (by groups), or heads"
         )
-    return loss or Relevance()
+    return loss
 
 
 def _test(data: str | Path, split: str | None, chosen_by: list[str], model: Classifier) -> ImageFolder | None:

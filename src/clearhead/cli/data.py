@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-data_app = typer.Typer(no_args_is_help=True, help="Make data sets with a known shortcut.")
+from clearhead.cli.options import Seed
 
-Seed = Annotated[int, typer.Option(help="Of everything that is drawn by chance.")]
+data_app = typer.Typer(no_args_is_help=True, help="Make data sets with a known shortcut.")
 
 
 @data_app.command("demo")

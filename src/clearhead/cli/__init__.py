@@ -1,0 +1,73 @@
+"""The command line: each command parses its arguments, calls one function, and says what came out.
+
+Bad input ends with exit code 2 and one message, never with a traceback.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clearhead import __version__
+from clearhead.cli.data import data_app
+from clearhead.cli.evaluation import audit, compare, explain, heads, report
+from clearhead.cli.options import Device
+from clearhead.cli.reproduce import reproduce_app
+from clearhead.cli.training import repair, train
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="See what a vision transformer relies on, repair it cheaply, and prove that the repair helped.",
+)
+for command in (explain, audit, compare, heads, train, repair, report):
+    app.command()(command)
+app.add_typer(data_app, name="data")
+app.add_typer(reproduce_app, name="reproduce")
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the demo's data, runs and page.")] = Path("clearhead-demo"),
+    device: Device = None,
+) -> None:
+    """Audit, repair and compare a small model that ships with clearhead, on generated pictures; no download."""
+    from clearhead import console
+    from clearhead import demo as demonstration
+
+    comparison, page = demonstration.run_demo(out, device=device, track=console.progress)
+    console.tell_verdict(comparison)
+    console.out.print(f"page: {page}")
+
+
+def main() -> None:
+    """The command ``clearhead``."""
+    try:
+        app()
+    except Exception as error:
+        if not _told(error):
+            raise
+        from clearhead import console
+
+        console.fail(error)
+        sys.exit(2)
+
+
+def _told(error: Exception) -> bool:
+    """Whether an error was made to be read by a user."""
+    from clearhead.data.pixels import DataError
+    from clearhead.models import ModelError
+    from clearhead.runs import RunError
+    from clearhead.tap import NoAttentionSeen
+    from clearhead.train import TrainingError
+
+    return isinstance(error, DataError | ModelError | RunError | NoAttentionSeen | TrainingError | OSError | ValueError)

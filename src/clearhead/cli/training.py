@@ -1,0 +1,196 @@
+"""train and repair."""
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from clearhead.cli.options import (
+    BatchSize,
+    Data,
+    Device,
+    Groups,
+    Layers,
+    Margin,
+    Model,
+    Out,
+    Precision,
+    Seed,
+    TestSplit,
+    TrainSplit,
+    ValSplit,
+    Workers,
+    columns_of,
+    default_out,
+    layers_of,
+)
+
+_TERMS, _HEADS = "By masks (--method relevance, gradmask, rrr)", "By heads (--method heads)"
+
+
+def train(
+    model: Model,
+    data: Data,
+    out: Out = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 10,
+    lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 1e-4,
+    batch_size: BatchSize = 32,
+    optimizer: Annotated[Literal["adamw", "sgd"], typer.Option(help="SGD has momentum 0.9.")] = "adamw",
+    weight_decay: Annotated[float, typer.Option(min=0, help="Of all parameters.")] = 0.05,
+    schedule: Annotated[Literal["cosine", "decay", "constant"], typer.Option(help="Of the learning rate.")] = "cosine",
+    mixed_precision: Precision = "no",
+    diversity: Annotated[
+        float, typer.Option(min=0, help="Weight of the head-diversity loss; the paper's is 100 / heads²: 6.25 at 4.")
+    ] = 0.0,
+    layers: Layers = "last",
+    pretrained: Annotated[bool, typer.Option(help="Start from pretrained weights.")] = True,
+    train_split: TrainSplit = "train",
+    val_split: ValSplit = "val",
+    workers: Workers = 0,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Fine-tune by cross-entropy, with a fresh last layer where the data has other classes than the model."""
+    from clearhead import console, workflows
+    from clearhead.heads import Diversity
+    from clearhead.train import Settings
+
+    folder = out or default_out("train", data, model)
+    settings = Settings(
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        mixed_precision=mixed_precision,
+        workers=workers,
+        seed=seed,
+    )
+    options: dict[str, Any] = {"train_split": train_split, "validation_split": val_split, "device": device}
+    options |= {"pretrained": pretrained, "loss": Diversity(diversity, layers_of(layers)) if diversity else None}
+    console.tell_training(workflows.run_train(model, data, folder, settings, **options, track=console.progress), folder)
+
+
+def repair(
+    model: Model,
+    data: Data,
+    out: Out = None,
+    method: Annotated[
+        Literal["relevance", "gradmask", "rrr", "heads", "dfr", "groupdro", "reweight"],
+        typer.Option(
+            help="By masks (relevance, gradmask, rrr), by keeping heads, or by groups: last layer, DRO, reweighting."
+        ),
+    ] = "relevance",
+    preset: Annotated[
+        str | None, typer.Option(help="The paper's settings for ViT-B, ViT-L, AR-S, AR-B, AR-L, DeiT-S or DeiT-B.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the training images; 10, or the preset's 50.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(min=0, help="Learning rate; 1e-5, or the preset's.")] = None,
+    batch_size: BatchSize = 8,
+    bg: Annotated[
+        float | None,
+        typer.Option(min=0, help="Weight of the background term; 0 leaves it out.", rich_help_panel=_TERMS),
+    ] = None,
+    fg: Annotated[
+        float | None, typer.Option(min=0, help="Weight of relevance's foreground term.", rich_help_panel=_TERMS)
+    ] = None,
+    cls: Annotated[
+        float | None, typer.Option(min=0, help="Weight of the classification term.", rich_help_panel=_TERMS)
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Divides relevance's logits in the classification term.", rich_help_panel=_TERMS),
+    ] = None,
+    target: Annotated[
+        Literal["predicted", "truth"] | None,
+        typer.Option(
+            help="Relevance's classification term aims at it; the model's by default.", rich_help_panel=_TERMS
+        ),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="Map of relevance: gae, rollout, attention, input-gradient, input-x-gradient.", rich_help_panel=_TERMS
+        ),
+    ] = None,
+    exchange: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of images on another's background; with --target truth.", rich_help_panel=_TERMS
+        ),
+    ] = None,
+    second_order: Annotated[
+        bool | None,
+        typer.Option(
+            "--second-order", help="Differentiate through the gradient of attention too.", rich_help_panel=_TERMS
+        ),
+    ] = None,
+    search: Annotated[
+        Literal["exhaustive", "greedy", "importance"],
+        typer.Option(help="All subsets of a layer, one head after another, or by importance.", rich_help_panel=_HEADS),
+    ] = "exhaustive",
+    layers: Annotated[
+        str | None, typer.Option(help="Last, all, or positions; last for exhaustive, else all.", rich_help_panel=_HEADS)
+    ] = None,
+    objective: Annotated[
+        Literal["accuracy", "worst-group", "foreground"] | None,
+        typer.Option(help="What is to be highest; by default what groups and masks allow.", rich_help_panel=_HEADS),
+    ] = None,
+    ablation: Annotated[
+        Literal["rescale", "mean"],
+        typer.Option(help="Scale the kept heads, or put a removed head's mean output.", rich_help_panel=_HEADS),
+    ] = "rescale",
+    shrink: Annotated[
+        bool,
+        typer.Option(
+            "--shrink", help="With --search importance: a smaller model (Hugging Face's).", rich_help_panel=_HEADS
+        ),
+    ] = False,
+    mixed_precision: Precision = "no",
+    train_split: TrainSplit = "train",
+    val_split: ValSplit = "val",
+    test_split: TestSplit = None,
+    groups: Groups = None,
+    margin: Margin = 0.02,
+    workers: Workers = 0,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Make the model rely on the right thing, by masks, by its heads or by groups, and check it for harm."""
+    from clearhead import console, workflows
+    from clearhead.repair import mask_loss, preset_named
+    from clearhead.train import Settings
+
+    folder = out or default_out("repair", data, model)
+    options: dict[str, Any] = {"validation_split": val_split, "test_split": test_split, "groups": columns_of(groups)}
+    options |= {"margin": margin, "device": device, "track": console.progress}
+    if method == "heads":
+        options |= {"search": search, "objective": objective, "ablation": ablation, "seed": seed, "workers": workers}
+        options |= {"layers": None if layers is None else layers_of(layers), "shrink": shrink}
+        console.tell_training(workflows.run_select(model, data, folder, **options), folder)
+        return
+    if preset and method != "relevance":
+        raise typer.BadParameter(f"--preset {preset}: the paper's settings are for --method relevance, not {method}")
+    known = preset_named(preset)
+    terms: dict[str, Any] = {"background": bg, "foreground": fg, "classification": cls}
+    terms |= {
+        "temperature": temperature or known.temperature,
+        "target": target,
+        "source": source,
+        "exchange": exchange,
+        "second_order": second_order,
+    }
+    settings = Settings(
+        epochs=epochs or known.epochs,
+        lr=known.lr if lr is None else lr,
+        batch_size=batch_size,
+        schedule="decay",
+        crop=0.75,
+        mixed_precision=mixed_precision,
+        workers=workers,
+        seed=seed,
+    )
+    options |= {"method": method, "train_split": train_split, "loss": mask_loss(method, terms)}
+    console.tell_training(workflows.run_repair(model, data, folder, settings, **options), folder)
