@@ -151,6 +151,8 @@ def test_repair_leaves_an_ordinary_checkpoint_and_compare_judges_it(place, repai
     flips = results["mcnemar"]
     assert (flips["gained"] - flips["lost"]) / 12 == pytest.approx(change)
 
+    changed = any(difference["value"] for difference in results["classes"].values())
+    assert ("Classes most" in (place / "compare" / "report.html").read_text()) == changed
     page = clearhead("report", "compare", "repair", "--out", "all.html", "--title", "Both", cwd=place)
     assert page.returncode == 0, page.stderr
     assert "<h1>Both</h1>" in (place / "all.html").read_text()
@@ -214,6 +216,15 @@ def test_terms_are_switched_and_written_down(place):
     history = json.loads((place / "terms" / "results.json").read_text())["history"]
     parts = history[1]["validation"]
     assert parts["loss"] == pytest.approx(0.8 * 0.3 * parts["foreground"] + 0.2 * parts["classification"])
+
+
+def test_a_linear_layer_on_a_backbone_and_the_same_repair(place):
+    run = clearhead("train", "model", "data", "--linear", "--out", "linear", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "of the validation images right" in run.stdout
+    assert "on the features as they are" in (place / "linear" / "report.html").read_text()
+    run = clearhead("repair", "linear/checkpoint", "data", "--epochs", 1, "--out", "linear-repair", cwd=place)
+    assert run.returncode == 0, run.stderr
 
 
 def test_train_with_diverse_heads_and_audit_with_heads(place):

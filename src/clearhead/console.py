@@ -93,6 +93,10 @@ def tell_training(results: TrainingResults, folder: Path) -> None:
     if results.last_layer:
         used = results.last_layer
         out.print(f"last layer: C = {used.chosen:g}, worst group {100 * used.worst_group_accuracy[used.chosen]:.1f}%")
+    if results.linear:
+        layer = results.linear
+        accuracy = 100 * layer.accuracy[layer.chosen]
+        out.print(f"last layer: λ = {layer.chosen:g}, {accuracy:.1f}% of the validation images right")
     for title, comparison in (("check on the validation images", results.check), ("test images", results.test)):
         if comparison:
             judgement = comparison.judgement

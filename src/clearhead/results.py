@@ -8,6 +8,7 @@ from clearhead.evaluate.audit import Audit
 from clearhead.evaluate.compare import Comparison
 from clearhead.heads.scores import HeadScores
 from clearhead.heads.selection import Selection
+from clearhead.linear import LinearLayer
 from clearhead.repair import LastLayer
 from clearhead.train import ChooseBy, Epoch
 
@@ -48,6 +49,7 @@ class TrainingResults:
         choose_by: what the epoch kept has lowest of all on the validation images.
         selection: the heads that were kept (``heads``).
         last_layer: how the last layer was made (``dfr``).
+        linear: how the last layer was trained, where it alone was.
         check: on the validation images, by which was chosen too: to find harm early, not to prove the gain.
         test: on images that nothing was chosen by, where the user named some.
         problems: with the data.
@@ -62,6 +64,7 @@ class TrainingResults:
     choose_by: ChooseBy = "loss"
     selection: Selection | None = None
     last_layer: LastLayer | None = None
+    linear: LinearLayer | None = None
     check: Comparison | None = None
     test: Comparison | None = None
     problems: list[Problem] = field(default_factory=list)
@@ -82,7 +85,7 @@ class HeadsResults:
 
 @dataclass(frozen=True)
 class ComparisonResults:
-    """Two models on one folder; `sample` shows images drawn at random."""
+    """Two models on one folder; `sample` shows images drawn at random, `first_lost` flips of the worst classes."""
 
     kind: Literal["comparison"]
     before: str
@@ -92,6 +95,7 @@ class ComparisonResults:
     gained: list[Strip]
     lost: list[Strip]
     sample: list[Strip]
+    first_lost: list[Strip]
     problems: list[Problem]
     facts: dict[str, str]
 

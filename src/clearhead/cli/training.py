@@ -42,6 +42,12 @@ def train(
         float, typer.Option(min=0, help="Weight of the head-diversity loss; the paper's is 100 / heads²: 6.25 at 4.")
     ] = 0.0,
     layers: Layers = "last",
+    linear: Annotated[
+        bool,
+        typer.Option(
+            "--linear", help="The last layer alone, on frozen features: a self-supervised backbone's classifier."
+        ),
+    ] = False,
     pretrained: Annotated[bool, typer.Option(help="Start from pretrained weights.")] = True,
     train_split: TrainSplit = "train",
     val_split: ValSplit = "val",
@@ -67,7 +73,11 @@ def train(
         seed=seed,
     )
     options: dict[str, Any] = {"train_split": train_split, "validation_split": val_split, "device": device}
-    options |= {"pretrained": pretrained, "loss": Diversity(diversity, layers_of(layers)) if diversity else None}
+    options |= {
+        "linear": linear,
+        "pretrained": pretrained,
+        "loss": Diversity(diversity, layers_of(layers)) if diversity else None,
+    }
     console.tell_training(workflows.run_train(model, data, folder, settings, **options, track=console.progress), folder)
 
 

@@ -27,22 +27,29 @@ class Comparison:
         after: the audit of B.
         differences: B minus A by measure, in the order they are told; higher is better but for the loss.
         groups: difference of the accuracy of each group.
+        classes: difference of the accuracy of each class that has images.
         mcnemar: images gained and lost, and the exact p-value.
         judgement: the verdict, from worst-group and average accuracy.
         margin: the loss of accuracy that is still no harm, in 0..1.
         gained: files wrong before and right after, those of greatest change of loss first.
         lost: files right before and wrong after, likewise.
+        first_lost: of the classes whose accuracy fell most, the worst first, the first files that were made wrong.
     """
 
     before: Audit
     after: Audit
     differences: dict[str, Estimate]
     groups: dict[str, Estimate]
+    classes: dict[str, Estimate]
     mcnemar: McNemar
     judgement: Judgement
     margin: float
     gained: list[str]
     lost: list[str]
+    first_lost: dict[str, list[str]]
+
+
+_WORST_CLASSES, _FIRST_FLIPS = 5, 3  # three flips of each of the worst classes, as arXiv 2206.01161 shows
 
 
 def compare(
@@ -75,17 +82,27 @@ def compare(
         groups = {
             name: accuracy_difference(right[before.group == name], righted[before.group == name]) for name in a.groups
         }
+    names = np.array([classes[label] for label in before.label])
+    by_class = {
+        str(name): accuracy_difference(right[names == name], righted[names == name]) for name in np.unique(names)
+    }
     change = after.loss - before.loss
     return Comparison(
         before=a,
         after=b,
         differences=judged | _other_differences(before, after, seed),
         groups=groups,
+        classes=by_class,
         mcnemar=mcnemar(right, righted),
         judgement=judge(judged, margin),
         margin=margin,
         gained=_flipped(before.file, change, ~right & righted, show),
         lost=_flipped(before.file, -change, right & ~righted, show),
+        first_lost={
+            name: before.file[(names == name) & right & ~righted][:_FIRST_FLIPS].tolist()
+            for name, difference in sorted(by_class.items(), key=lambda item: item[1].value)[:_WORST_CLASSES]
+            if difference.value < 0
+        },
     )
 
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from clearhead.data.batches import Images, loader
 from clearhead.data.folder import ImageFolder, group_labels
 from clearhead.models import Classifier
+from clearhead.models.features import features, last_layer
 
 Track = Callable[[Iterable, int, str], Iterable]
 
@@ -79,10 +80,12 @@ def retrain_last_layer(
     _require_classes(model, labels)
     model = replace(model, module=copy.deepcopy(model.module).eval())
     head = _head(model)
-    x, held = (
-        _features(model, head, loader(Images(folder, model.preprocess), batch_size, workers), title, track)
-        for folder, title in ((train, "features"), (validation, "features, validation"))
-    )
+
+    def read(folder: ImageFolder, title: str) -> np.ndarray:
+        batches = loader(Images(folder, model.preprocess), batch_size, workers)
+        return features(model, track(batches, len(batches), title) if track else batches).double().numpy()
+
+    x, held = read(train, "features"), read(validation, "features, validation")
     mean, scale = x.mean(0), x.std(0)
     scale[scale == 0] = 1
     x, held = (x - mean) / scale, (held - mean) / scale
@@ -119,41 +122,16 @@ def _require_classes(model: Classifier, labels: np.ndarray) -> None:
 
 
 def _head(model: Classifier) -> nn.Linear:
-    """The linear layer whose output is the logits."""
-    outputs: list[tuple[nn.Module, Tensor]] = []
-    linear = [module for module in model.module.modules() if isinstance(module, nn.Linear)]
-    hooks = [m.register_forward_hook(lambda m, _, output: outputs.append((m, output))) for m in linear]
-    parameter = next(model.module.parameters())
-    size = model.preprocess.size
-    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(parameter)
-    try:
-        with torch.no_grad():
-            logits = model(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    heads = [m for m, output in outputs if output.shape == logits.shape and torch.equal(output, logits)]
-    if not heads or heads[-1].bias is None:
-        why = "the last layer has no bias" if heads else "no linear layer's output is its logits"
+    """The model's last layer; ValueError where it has none, or none with a bias."""
+    head = last_layer(model)
+    if head is None or head.bias is None:
+        why = "the last layer has no bias" if head else "no linear layer's output is its logits"
         raise ValueError(
             f"model: the last layer of {model.name} cannot be retrained: {why}. Needed is one torch.nn.Linear with a "
             "bias at the end; distilled DeiTs average two heads and do not have it: take an architecture without "
             "distillation, or another method"
         )
-    return heads[-1]  # type: ignore[return-value]
-
-
-def _features(model: Classifier, head: nn.Linear, batches: Iterable, title: str, track: Track | None) -> np.ndarray:
-    """What the head is given for each image, N x D in float64."""
-    found: list[np.ndarray] = []
-    hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].cpu().double().numpy()))
-    try:
-        with torch.no_grad():
-            for batch in track(batches, len(batches), title) if track else batches:  # type: ignore[arg-type]
-                model(batch["image"].to(head.weight.device))
-    finally:
-        hook.remove()
-    return np.concatenate(found)
+    return head
 
 
 def _balanced(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -12,6 +12,7 @@ from clearhead.evaluate.audit import Audit
 from clearhead.evaluate.compare import Comparison
 from clearhead.evaluate.statistics import Estimate, number
 from clearhead.heads.selection import Selection
+from clearhead.linear import LinearLayer
 from clearhead.repair import LastLayer
 from clearhead.report import plots
 from clearhead.report.heads import head_sections
@@ -21,6 +22,9 @@ from clearhead.train import best_epoch
 
 MOST_CLASSES = 20
 """Tables of classes show this many, those of lowest accuracy first."""
+
+MOST_CHANGED = 50
+"""Tables of classes that changed show this many, as arXiv 2206.01161 does."""
 
 
 def write_page(runs: Sequence[tuple[Results, Path]], path: Path, title: str = "") -> None:
@@ -137,9 +141,11 @@ def _comparison_sections(run: ComparisonResults, folder: Path) -> list[Section]:
     ]
     if c.groups:
         sections.append(_group_table(c))
+    sections += _class_tables(c)
     for title, text, strips in (
         ("Put right", "Wrong before, right after; the greatest change of loss first.", run.gained),
         ("Made wrong", "Right before, wrong after; the greatest change of loss first.", run.lost),
+        ("Classes that lost most", "The first images made wrong of each, the worst class first.", run.first_lost),
         ("Drawn at random", "A sample of all images, chosen by chance.", run.sample),
     ):
         if strips:
@@ -200,6 +206,23 @@ def _probability(p: float) -> str:
 def _group_table(c: Comparison) -> Table:
     rows = [Row(name, [c.before.groups[name], c.after.groups[name], change]) for name, change in c.groups.items()]
     return Table("Group by group", ["before", "after", "difference"], rows, "Accuracy of each group of images.")
+
+
+def _class_tables(c: Comparison) -> list[Section]:
+    """The classes whose accuracy rose and fell most, for more than two classes."""
+    found: list[Section] = []
+    changed = sorted(c.classes.items(), key=lambda item: -item[1].value) if len(c.classes) > 2 else []
+    for title, classes in (
+        ("Classes most helped", [(name, d) for name, d in changed if d.value > 0]),
+        ("Classes most harmed", [(name, d) for name, d in reversed(changed) if d.value < 0]),
+    ):
+        if classes:
+            shown = classes[:MOST_CHANGED]
+            rows = [Row(name, [c.before.classes[name], c.after.classes[name], d]) for name, d in shown]
+            text = f"{len(classes):,} of {len(c.classes):,} classes{'; the first are shown' * (shown != classes)}. "
+            text += "With few images a class, chance alone moves many; the intervals say how far."
+            found.append(Table(title, ["before", "after", "difference"], rows, text))
+    return found
 
 
 # --- an audit --------------------------------------------------------------------------------------------------------
@@ -266,6 +289,8 @@ def _training_sections(run: TrainingResults) -> list[Section]:
         sections += _selection(run.selection)
     if run.last_layer:
         sections.append(_last_layer(run.last_layer))
+    if run.linear:
+        sections.append(_linear(run.linear))
     if run.test:
         note = "Nothing was trained or chosen on these images. "
         sections.append(_check(run.test, "Test images", note))
@@ -333,6 +358,18 @@ def _last_layer(found: LastLayer) -> Table:
         "The inverse penalty C is chosen by the worst group on the validation images."
     )
     return Table("The last layer", ["worst-group accuracy", ""], rows, text)
+
+
+def _linear(found: LinearLayer) -> Table:
+    rows = [
+        Row(f"λ = {penalty:g}", [f"{loss:.4f}", _percent(found.accuracy[penalty]), "used" * (penalty == found.chosen)])
+        for penalty, loss in found.loss.items()
+    ]
+    text = (
+        "The last layer alone, on the features as they are: the minimum of the penalised cross-entropy on the training "
+        "images. The penalty λ is chosen by the loss on the validation images, which the table shows."
+    )
+    return Table("The last layer", ["loss", "accuracy", ""], rows, text)
 
 
 def _check(comparison: Comparison, title: str, note: str) -> Table:

@@ -233,13 +233,12 @@ def run_compare(
             write_table(out / f"predictions-{title}.parquet", predictions.table(models[0].classes))
         views = [("before", models[0], a), ("after", models[1], b)]
         sample = np.random.default_rng(seed).permutation(a.file)[:SHOWN].tolist()
-        gained, lost, drawn = (
-            strips(out, title, views, folder, files)
-            for title, files in (("gained", result.gained), ("lost", result.lost), ("sample", sample))
-        )
+        first = [file for files in result.first_lost.values() for file in files]
+        shown = {"gained": result.gained, "lost": result.lost, "sample": sample, "first-lost": first}
+        pictures = [strips(out, title, views, folder, files) for title, files in shown.items()]
         names = model_name(before), model_name(after), data_name(data, split)
         facts = facts_of(arguments, started, folder.samples, models[1])
-        results = ComparisonResults("comparison", *names, result, gained, lost, drawn, list(folder.problems), facts)
+        results = ComparisonResults("comparison", *names, result, *pictures, list(folder.problems), facts)
         finish(out, results)
     return read_results(out, Results)
 

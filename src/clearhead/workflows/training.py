@@ -17,6 +17,7 @@ from clearhead.evaluate.predict import predict
 from clearhead.heads import Diversity
 from clearhead.heads.selection import Objective, Search, select_heads
 from clearhead.heads.shrink import shrink_heads
+from clearhead.linear import train_linear
 from clearhead.models import Classifier, load_model, save_model
 from clearhead.repair import GroupDRO, MaskLoss, Reweight, mask_loss, retrain_last_layer
 from clearhead.results import Results, TrainingResults
@@ -56,6 +57,7 @@ def run_train(
     settings: Settings,
     loss: Diversity | None = None,
     *,
+    linear: bool = False,
     train_split: str = "train",
     validation_split: str = "val",
     pretrained: bool = True,
@@ -64,7 +66,8 @@ def run_train(
 ) -> TrainingResults:
     """Plain fine-tuning, with a fresh head when the data has other classes. ``clearhead train``.
 
-    By cross-entropy, or with `loss` by cross-entropy and head diversity.
+    By cross-entropy, or with `loss` by cross-entropy and head diversity. With `linear` the last layer alone is trained,
+    on frozen features (``clearhead.linear``); of the settings it takes the seed, the batch size and the workers.
     """
     arguments = given(locals())
     if not begin(out, "train", arguments):
@@ -76,13 +79,18 @@ def run_train(
             torch.manual_seed(seed)  # the fresh head is drawn
             count = len(train.classes)
             classifier = load_model(model, num_classes=count, classes=train.classes, pretrained=pretrained)
-        trained, history = fit(
-            classifier, loss or cross_entropy, train, validation, settings, out / "state", track, device
-        )
+        results = TrainingResults(method="train")
+        if linear:
+            options: dict[str, Any] = {"batch_size": settings.batch_size, "workers": settings.workers, "track": track}
+            trained, found = train_linear(on_device(classifier, device), train, validation, **options)
+            results = replace(results, linear=found)
+        else:
+            trained, history = fit(
+                classifier, loss or cross_entropy, train, validation, settings, out / "state", track, device
+            )
+            results = replace(results, history=history)
         save_model(trained, out / "checkpoint")
-        _finish(
-            out, arguments, started, classifier, [train, validation], TrainingResults(method="train", history=history)
-        )
+        _finish(out, arguments, started, classifier, [train, validation], results)
     return read_results(out, Results)
 
 

@@ -1,0 +1,53 @@
+"""A model's features: what its last layer is given."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clearhead.models.classifier import Classifier, evaluation_mode
+
+
+def last_layer(model: Classifier) -> nn.Linear | None:
+    """The linear layer whose output is the logits, if there is one."""
+    outputs: list[tuple[nn.Linear, Tensor]] = []
+    linear = [module for module in model.module.modules() if isinstance(module, nn.Linear)]
+    hooks = [m.register_forward_hook(lambda m, _, output: outputs.append((m, output))) for m in linear]
+    parameter = next(model.module.parameters())
+    size = model.preprocess.size
+    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(parameter)
+    try:
+        with evaluation_mode(model.module), torch.no_grad():
+            logits = model(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # a model whose logits are NaN has a last layer too
+    found = [
+        m for m, o in outputs if o.shape == logits.shape and torch.allclose(o, logits, rtol=0, atol=0, equal_nan=True)
+    ]
+    return found[-1] if found else None
+
+
+def features(model: Classifier, batches: Iterable[dict[str, Any]]) -> Tensor:
+    """What the last layer is given for each image of the batches, N x D, on the CPU: of many ViTs the CLS token.
+
+    Raises ValueError for a model whose logits are not the output of one linear layer.
+    """
+    head = last_layer(model)
+    if head is None:
+        raise ValueError(
+            f"model: {model.name} has no features of its own: no linear layer's output is its logits. Needed is one "
+            "torch.nn.Linear at the end; distilled DeiTs average two heads and do not have it: take an architecture "
+            "without distillation"
+        )
+    found: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].cpu()))
+    try:
+        with evaluation_mode(model.module), torch.no_grad():
+            for batch in batches:
+                model(batch["image"].to(head.weight.device))
+    finally:
+        hook.remove()
+    return torch.cat(found)

@@ -1,0 +1,36 @@
+"""Two models on the same images: what is told of the classes."""
+
+import numpy as np
+
+from clearhead.data.interventions import INTERVENTIONS
+from clearhead.evaluate.compare import compare
+from clearhead.evaluate.predict import Predictions
+
+CLASSES = ("ant", "bee", "cow")
+
+
+def predictions(predicted: list[int], label: list[int]) -> Predictions:
+    count = len(label)
+    return Predictions(
+        file=np.array([f"{i:02d}.png" for i in range(count)]),
+        label=np.array(label),
+        predicted=np.array(predicted),
+        group=np.array([f"class={CLASSES[i]}" for i in label]),
+        confidence=np.full(count, 0.9),
+        loss=np.linspace(0, 1, count),
+        foreground=np.full(count, np.nan),
+        area=np.full(count, np.nan),
+        intervened={name: np.full(count, -1) for name in INTERVENTIONS},
+        method="gae",
+    )
+
+
+def test_each_class_has_its_difference_and_the_worst_their_first_flips() -> None:
+    label = [0] * 6 + [1] * 6
+    before = predictions([0] * 6 + [1, 1, 1, 0, 0, 0], label)
+    after = predictions([1, 1, 1, 1, 0, 0] + [1] * 6, label)
+    found = compare(before, after, CLASSES)
+    assert {name: round(e.value, 3) for name, e in found.classes.items()} == {"ant": -0.667, "bee": 0.5}
+    assert all(e.count == 6 and e.low < e.value < e.high for e in found.classes.values())
+    assert found.first_lost == {"ant": ["00.png", "01.png", "02.png"]}  # four were lost; cow has no image, bee gained
+    assert compare(after, after, CLASSES).first_lost == {}
