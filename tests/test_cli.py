@@ -238,6 +238,53 @@ def test_train_with_diverse_heads_and_audit_with_heads(place):
     assert "Heads that do the same" in (place / "with-heads" / "report.html").read_text()
 
 
+def test_a_study_is_run_once_and_grows(place):
+    methods = "{relevance: {method: relevance}, GradMask: {method: gradmask}, fine-tuning: {method: train}}"
+    plan = "{model: MODEL, data: data, tests: {all: data}, samples: 2, classes: [1, 2], epochs: 1, lr: 1.0e-3}"
+    plan = plan.replace("}, samples", f"}}, methods: {methods}, seeds: SEEDS, samples")
+    (place / "plan.yaml").write_text(plan.replace("MODEL", str(place / "model")).replace("SEEDS", "0"))
+    run = clearhead("study", "plan.yaml", "--out", "study", cwd=place)
+    assert run.returncode == 0, run.stderr
+    page = (place / "study" / "report.html").read_text()
+    assert "Accuracy on all by classes" in page
+    first = place / "study" / "gradmask-2x1-0" / "results.json"
+    written = first.stat().st_mtime_ns
+    (place / "plan.yaml").write_text(plan.replace("MODEL", str(place / "model")).replace("SEEDS", "[0, 1]"))
+    run = clearhead("study", "plan.yaml", "--out", "study", "--jobs", 2, cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert first.stat().st_mtime_ns == written
+    rows = json.loads((place / "study" / "results.json").read_text())["rows"]
+    assert {row["seeds"] for row in rows} == {2}
+    assert {row["name"] for row in rows} == {"relevance", "GradMask", "fine-tuning"}
+
+
+def test_sufficient_subsets_of_any_label(place):
+    run = clearhead("sis", "model", "data/cat/00.png", "data/fish/01.png", "--class", "bird", "--out", "sis", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "of 4 labels reach 90%" in run.stdout
+    images = json.loads((place / "sis" / "results.json").read_text())["images"]
+    assert [[found["predicted"] for found in labels] for labels in images] == [[True, False]] * 2
+    assert np.load(next((place / "sis").glob("00-*.npz")))["subset"].shape == (32, 32)
+    assert "Pixels that are enough" in (place / "sis" / "report.html").read_text()
+
+
+def test_evaluate_compares_maps_and_features_of_models(place, repaired):
+    options = ["--faithfulness", "--segmentation", "--knn", "--methods", "all", "--k", "1,3", "--split", "test"]
+    run = clearhead("evaluate", "model", "repair/checkpoint", "data", *options, "--out", "evaluate", cwd=place)
+    assert run.returncode == 0, run.stderr
+    results = json.loads((place / "evaluate" / "results.json").read_text())
+    assert results["models"] == ["model", "repair"]
+    assert results["faithfulness"]["model"]["methods"].keys() >= {"gae", "rollout", "attnlrp", "input-gradient"}
+    gap = results["gap_change"]["repair"]["gae"]
+    gaps = [results["faithfulness"][name]["methods"]["gae"]["gap"]["value"] for name in ("model", "repair")]
+    assert gap["value"] == pytest.approx(gaps[1] - gaps[0])
+    assert results["segmentation"]["repair"]["gae"]["mIoU"]["count"] == 12
+    assert results["knn"]["model"].keys() == {"1", "3"}
+    page = (place / "evaluate" / "report.html").read_text()
+    assert "Least relevant pixels removed first: repair" in page
+    assert "Nearest neighbours" in page
+
+
 def test_bad_images_are_named_and_left_out(place):
     shutil.copytree(place / "data", place / "bad", ignore=shutil.ignore_patterns("metadata.csv"))
     (place / "bad" / "cat" / "torn.png").write_bytes((place / "data" / "cat" / "00.png").read_bytes()[:200])
@@ -268,6 +315,13 @@ def test_bad_images_are_named_and_left_out(place):
         (["heads", "model", "data", "--layers", "7"], "layers: 7 does not exist"),
         (["heads", "model", "data", "--attributes", "sky"], "no attribute sky"),
         (["repair", "model", "data", "--method", "heads", "--test-split", "val"], "chosen on it"),
+        (["evaluate", "model", "data"], "--faithfulness, --segmentation and --knn"),
+        (["evaluate", "model", "data", "--knn", "--k", "x"], "whole numbers with commas"),
+        (["evaluate", "model", "data", "--knn", "--k", "99"], "k: 99"),
+        (["evaluate", "model", "maskless", "--segmentation"], "no image is left to hold a map against"),
+        (["evaluate", "model", "data", "--faithfulness", "--methods", "lime"], "lime"),
+        (["sis", "model", "data/cat/00.png", "--class", "dog"], "class 'dog'"),
+        (["study", "nothing.yaml"], "cannot be read as YAML"),
         (["repair", "model", "data", "--source", "lime"], "there is gae, rollout"),
         (["repair", "model", "data", "--method", "gradmask", "--fg", "1"], "foreground: not a term of the method"),
         (["repair", "model", "data", "--method", "rrr", "--preset", "ViT-B"], "relevance, not rrr"),

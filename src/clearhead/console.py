@@ -12,9 +12,18 @@ from rich.table import Table
 from clearhead.data.folder import Problem
 from clearhead.evaluate.audit import Audit
 from clearhead.evaluate.statistics import Estimate, interval, number
+from clearhead.masks import MasksWritten
 from clearhead.report.heads import MOST_HEADS
-from clearhead.report.pages import CHOSEN_BY
-from clearhead.results import AuditResults, ComparisonResults, HeadsResults, TrainingResults
+from clearhead.report.trainings import CHOSEN_BY
+from clearhead.results import (
+    AuditResults,
+    ComparisonResults,
+    EvaluationResults,
+    HeadsResults,
+    StudyResults,
+    SufficientResults,
+    TrainingResults,
+)
 from clearhead.train import best_epoch
 
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -130,6 +139,72 @@ def tell_heads(results: HeadsResults, folder: Path) -> None:
     if len(scores.heads) > MOST_HEADS:
         out.print(f"the {MOST_HEADS} most important of {len(scores.heads)} heads (layer.head)")
     _tell_page(folder)
+
+
+def tell_evaluation(results: EvaluationResults, folder: Path) -> None:
+    """The main numbers of each part."""
+    tell_problems(results.problems)
+    if results.faithfulness:
+        table = _table("positive", "negative", "gap", "95% interval", "n")
+        for model, found in results.faithfulness.items():
+            for method, m in found.methods.items():
+                cells = [number(e.value, e.unit) for e in (m.positive_area, m.negative_area, m.gap)]
+                table.add_row(escape(f"{model}, {method}"), *cells, interval(m.gap), f"{m.gap.count:,}")
+        out.print("faithfulness: area under top-1 accuracy, 10 to 90% of the pixels removed")
+        out.print(table)
+    if results.segmentation:
+        first = next(iter(next(iter(results.segmentation.values())).values()))
+        table = _table(*first, "n")
+        for model, methods in results.segmentation.items():
+            for method, numbers in methods.items():
+                cells = [number(e.value, e.unit) for e in numbers.values()]
+                table.add_row(escape(f"{model}, {method}"), *cells, f"{next(iter(numbers.values())).count:,}")
+        out.print("maps as segmentations")
+        out.print(table)
+    if results.knn:
+        table = _table(*(f"k = {k}" for k in next(iter(results.knn.values()))))
+        for model, by_k in results.knn.items():
+            table.add_row(escape(model), *(f"{number(e.value, e.unit)} {interval(e)}" for e in by_k.values()))
+        out.print("nearest neighbours")
+        out.print(table)
+    _tell_page(folder)
+
+
+def tell_sufficient(results: SufficientResults, folder: Path) -> None:
+    """For each image and label the share of the pixels that is enough."""
+    table = _table("label", "whole image", "pixels kept", "from them alone")
+    for strip, labels in zip(results.strips, results.images, strict=True):
+        for found in labels:
+            cells = [number(value, "%") for value in (found.whole, found.share, found.confidence)]
+            table.add_row(escape(strip.title), escape(found.label), *cells)
+    out.print(table)
+    enough = [found.reached for labels in results.images for found in labels]
+    out.print(f"{sum(enough)} of {len(enough)} labels reach {100 * results.confidence:g}%")
+    _tell_page(folder)
+
+
+def tell_study(results: StudyResults, folder: Path) -> None:
+    """What each method changed on each test set."""
+    table = _table("test", "measure", "change", "95% interval", "seeds")
+    for row in results.rows:
+        change = number(row.change.value, row.change.unit), interval(row.change)
+        name = f"{row.name}, {row.samples} x {row.classes}"
+        table.add_row(escape(name), escape(row.test), row.measure, *change, str(row.seeds))
+    out.print(table)
+    _tell_page(folder)
+
+
+def tell_masks(written: MasksWritten) -> None:
+    """How many images have a mask, what was dropped, and how good they are where that is known."""
+    tell_problems(written.problems)
+    area = f"{number(written.area.value, '%')} of the image on average"
+    out.print(f"{written.masks:,} of {written.images:,} images have a mask, {area}")
+    for name, overlap in (("patches", written.patches), ("all masks", written.made), ("masks kept", written.kept)):
+        if overlap:
+            out.print(
+                f"IoU with the true masks, {name}: {number(overlap.value)} {interval(overlap)}, n {overlap.count:,}"
+            )
+    out.print(f"data: {escape(str(written.folder))}")
 
 
 def tell_problems(problems: Sequence[Problem]) -> None:

@@ -6,10 +6,13 @@ from typing import Literal
 from clearhead.data.folder import Problem
 from clearhead.evaluate.audit import Audit
 from clearhead.evaluate.compare import Comparison
+from clearhead.evaluate.faithfulness import Faithfulness
+from clearhead.evaluate.statistics import Estimate
 from clearhead.heads.scores import HeadScores
 from clearhead.heads.selection import Selection
 from clearhead.linear import LinearLayer
 from clearhead.repair import LastLayer
+from clearhead.study import StudyRow
 from clearhead.train import ChooseBy, Epoch
 
 
@@ -100,4 +103,93 @@ class ComparisonResults:
     facts: dict[str, str]
 
 
-Results = AuditResults | TrainingResults | ComparisonResults | HeadsResults
+@dataclass(frozen=True)
+class StudyResults:
+    """A grid of repairs of one model."""
+
+    kind: Literal["study"]
+    model: str
+    data: str
+    rows: list[StudyRow]
+    facts: dict[str, str]
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class EvaluationResults:
+    """Features and maps of one or several models on one folder; the first model is what the others are held against.
+
+    Attributes:
+        kind: which results these are.
+        models: their names, each once.
+        data: the folder.
+        faithfulness: of each model's maps, by several methods.
+        gap_change: by model but the first, then method: the faithfulness gap less that of the first model.
+        segmentation: by model, then method, then measure.
+        left_out: images that segmentation does not count, by reason, for each model.
+        knn: by model, then number of neighbours.
+        knn_change: by model but the first: less the first model's.
+        problems: with the data.
+        facts: for the foot of the page.
+    """
+
+    kind: Literal["evaluation"]
+    models: list[str]
+    data: str
+    faithfulness: dict[str, Faithfulness] = field(default_factory=dict)
+    gap_change: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    segmentation: dict[str, dict[str, dict[str, Estimate]]] = field(default_factory=dict)
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    knn: dict[str, dict[int, Estimate]] = field(default_factory=dict)
+    knn_change: dict[str, dict[int, Estimate]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SufficientLabel:
+    """How few pixels of one image are enough for one label.
+
+    Attributes:
+        label: its name.
+        predicted: whether it is the one the model gives the whole image.
+        whole: its probability on the whole image.
+        share: of the pixels that are enough, or that come nearest to it.
+        confidence: its probability from them alone.
+        reached: whether that is enough.
+        kept: share of the pixels kept at each step.
+        curve: the label's probability at each step.
+    """
+
+    label: str
+    predicted: bool
+    whole: float
+    share: float
+    confidence: float
+    reached: bool
+    kept: list[float]
+    curve: list[float]
+
+
+@dataclass(frozen=True)
+class SufficientResults:
+    """Sufficient input subsets: for each image its labels, the predicted one first, and its pictures."""
+
+    kind: Literal["sufficient"]
+    model: str
+    confidence: float
+    images: list[list[SufficientLabel]]
+    strips: list[Strip]
+    facts: dict[str, str]
+    problems: list[Problem] = field(default_factory=list)
+
+
+Results = (
+    AuditResults
+    | TrainingResults
+    | ComparisonResults
+    | HeadsResults
+    | StudyResults
+    | EvaluationResults
+    | SufficientResults
+)

@@ -1,11 +1,11 @@
 """The commands below ``clearhead data``: sets with a known shortcut."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from clearhead.cli.options import Seed
+from clearhead.cli.options import BatchSize, Device, Seed, Workers, numbers_of
 
 data_app = typer.Typer(no_args_is_help=True, help="Make data sets with a known shortcut.")
 
@@ -67,6 +67,48 @@ def data_collage(
     )
     console.tell_problems(problems)
     console.out.print(f"data: {out}")
+
+
+@data_app.command("masks")
+def data_masks(
+    images: Annotated[Path, typer.Argument(help="Folder of class folders of images.")],
+    model: Annotated[
+        str | None, typer.Option(help="Find the objects by this vision transformer's features (TokenCut).")
+    ] = None,
+    annotations: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="Annotations: coco=FILE, coco-boxes, voc, voc-objects, voc-boxes, imagenet-s=FOLDER."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder for images and masks; by default the masks go to IMAGES/masks.")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers whose keys are used, with commas; -1 is the last.")] = None,
+    tau: Annotated[float | None, typer.Option(help="Cosine above which two patches are alike.")] = None,
+    batch_size: BatchSize = 32,
+    workers: Workers = 0,
+    device: Device = None,
+) -> None:
+    """Foreground masks for images that have none: found by a model, or from annotations."""
+    from functools import partial
+
+    from clearhead import console
+    from clearhead.masks import FORMATS, write_masks
+    from clearhead.models import load_model
+    from clearhead.workflows import on_device
+
+    made = None
+    if annotations is not None:
+        kind, path = _parted(annotations, "=", "from")
+        if kind not in FORMATS:
+            raise typer.BadParameter(f"--from {annotations}: there is {', '.join(FORMATS)}")
+        made = partial(FORMATS[kind], Path(path))
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "track": console.progress}
+    options |= {"tau": tau} if tau is not None else {}
+    options |= {"layers": numbers_of(layers)} if layers is not None else {}
+    finder = None if model is None else on_device(load_model(model), device)
+    console.tell_masks(write_masks(images, out, finder, annotations=made, **options))
 
 
 @data_app.command("mnist-cifar")

@@ -1,7 +1,7 @@
-"""explain, audit, compare, heads, report: what does a model rely on, and did a repair help?"""
+"""explain, sis, audit, compare, heads, evaluate, report: what does a model rely on, and did a repair help?"""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -21,6 +21,7 @@ from clearhead.cli.options import (
     columns_of,
     default_out,
     layers_of,
+    numbers_of,
 )
 
 
@@ -38,18 +39,48 @@ def explain(
 ) -> None:
     """Show where in each image the evidence for a class lies."""
     from clearhead import console, workflows
-    from clearhead.data.folder import image_files
     from clearhead.models import load_model
 
-    files = [file for image in images for file in (image_files(image) if image.is_dir() else [image])]
-    if not files:
-        raise typer.BadParameter(f"no images in {', '.join(map(str, images))}")
+    files = _files(images)
     classifier = workflows.on_device(load_model(model), device)
     index = None if target is None else workflows.class_index(classifier, target)
     options: dict[str, Any] = {"method": method, "target": index, "batch_size": batch_size, "workers": workers}
     for file, name, probability in workflows.run_explain(classifier, files, out, **options, track=console.progress):
         console.out.print(f"{file}: {name} ({100 * probability:.1f}%)")
     console.out.print(f"{len(files)} overlays and maps in {out}")
+
+
+def sis(
+    model: Model,
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    target: Annotated[
+        list[str] | None, typer.Option("--class", help="A label besides the predicted one, by name or number; repeat.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(min=0.01, max=1, help="Probability that is enough.")] = 0.9,
+    steps: Annotated[int, typer.Option(min=1, help="Of the search: a forward and a backward pass each.")] = 50,
+    fill: Annotated[Literal["mean", "black"], typer.Option(help="What takes the place of a pixel.")] = "mean",
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/sis"),
+    batch_size: BatchSize = 8,
+    workers: Workers = 0,
+    device: Device = None,
+) -> None:
+    """How few pixels are enough for a label, the predicted one or any other? (Sufficient input subsets.)"""
+    from clearhead import console, workflows
+
+    options: dict[str, Any] = {"targets": target or [], "confidence": confidence, "steps": steps, "fill": fill}
+    options |= {"batch_size": batch_size, "workers": workers, "device": device}
+    files = _files(images)
+    console.tell_sufficient(workflows.run_sis(model, files, out, **options, track=console.progress), out)
+
+
+def _files(images: list[Path]) -> list[Path]:
+    """The images named and those in the folders named."""
+    from clearhead.data.folder import image_files
+
+    files = [file for image in images for file in (image_files(image) if image.is_dir() else [image])]
+    if not files:
+        raise typer.BadParameter(f"no images in {', '.join(map(str, images))}")
+    return files
 
 
 def audit(
@@ -120,6 +151,50 @@ def heads(
     options: dict[str, Any] = {"split": split, "layers": layers_of(layers), "attributes": columns_of(attributes)}
     options |= {"batch_size": batch_size, "workers": workers, "device": device}
     console.tell_heads(workflows.run_heads(model, data, folder, **options, track=console.progress), folder)
+
+
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="One model or several, named as for audit; all are held against the first."),
+    ],
+    data: Data,
+    faithfulness: Annotated[
+        bool, typer.Option("--faithfulness", help="Are the maps true to the model? Pixels removed by relevance.")
+    ] = False,
+    segmentation: Annotated[
+        bool, typer.Option("--segmentation", help="Are the maps the objects? Needs masks.")
+    ] = False,
+    knn: Annotated[
+        bool, typer.Option("--knn", help="Nearest neighbours on the features; DATA may have any classes.")
+    ] = False,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Methods of the maps with commas, or all; by default gae (input-gradient without tokens)."),
+    ] = None,
+    fill: Annotated[Literal["black", "mean", "blur"], typer.Option(help="What removed pixels become.")] = "black",
+    target: Annotated[
+        Literal["predicted", "truth"], typer.Option(help="The class whose maps are tested for faithfulness.")
+    ] = "predicted",
+    correct_only: Annotated[
+        bool, typer.Option("--correct-only", help="Segmentation by maps of rightly classified images alone.")
+    ] = False,
+    k: Annotated[str, typer.Option(help="Numbers of neighbours, with commas.")] = "1,10",
+    out: Out = None,
+    split: Split = None,
+    batch_size: BatchSize = 32,
+    workers: Workers = 0,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Which maps are true, which are the object, and how well do the features part other classes?"""
+    from clearhead import console, workflows
+
+    folder = out or default_out("evaluate", data, *models)
+    options: dict[str, Any] = {"faithful": faithfulness, "segmented": segmentation, "neighbours": knn, "fill": fill}
+    options |= {"methods": columns_of(methods), "target": target, "correct_only": correct_only, "k": numbers_of(k)}
+    options |= {"split": split, "batch_size": batch_size, "workers": workers, "seed": seed, "device": device}
+    console.tell_evaluation(workflows.run_evaluate(models, data, folder, **options, track=console.progress), folder)
 
 
 def report(

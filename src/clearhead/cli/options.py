@@ -54,3 +54,11 @@ def layers_of(value: str) -> str | list[int]:
 def columns_of(groups: str | None) -> list[str] | None:
     """Names with commas as a list."""
     return None if groups is None else [column.strip() for column in groups.split(",") if column.strip()]
+
+
+def numbers_of(value: str) -> list[int]:
+    """Whole numbers with commas as a list."""
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{value}: whole numbers with commas are needed, as in 1,10") from None

@@ -1,5 +1,6 @@
-"""train and repair."""
+"""train, repair, study."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -204,3 +205,18 @@ def repair(
     )
     options |= {"method": method, "train_split": train_split, "loss": mask_loss(method, terms)}
     console.tell_training(workflows.run_repair(model, data, folder, settings, **options), folder)
+
+
+def study(
+    plan: Annotated[
+        Path, typer.Argument(help="A YAML file: model, data, tests, methods and what they are tried with.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs; runs/study-PLAN by default.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    device: Device = None,
+) -> None:
+    """A grid of repairs from one file: methods, terms, images a class, classes, seeds; resumed, measured, drawn."""
+    from clearhead import console, workflows
+
+    folder = out or Path("runs") / f"study-{plan.stem}"
+    console.tell_study(workflows.run_study(plan, folder, jobs=jobs, device=device, track=console.progress), folder)

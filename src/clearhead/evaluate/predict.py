@@ -12,7 +12,7 @@ from torch import Tensor
 from clearhead.data.batches import Images, loader
 from clearhead.data.folder import ImageFolder, group_labels
 from clearhead.data.interventions import INTERVENTIONS, intervene
-from clearhead.explain import explain_with_logits
+from clearhead.explain import explain_with_logits, known_method
 from clearhead.models import Classifier
 
 
@@ -77,7 +77,7 @@ def predict(
     seed: int = 0,
     track: Callable[[Iterable, int], Iterable] | None = None,
 ) -> Predictions:
-    """Run a model over a folder: a forward and backward pass an image, three forward passes more with a mask.
+    """Run a model over a folder: a forward pass an image; with masks a backward and three forward passes more.
 
     Args:
         model: the classifier; it runs where its parameters are.
@@ -91,16 +91,20 @@ def predict(
 
     Raises:
         DataError: for a file that can no longer be read, or a group column that does not exist.
-        ValueError: for an unknown method, or one this model cannot be explained by.
+        ValueError: for an unknown method, or where there are masks one this model cannot be explained by.
     """
-    method = method or default_method(model)
+    method = known_method(method or default_method(model))
     groups = group_labels(folder, group_columns)
     batches = loader(Images(folder, model.preprocess), batch_size, workers, shuffle=True, seed=seed)
     device = next(model.module.parameters()).device
     columns: dict[str, list[Tensor]] = defaultdict(list)
     for batch in track(batches, len(batches)) if track else batches:
         image, mask, has_mask = (batch[key].to(device) for key in ("image", "mask", "has_mask"))
-        maps, logits = explain_with_logits(model, image, method=method)
+        if has_mask.any():
+            maps, logits = explain_with_logits(model, image, method=method)
+        else:  # nothing to hold a map against
+            with torch.inference_mode():
+                maps, logits = mask[:, 0], model(image)
         found = _of_batch(logits.float(), batch["label"].to(device)) | _reliance(maps, mask[:, 0], has_mask)
         found |= _intervened(model, image, mask, has_mask)
         for name, values in found.items():

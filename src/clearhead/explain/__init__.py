@@ -16,9 +16,11 @@ from torch import Tensor
 from clearhead.explain.attention import attention, rollout
 from clearhead.explain.gae import gae
 from clearhead.explain.gradients import input_gradient, input_x_gradient
+from clearhead.explain.legrad import legrad
+from clearhead.explain.lrp import attnlrp, libragrad
 from clearhead.models import Classifier
 
-__all__ = ["METHODS", "explain", "explain_with_logits", "scale"]
+__all__ = ["METHODS", "explain", "explain_with_logits", "known_method", "methods_for", "scale"]
 
 Method = Callable[[Classifier, Tensor, Tensor | int | None], tuple[Tensor, Tensor]]
 
@@ -26,9 +28,15 @@ METHODS: dict[str, Method] = {
     "gae": gae,
     "rollout": rollout,
     "attention": attention,
+    "legrad": legrad,
+    "attnlrp": attnlrp,
+    "libragrad": libragrad,
     "input-gradient": input_gradient,
     "input-x-gradient": input_x_gradient,
 }
+
+NEED_GRID = ("gae", "rollout", "attention", "legrad")
+"""The methods for models whose tokens form one grid; the others work on any."""
 
 
 def explain(model: Classifier, images: Tensor, target: Tensor | int | None = None, method: str = "gae") -> Tensor:
@@ -55,10 +63,20 @@ def explain_with_logits(
     model: Classifier, images: Tensor, target: Tensor | int | None = None, method: str = "gae"
 ) -> tuple[Tensor, Tensor]:
     """``explain``, and the logits (B x classes) of the same forward pass."""
-    if method not in METHODS:
-        raise ValueError(f"method: {method!r} is unknown; there is {', '.join(METHODS)}")
-    maps, logits = METHODS[method](model, images, target)
+    maps, logits = METHODS[known_method(method)](model, images, target)
     return scale(maps, (images.shape[-2], images.shape[-1])), logits
+
+
+def known_method(name: str) -> str:
+    """The name, if it is a key of ``METHODS``; else ValueError."""
+    if name not in METHODS:
+        raise ValueError(f"method: {name!r} is unknown; there is {', '.join(METHODS)}")
+    return name
+
+
+def methods_for(model: Classifier) -> list[str]:
+    """The methods that can work on a model: all, or where it has no grid of tokens those that need none."""
+    return [name for name in METHODS if model.grid is not None or name not in NEED_GRID]
 
 
 def scale(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -4,7 +4,10 @@ GradMask (Simpson et al., arXiv 1904.07478) takes the gradient of the label's lo
 Ross, Hughes and Doshi-Velez, arXiv 1703.03717) that of the summed log-probabilities. With x the image, S its mask::
 
     GradMask:  CE + λ mean over images of ‖ ∂y / ∂x ∘ (1 - S) ‖₂
-    RRR:       CE + λ mean over images of Σ ( ∂ Σ_k log p_k / ∂x ∘ (1 - S) )²
+    RRR:       CE + λ mean over images and pixels of ( ∂ Σ_k log p_k / ∂x ∘ (1 - S) )²
+
+(RRR's text sums over pixels; the mean, which the code of arXiv 2206.01161 takes, leaves λ the same at all sizes.) Ross et
+al. advise a λ that makes the two terms of like size at the start: both sizes are in the history of a run.
 
 The penalty is a function of the parameters through a gradient, so its own gradient is of second order. In the public
 code of arXiv 2206.01161, which compares with both, the inner gradient is made without a graph: there the penalty is a
@@ -59,7 +62,7 @@ class RRR:
     def __call__(self, model: Classifier, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Returns as `GradMask`."""
         gradient, _, logits = pixel_gradient(model, batch["image"], lambda logits: logits.log_softmax(-1).sum(-1))
-        size = _outside(gradient, batch).square().sum(1)
+        size = _outside(gradient, batch).square().mean(1)
         return _parts(self.background, size, self.classification, logits, batch)
 
 

@@ -1,30 +1,33 @@
 """Finished runs to one page: the verdict first, then the numbers, then the pictures."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-from PIL import Image
 
 from clearhead.data.folder import Problem
 from clearhead.evaluate.audit import Audit
 from clearhead.evaluate.compare import Comparison
-from clearhead.evaluate.statistics import Estimate, number
-from clearhead.heads.selection import Selection
-from clearhead.linear import LinearLayer
-from clearhead.repair import LastLayer
+from clearhead.evaluate.statistics import Estimate
 from clearhead.report import plots
+from clearhead.report.comparisons import MEASURES, comparison_sections
+from clearhead.report.evaluations import evaluation_sections, sufficient_sections
 from clearhead.report.heads import head_sections
-from clearhead.report.page import Figure, Gallery, Page, Picture, Row, Section, Table, Verdict, write
-from clearhead.results import AuditResults, ComparisonResults, HeadsResults, Results, Strip, TrainingResults
-from clearhead.train import best_epoch
+from clearhead.report.page import Figure, Page, Row, Section, Table, Verdict, write
+from clearhead.report.strips import gallery, map_text
+from clearhead.report.studies import study_sections
+from clearhead.report.trainings import training_sections
+from clearhead.results import (
+    AuditResults,
+    ComparisonResults,
+    EvaluationResults,
+    HeadsResults,
+    Results,
+    StudyResults,
+    SufficientResults,
+    TrainingResults,
+)
 
 MOST_CLASSES = 20
 """Tables of classes show this many, those of lowest accuracy first."""
-
-MOST_CHANGED = 50
-"""Tables of classes that changed show this many, as arXiv 2206.01161 does."""
 
 
 def write_page(runs: Sequence[tuple[Results, Path]], path: Path, title: str = "") -> None:
@@ -71,6 +74,12 @@ def _title(run: Results) -> str:
         return f"{run.after} against {run.before}"
     if isinstance(run, TrainingResults):
         return f"{run.model}: {'training' if run.method == 'train' else 'repair'}"
+    if isinstance(run, StudyResults):
+        return f"{run.model}: study"
+    if isinstance(run, EvaluationResults):
+        return f"{' and '.join(run.models)}: evaluation"
+    if isinstance(run, SufficientResults):
+        return f"{run.model}: sufficient input subsets"
     return f"{run.model}: {'audit' if isinstance(run, AuditResults) else 'attention heads'}"
 
 
@@ -80,7 +89,13 @@ def _lead(run: Results) -> str:
         return f"Both models on the same {count:,} images of {run.data}; every difference is paired, image by image."
     if isinstance(run, AuditResults | HeadsResults):
         return f"{_accuracy(run).count:,} images of {run.data}."
-    if isinstance(run, TrainingResults) and run.method != "train":
+    if isinstance(run, StudyResults):
+        return f"Repairs on parts of {run.data}, measured on images that chose nothing."
+    if isinstance(run, EvaluationResults):
+        return f"On {run.data}."
+    if isinstance(run, SufficientResults):
+        return f"The fewest pixels that are enough for a label with {100 * run.confidence:g}% confidence."
+    if run.method != "train":
         return f"Repaired on {run.data}, by {'keeping heads' if run.method == 'heads' else run.method}."
     return f"Trained on {run.data}."
 
@@ -120,109 +135,20 @@ def _accuracy(run: AuditResults | HeadsResults) -> Estimate:
 
 def _sections(run: Results, folder: Path, several: bool) -> list[Section]:
     if isinstance(run, ComparisonResults):
-        sections = _comparison_sections(run, folder)
+        sections = comparison_sections(run, folder)
     elif isinstance(run, AuditResults):
         sections = _audit_sections(run, folder, f": {run.model}" if several else "")
     elif isinstance(run, HeadsResults):
         sections = head_sections(run.scores, f": {run.model}" if several else "")
+    elif isinstance(run, StudyResults):
+        sections = study_sections(run)
+    elif isinstance(run, EvaluationResults):
+        sections = evaluation_sections(run)
+    elif isinstance(run, SufficientResults):
+        sections = sufficient_sections(run, folder)
     else:
-        sections = _training_sections(run)
+        sections = training_sections(run)
     return sections + ([_problems(run.problems)] if run.problems else [])
-
-
-# --- a comparison ----------------------------------------------------------------------------------------------------
-
-
-def _comparison_sections(run: ComparisonResults, folder: Path) -> list[Section]:
-    c = run.comparison
-    sections: list[Section] = [
-        Figure("Before and after", _MEASURES, plots.intervals(_pairs(c), "Before and after, with 95% intervals")),
-        _differences(c),
-    ]
-    if c.groups:
-        sections.append(_group_table(c))
-    sections += _class_tables(c)
-    for title, text, strips in (
-        ("Put right", "Wrong before, right after; the greatest change of loss first.", run.gained),
-        ("Made wrong", "Right before, wrong after; the greatest change of loss first.", run.lost),
-        ("Classes that lost most", "The first images made wrong of each, the worst class first.", run.first_lost),
-        ("Drawn at random", "A sample of all images, chosen by chance.", run.sample),
-    ):
-        if strips:
-            sections.append(_gallery(title, f"{text} {_map_text(c.before)}", strips, folder))
-    return sections
-
-
-_MEASURES = (
-    "Worst group: the group of images with the lowest accuracy. Background removed: the object on the mean colour. "
-    "Background shuffled: the object on another image's background. Background alone: the object's box cut out; a "
-    "model that still knows the class here reads the background."
-)
-
-
-def _measures(audit: Audit) -> dict[str, Estimate]:
-    """The measures of one model that are shares, in the order they are told."""
-    found = {"worst-group accuracy": audit.worst_group[1]} if audit.worst_group else {}
-    found["average accuracy"] = audit.accuracy
-    found |= {f"accuracy, {name}": value for name, value in audit.intervened.items() if name != "as it is"}
-    if audit.foreground:
-        found["relevance in the foreground"] = audit.foreground
-    return found | {"calibration error": audit.calibration_error}
-
-
-def _pairs(c: Comparison) -> list[tuple[str, list[tuple[str, Estimate]]]]:
-    before, after = _measures(c.before), _measures(c.after)
-    return [(name, [("before", before[name]), ("after", after[name])]) for name in before]
-
-
-def _differences(c: Comparison) -> Table:
-    before = _measures(c.before) | {"loss": c.before.loss}
-    after = _measures(c.after) | {"loss": c.after.loss}
-    rows = [
-        Row(name, [before[name], after[name], c.differences.get(name, "")], _NOTES.get(name, "")) for name in before
-    ]
-    flips = c.mcnemar
-    return Table(
-        "What changed",
-        ["before", "after", "difference"],
-        rows,
-        f"{flips.gained:,} images were put right and {flips.lost:,} made wrong; if neither model were better, flips as "
-        f"uneven as these would come with probability {_probability(flips.p_value)} (exact McNemar test). A loss of "
-        f"accuracy of up to {100 * c.margin:g} points was set to count as no harm.",
-    )
-
-
-_NOTES = {
-    "loss": "nats; lower is better",
-    "calibration error": "confidence against accuracy; lower is better",
-    "accuracy, background alone": "lower means less reliance on the background",
-}
-
-
-def _probability(p: float) -> str:
-    return f"{p:.2g}" if p >= 1e-4 else "below 0.0001"
-
-
-def _group_table(c: Comparison) -> Table:
-    rows = [Row(name, [c.before.groups[name], c.after.groups[name], change]) for name, change in c.groups.items()]
-    return Table("Group by group", ["before", "after", "difference"], rows, "Accuracy of each group of images.")
-
-
-def _class_tables(c: Comparison) -> list[Section]:
-    """The classes whose accuracy rose and fell most, for more than two classes."""
-    found: list[Section] = []
-    changed = sorted(c.classes.items(), key=lambda item: -item[1].value) if len(c.classes) > 2 else []
-    for title, classes in (
-        ("Classes most helped", [(name, d) for name, d in changed if d.value > 0]),
-        ("Classes most harmed", [(name, d) for name, d in reversed(changed) if d.value < 0]),
-    ):
-        if classes:
-            shown = classes[:MOST_CHANGED]
-            rows = [Row(name, [c.before.classes[name], c.after.classes[name], d]) for name, d in shown]
-            text = f"{len(classes):,} of {len(c.classes):,} classes{'; the first are shown' * (shown != classes)}. "
-            text += "With few images a class, chance alone moves many; the intervals say how far."
-            found.append(Table(title, ["before", "after", "difference"], rows, text))
-    return found
 
 
 # --- an audit --------------------------------------------------------------------------------------------------------
@@ -239,8 +165,8 @@ def _audit_sections(run: AuditResults, folder: Path, of: str) -> list[Section]:
     sections.append(_classes(audit, of))
     sections.append(_calibration(audit, of))
     if run.least:
-        text = f"The images whose relevance lies least on the object. {_map_text(audit)}"
-        sections.append(_gallery(f"Least on the object{of}", text, run.least, folder))
+        text = f"The images whose relevance lies least on the object. {map_text(audit)}"
+        sections.append(gallery(f"Least on the object{of}", text, run.least, folder))
     return sections + (head_sections(run.heads, of) if run.heads else [])
 
 
@@ -257,7 +183,7 @@ def _reliance(audit: Audit, of: str) -> Table:
         Row("Area of the foreground", [audit.area or "", ""], "what a map that is the same everywhere would score"),
     ]
     rows += [Row(f"Accuracy, {name}", ["", value]) for name, value in audit.intervened.items()]
-    return Table(f"What it relies on{of}", ["share", "accuracy"], rows, _MEASURES.split(". ", 1)[1])
+    return Table(f"What it relies on{of}", ["share", "accuracy"], rows, MEASURES.split(". ", 1)[1])
 
 
 def _classes(audit: Audit, of: str) -> Table:
@@ -278,119 +204,7 @@ def _calibration(audit: Audit, of: str) -> Figure:
     return Figure(f"Calibration{of}", text, plot)
 
 
-# --- a training ------------------------------------------------------------------------------------------------------
-
-
-def _training_sections(run: TrainingResults) -> list[Section]:
-    sections: list[Section] = []
-    if run.history:
-        sections.append(_history(run))
-    if run.selection:
-        sections += _selection(run.selection)
-    if run.last_layer:
-        sections.append(_last_layer(run.last_layer))
-    if run.linear:
-        sections.append(_linear(run.linear))
-    if run.test:
-        note = "Nothing was trained or chosen on these images. "
-        sections.append(_check(run.test, "Test images", note))
-    if run.check:
-        note = "These images chose what was kept, so this finds harm early but proves no gain. "
-        sections.append(_check(run.check, "Check on the validation images", note))
-    return sections
-
-
-def _history(run: TrainingResults) -> Figure:
-    history, kept = run.history, best_epoch(run.history, run.choose_by)
-    lines = {
-        "training": [epoch.train.get("loss", math.nan) for epoch in history],
-        "validation": [epoch.validation["loss"] for epoch in history],
-    }
-    if run.choose_by != "loss":
-        lines["validation, worst group"] = [epoch.validation[run.choose_by] for epoch in history]
-    text = (
-        f"The loss after each epoch; epoch 0 is the model as it was given. Epoch {kept.number} has the lowest "
-        f"{CHOSEN_BY[run.choose_by]}, and its weights were kept."
-    )
-    return Figure("Training", text, plots.curves(lines, "Loss after each epoch", "loss", chosen=kept.number, first=0))
-
-
-CHOSEN_BY = {"loss": "validation loss", "worst_group_loss": "loss of the worst group on the validation images"}
-
-
-def _selection(found: Selection) -> list[Section]:
-    rows = [Row(found.objective, [_percent(found.before), _percent(found.after)])]
-    if found.optimism is not None:
-        most = "" if found.search == "exhaustive" else "at most: these images made the candidates too; "
-        expected = _percent(found.after - found.optimism)
-        rows.append(Row("expected on other images", ["", expected], f"{most}by cross-validation"))
-    small = f" ({found.smallest:,} in the smallest group)" if found.objective == "worst-group" else ""
-    text = (
-        f"Of {found.tried:,} candidates ({found.search}) this choice has the highest {found.objective} on the "
-        f"{found.images:,} validation images{small}. Chosen on them, it looks better there than it is."
-    )
-    heads = max(map(len, found.kept.values()))
-    kept = [
-        Row(name, ["kept" if h < len(keep) and keep[h] else "" for h in range(heads)])
-        for name, keep in found.kept.items()
-        if not all(keep)
-    ]
-    sections: list[Section] = [Table("Heads kept: what they do", ["all heads", "kept heads"], rows, text)]
-    if kept:
-        text = "Layers in which no head was removed are left out."
-        sections.append(Table("Heads kept", [str(h) for h in range(heads)], kept, text, names="layer"))
-    return sections
-
-
-def _percent(value: float) -> str:
-    return number(value, "%")
-
-
-def _last_layer(found: LastLayer) -> Table:
-    rows = [
-        Row(f"C = {c:g}", [_percent(value), "used" if c == found.chosen else ""])
-        for c, value in found.worst_group_accuracy.items()
-    ]
-    sizes = found.groups.values()
-    counts = f"{len(sizes)} groups of {min(sizes):,} to {max(sizes):,} images"
-    text = (
-        f"The last layer anew, by logistic regressions on group-balanced subsets of the training images ({counts}). "
-        "The inverse penalty C is chosen by the worst group on the validation images."
-    )
-    return Table("The last layer", ["worst-group accuracy", ""], rows, text)
-
-
-def _linear(found: LinearLayer) -> Table:
-    rows = [
-        Row(f"λ = {penalty:g}", [f"{loss:.4f}", _percent(found.accuracy[penalty]), "used" * (penalty == found.chosen)])
-        for penalty, loss in found.loss.items()
-    ]
-    text = (
-        "The last layer alone, on the features as they are: the minimum of the penalised cross-entropy on the training "
-        "images. The penalty λ is chosen by the loss on the validation images, which the table shows."
-    )
-    return Table("The last layer", ["loss", "accuracy", ""], rows, text)
-
-
-def _check(comparison: Comparison, title: str, note: str) -> Table:
-    table = _differences(comparison)
-    rows = [row for row in table.rows if row.cells[2] != ""]
-    return Table(title, table.columns, rows, note + table.text)
-
-
 # --- all of them -----------------------------------------------------------------------------------------------------
-
-
-def _map_text(audit: Audit) -> str:
-    return f"Maps: {audit.method}, of the class each model predicts; the line is the mask."
-
-
-def _gallery(title: str, text: str, strips: Sequence[Strip], folder: Path) -> Gallery:
-    def picture(strip: Strip) -> Picture:
-        images = [(caption, np.asarray(Image.open(folder / "pictures" / file))) for caption, file in strip.pictures]
-        return Picture(images, strip.title, strip.text)
-
-    return Gallery(title, text, [picture(strip) for strip in strips])
 
 
 def _problems(problems: Sequence[Problem], most: int = 20) -> Table:

@@ -26,7 +26,7 @@ from clearhead.evaluate.statistics import Estimate, interval, number
 
 _INK = "#010203"
 _SERIES = ("#5d6168", "#1f6fa8", "#b4530f", "#7a4fa3", "#17784a", "#ab2f5c")
-_MARKERS = ("o", "s", "D", "^", "v", "P")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X")  # one more than colours: no two of many lines look alike
 _DASHED = (0, (4, 3))
 _WIDTH = 4.7
 """Width of every plot in inches: on a phone it shrinks by a quarter, so that its text can still be read."""
@@ -163,6 +163,45 @@ def curves(
         return _svg(figure, title, "; ".join(told + kept))
 
 
+def lines(
+    points: Mapping[str, Sequence[tuple[float, float, float]]],
+    title: str,
+    across: str,
+    up: str,
+    unit: str = "%",
+    markers: bool = True,
+) -> str:
+    """A line for each name through its points (x, y, half the length of a bar at it; 0 for none).
+
+    Args:
+        points: name to points in order of x.
+        title: what is shown, for those who cannot see it.
+        across: what x is.
+        up: what y is.
+        unit: of y, as in `Estimate.unit`.
+        markers: mark the points, each at a tick of its own.
+    """
+    with _drawing(2.9, list(points)) as figure:
+        axes = _axes(figure, left=0.7, right=4.6, low=0.5, high=2.9)
+        for i, line in enumerate(points.values()):
+            colour, marker = _look(i)
+            x, y, bar = ([point[j] for point in line] for j in range(3))
+            axes.plot(x, y, color=colour, marker=marker if markers else None, markersize=4, linewidth=1.6)
+            if any(bar):
+                axes.errorbar(x, y, bar, color=colour, linewidth=1.2, capsize=2.5, fmt="none")
+        axes.set(xlabel=across, ylabel=up)
+        if markers:
+            axes.set_xticks(sorted({point[0] for line in points.values() for point in line}))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, "")))
+        _ticks(axes.yaxis, unit)
+        _legend(figure, axes, list(points))
+        told = "; ".join(
+            f"{name}: " + ", ".join(f"{number(y, unit)} at {_tick(x, '')}" for x, y, _ in line)
+            for name, line in points.items()
+        )
+        return _svg(figure, title, told)
+
+
 def heat(
     values: Sequence[Sequence[float]], title: str, rows: Sequence[str], columns: str, unit: str = "", label: str = ""
 ) -> str:
@@ -204,7 +243,12 @@ def heat(
 
 
 def scatter(
-    points: Mapping[str, Sequence[tuple[float, float]]], title: str, across: str, up: str, unit: str = "%"
+    points: Mapping[str, Sequence[tuple[float, float]]],
+    title: str,
+    across: str,
+    up: str,
+    unit: str = "%",
+    markers: bool = True,
 ) -> str:
     """Points of several kinds on square axes with their diagonal.
 

@@ -8,10 +8,7 @@ ERM is trained at both learning rates (the code gives ERM 1e-4 and Div 1e-3), th
 """
 
 import json
-import multiprocessing
-import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -25,6 +22,7 @@ from clearhead.data.mnist_cifar import Part, mnist_cifar
 from clearhead.heads import Diversity
 from clearhead.heads.branch import Heads, attention_layers, branch
 from clearhead.models import Classifier, Preprocessing, from_module
+from clearhead.processes import run_all
 from clearhead.runs import written
 from clearhead.train import Loss, cross_entropy
 from clearhead.zoo import mnist_cifar_vit
@@ -112,26 +110,8 @@ def reproduce(
     runs = [Run(m, r, epochs, s) for s, r, m in product(range(seeds), residuals, METHODS)]
     left = [run for run in runs if not _file(out, run).exists()]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if jobs > 1:
-        # spawned: a process forked after CUDA was asked for cannot use it
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, context, _share_threads, (jobs,)) as pool:
-            futures = [pool.submit(_one, out, mnist, cifar, run, device) for run in left]
-            try:
-                done = as_completed(futures)
-                for future in track(done, len(left), "runs") if track else done:
-                    future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    else:
-        for run in track(left, len(left), "runs") if track else left:
-            _one(out, mnist, cifar, run, device)
+    run_all(_one, [(out, mnist, cifar, run, device) for run in left], jobs, track)
     return table([(run, read_run(_file(out, run))) for run in runs])
-
-
-def _share_threads(jobs: int) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
 
 
 def _file(out: Path, run: Run) -> Path:

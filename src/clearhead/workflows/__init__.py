@@ -4,9 +4,16 @@ Each takes the name of a model and the path of a folder, and leaves a folder as 
 is computed is computed by the instruments (``explain``, ``evaluate``, ``repair``, ``train``); here they are joined.
 """
 
-from clearhead.workflows.evaluation import run_audit, run_compare, run_explain, run_heads, run_report
+from clearhead.workflows.evaluation import (
+    run_audit,
+    run_compare,
+    run_evaluate,
+    run_heads,
+    run_report,
+)
+from clearhead.workflows.maps import run_explain, run_sis
 from clearhead.workflows.pieces import Track, class_index, model_name, on_device
-from clearhead.workflows.training import run_repair, run_select, run_train
+from clearhead.workflows.training import run_repair, run_select, run_study, run_train
 
 __all__ = [
     "Track",
@@ -15,10 +22,13 @@ __all__ = [
     "on_device",
     "run_audit",
     "run_compare",
+    "run_evaluate",
     "run_explain",
     "run_heads",
     "run_repair",
     "run_report",
     "run_select",
+    "run_sis",
+    "run_study",
     "run_train",
 ]

@@ -1,32 +1,33 @@
-"""explain, audit, heads, compare, report."""
+"""audit, heads, compare, evaluate, report."""
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder, Sample, attribute_columns, read_folder
+from clearhead.data.folder import ImageFolder, attribute_columns, read_folder
 from clearhead.data.pixels import DataError
 from clearhead.data.splits import splits_of
 from clearhead.evaluate.audit import audit
 from clearhead.evaluate.compare import compare
+from clearhead.evaluate.faithfulness import Fill, Target, faithfulness
+from clearhead.evaluate.knn import knn
 from clearhead.evaluate.predict import default_method, predict
-from clearhead.explain import explain_with_logits
+from clearhead.evaluate.segmentation import segment
+from clearhead.evaluate.statistics import accuracy_difference, mean_difference
+from clearhead.explain import methods_for
 from clearhead.heads.scores import HeadScores, implied_classes, score_heads
 from clearhead.models import Classifier, load_model
 from clearhead.report.pages import write_page
-from clearhead.report.pictures import overlay
-from clearhead.results import AuditResults, ComparisonResults, HeadsResults, Results
-from clearhead.runs import begin, read_results, write_table, written
+from clearhead.results import AuditResults, ComparisonResults, EvaluationResults, HeadsResults, Results
+from clearhead.runs import begin, read_results, write_table
 from clearhead.workflows.pieces import (
     SHOWN,
     Track,
     data_name,
-    device_of,
     facts_of,
     finish,
     given,
@@ -35,57 +36,6 @@ from clearhead.workflows.pieces import (
     strips,
     titled,
 )
-
-
-def run_explain(
-    model: Classifier,
-    images: Sequence[Path],
-    out: Path,
-    *,
-    method: str | None = None,
-    target: int | None = None,
-    batch_size: int = 16,
-    workers: int = 0,
-    track: Track | None = None,
-) -> list[tuple[Path, str, float]]:
-    """Write an overlay (PNG) and the raw map (npz: ``map`` in 0..1, H x W; ``target``; ``method``) of each image.
-
-    Args:
-        model: where its parameters are, it runs.
-        images: image files; those of equal name get the names of their folders put before.
-        out: folder of ``NAME.png`` and ``NAME.npz``.
-        method: a key of ``clearhead.explain.METHODS``; None takes ``default_method``.
-        target: the class to explain, None for the predicted one of each image.
-        batch_size: images a batch.
-        workers: processes that load images.
-        track: shows progress.
-
-    Returns:
-        For each image its file, the predicted class and its probability.
-
-    Raises:
-        DataError: for an image that cannot be read; those before it are written.
-        ValueError: for a method or a class that does not exist.
-    """
-    method = method or default_method(model)
-    names = _names(images)
-    samples = tuple(Sample(name, path, 0, None, {}) for name, path in zip(names, images, strict=True))
-    folder = ImageFolder(Path(), model.classes, samples, ())
-    batches = loader(Images(folder, model.preprocess), batch_size, workers)
-    found = []
-    for batch in track(batches, len(batches), method) if track else batches:
-        maps, logits = explain_with_logits(model, batch["image"].to(device_of(model)), target, method)
-        probability, predicted = logits.softmax(-1).max(-1)
-        for i, index in enumerate(batch["index"].tolist()):
-            heat = maps[i].cpu().numpy()
-            picture = overlay(model.preprocess.picture(batch["image"][i]), heat)
-            explained = predicted[i].item() if target is None else target
-            with written(out / f"{names[index]}.png") as path:
-                Image.fromarray(picture).save(path)
-            with written(out / f"{names[index]}.npz") as path:
-                np.savez_compressed(path, map=heat, target=explained, method=method)
-            found.append((images[index], model.classes[int(predicted[i])], probability[i].item()))
-    return found
 
 
 def run_audit(
@@ -235,21 +185,147 @@ def run_compare(
         sample = np.random.default_rng(seed).permutation(a.file)[:SHOWN].tolist()
         first = [file for files in result.first_lost.values() for file in files]
         shown = {"gained": result.gained, "lost": result.lost, "sample": sample, "first-lost": first}
-        pictures = [strips(out, title, views, folder, files) for title, files in shown.items()]
+        gained, lost, drawn, lost_first = (strips(out, title, views, folder, files) for title, files in shown.items())
         names = model_name(before), model_name(after), data_name(data, split)
         facts = facts_of(arguments, started, folder.samples, models[1])
-        results = ComparisonResults("comparison", *names, result, *pictures, list(folder.problems), facts)
+        results = ComparisonResults(
+            "comparison", *names, result, gained, lost, drawn, lost_first, list(folder.problems), facts
+        )
         finish(out, results)
     return read_results(out, Results)
+
+
+def run_evaluate(
+    models: Sequence[str],
+    data: str | Path,
+    out: Path,
+    *,
+    split: str | None = None,
+    faithful: bool = False,
+    segmented: bool = False,
+    neighbours: bool = False,
+    methods: Sequence[str] | None = None,
+    fill: Fill = "black",
+    target: Target = "predicted",
+    correct_only: bool = False,
+    k: Sequence[int] = (1, 10),
+    batch_size: int = 32,
+    workers: int = 0,
+    seed: int = 0,
+    device: str | None = None,
+    track: Track | None = None,
+) -> EvaluationResults:
+    """Are the maps true, are they the objects, do the features part other classes? ``clearhead evaluate``.
+
+    Args:
+        models: one or several; the others are held against the first, image by image.
+        data: the folder; for `neighbours` alone its classes need not be the models'.
+        out: folder of the run.
+        split: use the images of this split.
+        faithful: perturbation, insertion, deletion and the rest (``clearhead.evaluate.faithfulness``).
+        segmented: maps against masks (``clearhead.evaluate.segmentation``).
+        neighbours: k-NN on the features (``clearhead.evaluate.knn``).
+        methods: of the maps; None takes each model's default, ``("all",)`` all that each can do.
+        fill: what removed pixels become.
+        target: the class explained by the maps of `faithful`.
+        correct_only: segmentation counts only images classified as their label.
+        k: numbers of neighbours.
+        batch_size: images a batch.
+        workers: processes that load images.
+        seed: of what is drawn.
+        device: where to run.
+        track: shows progress.
+
+    Raises:
+        ValueError: where nothing is to be evaluated, or a method does not exist or cannot work on a model.
+        DataError: for data that cannot be used.
+    """
+    if not (faithful or segmented or neighbours):
+        raise ValueError(
+            "evaluate: give one or more of --faithfulness, --segmentation and --knn; for accuracy there is audit"
+        )
+    arguments = given(locals())
+    if not begin(out, "evaluate", arguments):
+        started = time.perf_counter()
+        loaded = [on_device(load_model(name), device) for name in models]
+        names = _once([model_name(name) for name in models])
+        found = EvaluationResults("evaluation", names, data_name(data, split))
+        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
+        folders = []
+        if neighbours:
+            folders.append(read_folder(data, split=split))
+            near = [knn(m, folders[-1], k=k, **options, track=titled(track, "features")) for m in loaded]
+            found.knn.update({name: n.accuracy for name, n in zip(names, near, strict=True)})
+            for name, after in list(zip(names, near, strict=True))[1:]:
+                pairs = {n: (near[0].correct[n], right) for n, right in after.correct.items()}
+                found.knn_change[name] = {n: accuracy_difference(*pair) for n, pair in pairs.items()}
+        if faithful or segmented:
+            folders.append(read_folder(data, split=split, classes=loaded[0].classes))
+        for name, model in zip(names, loaded, strict=True):
+            chosen = _methods(model, methods)
+            if faithful:
+                tested = faithfulness(
+                    model,
+                    folders[-1],
+                    chosen,
+                    fill=fill,
+                    target=target,
+                    seed=seed,
+                    **options,
+                    track=titled(track, "faithfulness"),
+                )
+                found.faithfulness[name] = tested
+                first = found.faithfulness[names[0]].methods
+                if name != names[0]:
+                    found.gap_change[name] = {
+                        method: mean_difference(np.array(first[method].gaps), np.array(m.gaps), "pp", seed)
+                        for method, m in tested.methods.items()
+                        if method in first
+                    }
+            if segmented:
+                each = {
+                    m: segment(
+                        model,
+                        folders[-1],
+                        method=m,
+                        correct_only=correct_only,
+                        seed=seed,
+                        **options,
+                        track=titled(track, f"segmentation, {m}"),
+                    )
+                    for m in chosen
+                }
+                found.segmentation[name] = {
+                    m: {title: getattr(s, field) for field, title in _OVERLAP.items()} for m, s in each.items()
+                }
+                found.left_out[name] = next(iter(each.values())).left_out
+        problems = list(dict.fromkeys(problem for folder in folders for problem in folder.problems))
+        facts = facts_of(arguments, started, folders[-1].samples, loaded[0])
+        finish(out, replace(found, problems=problems, facts=facts))
+    return read_results(out, Results)
+
+
+_OVERLAP = {
+    "pixel_accuracy": "pixels",
+    "iou": "mIoU",
+    "image_iou": "IoU by image",
+    "precision": "mAP",
+    "pooled_precision": "mAP, pooled",
+}
+
+
+def _methods(model: Classifier, methods: Sequence[str] | None) -> list[str]:
+    """The methods asked for; ``all`` is those that the model can do."""
+    if methods is None:
+        return [default_method(model)]
+    return methods_for(model) if list(methods) == ["all"] else list(methods)
+
+
+def _once(names: list[str]) -> list[str]:
+    """The names, numbered where some are the same."""
+    return [f"{name} ({i + 1})" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
 def run_report(runs: Sequence[Path], out: Path, title: str = "") -> None:
     """Several finished runs on one page. ``clearhead report``."""
     write_page([(read_results(run, Results), run) for run in runs], out, title)
-
-
-def _names(images: Sequence[Path]) -> list[str]:
-    """A name for each image file: its stem, with the folder's name before it where stems are equal."""
-    names = [image.stem for image in images]
-    names = [f"{i.parent.name}-{n}" if names.count(n) > 1 else n for i, n in zip(images, names, strict=True)]
-    return [f"{n}-{k}" if names.count(n) > 1 else n for k, n in enumerate(names)]

@@ -88,22 +88,44 @@ def data_name(data: str | Path, split: str | None) -> str:
     return f"{name}, {split} split" if split else name
 
 
+_FACTS = ("model", "models", "before", "after", "data", "split", "method", "methods", "fill", "layers", "margin")
+
+
 def facts_of(
     arguments: Mapping[str, Any], started: float, samples: Sequence[Sample], model: Classifier
 ) -> dict[str, str]:
     """What made the numbers, for the foot of the page."""
     found = {"command": shlex.join(["clearhead", *sys.argv[1:]])} if Path(sys.argv[0]).name == "clearhead" else {}
-    for name in ("model", "before", "after", "data", "split", "method", "layers", "margin"):
+    for name in (
+        "model",
+        "models",
+        "before",
+        "after",
+        "data",
+        "split",
+        "method",
+        "methods",
+        "fill",
+        "target",
+        "layers",
+        "margin",
+    ):
         if arguments.get(name) is not None:
-            found[name] = str(arguments[name])
+            value = arguments[name]
+            found[name] = ", ".join(value) if isinstance(value, list | tuple) else str(value)
     for name, value in arguments.get("settings", {}).items():
         found[name.replace("_", " ")] = str(value)
     found |= {"seed": str(arguments["seed"])} if "seed" in arguments else {}
     found["images"] = f"{len(samples):,}, {sum(sample.mask is not None for sample in samples):,} of them with a mask"
     found["input"] = f"{model.preprocess.size[0]} x {model.preprocess.size[1]} pixels"
     found["time"] = f"{time.perf_counter() - started:.0f} s on {device_of(model).type}"
-    found["versions"] = ", ".join(f"{name} {version}" for name, version in versions().items())
+    found["versions"] = versions_told()
     return found
+
+
+def versions_told() -> str:
+    """The versions that decide the numbers, in words."""
+    return ", ".join(f"{name} {version}" for name, version in versions().items())
 
 
 def strips(

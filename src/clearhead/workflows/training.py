@@ -1,4 +1,4 @@
-"""train, and repair by each of its methods."""
+"""train, repair by each of its methods, and study."""
 
 import shutil
 import time
@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from clearhead import study
 from clearhead.data.folder import ImageFolder, read_folder
 from clearhead.data.pixels import DataError
 from clearhead.data.splits import train_and_validation
@@ -20,10 +21,20 @@ from clearhead.heads.shrink import shrink_heads
 from clearhead.linear import train_linear
 from clearhead.models import Classifier, load_model, save_model
 from clearhead.repair import GroupDRO, MaskLoss, Reweight, mask_loss, retrain_last_layer
-from clearhead.results import Results, TrainingResults
-from clearhead.runs import begin, read_results
+from clearhead.results import Results, StudyResults, TrainingResults
+from clearhead.runs import begin, read_results, written
 from clearhead.train import ChooseBy, Loss, Settings, best_epoch, cross_entropy, fit
-from clearhead.workflows.pieces import Track, data_name, facts_of, finish, given, model_name, on_device, titled
+from clearhead.workflows.pieces import (
+    Track,
+    data_name,
+    facts_of,
+    finish,
+    given,
+    model_name,
+    on_device,
+    titled,
+    versions_told,
+)
 
 Method = Literal["relevance", "gradmask", "rrr", "dfr", "groupdro", "reweight"]
 
@@ -268,3 +279,23 @@ def _finish(
     model, data = model_name(arguments["model"]), data_name(arguments["data"], None)
     finish(out, replace(results, model=model, data=data, problems=problems, facts=facts))
     shutil.rmtree(out / "state", ignore_errors=True)
+
+
+def run_study(
+    file: Path, out: Path, *, jobs: int = 1, device: str | None = None, track: Track | None = None
+) -> StudyResults:
+    """A grid of repairs from one file (``clearhead.study``). ``clearhead study``.
+
+    What is there already is not done again, so a plan may grow. The page shows what the plan names.
+    """
+    started = time.perf_counter()
+    plan = study.read_plan(file)
+    rows = study.run_study(plan, out, jobs=jobs, device=device, track=track)
+    facts = {"model": plan.model, "data": str(plan.data), "plan": str(file), "epochs": str(plan.epochs)}
+    facts |= {"learning rate": f"{plan.lr:g}", "seeds": ", ".join(map(str, plan.seeds))}
+    facts |= {"time": f"{time.perf_counter() - started:.0f} s", "versions": versions_told()}
+    with written(out / "plan.yaml") as path:
+        path.write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
+    results = StudyResults("study", model_name(plan.model), data_name(plan.data, None), rows, facts)
+    finish(out, results)
+    return results

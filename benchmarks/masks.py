@@ -1,0 +1,116 @@
+"""How long masks take against the model's own forward pass, and how good they are against true ones.
+
+    python benchmarks/masks.py                                         speed, random weights suffice
+    python benchmarks/masks.py --model timm:NAME@FILE --data FOLDER    overlap with the true masks of FOLDER
+
+Speed: 100 images of 224 px through DeiT-Tiny. The floor is the forward pass, 2.5 GFLOP an image, which no mask can go
+without; on top come the cosines of 12 layers, 2 x 12 x 196² x 192 = 0.18 GFLOP, and three graphs (tau and its two
+neighbours) of 196 nodes, each some 20 products with 4 vectors in float64, 2 x 20 x 196² x 4 = 6 MFLOP, and as much for
+orthogonal bases. The target is twice the forward pass. The peer is the dense solver, whose cost grows with N³.
+
+Overlap: images are parted into two halves, every other one; what is chosen on the first is told for the second.
+"""
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import clearhead  # noqa: F401  (before timm and torchvision)
+
+# isort: split
+import numpy as np
+import torch
+from timing import seconds, table
+from torch import Tensor
+
+from clearhead.data.batches import Images, loader
+from clearhead.data.folder import read_folder
+from clearhead.data.pixels import load_mask
+from clearhead.evaluate.statistics import interval, mean, number
+from clearhead.masks import Limits, write_masks
+from clearhead.masks.tokencut import TAU, affinity, cut, iou, second_eigenvector, similarity
+from clearhead.models import Classifier, load_model
+
+
+def dense(weights: Tensor) -> Tensor:
+    """The second smallest generalised eigenvector by a full decomposition."""
+    root = weights.sum(-1).sqrt()
+    return torch.linalg.eigh(weights / (root[..., :, None] * root[..., None, :])).eigenvectors[..., -2] / root
+
+
+def speed(model: Classifier, images: Tensor, rounds: int) -> None:
+    assert model.grid is not None
+    grid, batches = model.grid, images.split(25)
+
+    @torch.no_grad()
+    def forward() -> None:
+        for batch in batches:
+            model(batch)
+
+    alike = torch.cat([similarity(model, batch) for batch in batches])
+    weights = affinity(alike)
+    candidates = {
+        "forward": forward,
+        "masks": lambda: [cut(similarity(model, batch), grid) for batch in batches],
+        "similarity (forward included)": lambda: [similarity(model, batch) for batch in batches],
+        "cut alone (three graphs)": lambda: cut(alike, grid),
+        "one graph": lambda: second_eigenvector(weights),
+        "one graph, dense": lambda: dense(weights),
+    }
+    table(seconds(candidates, rounds), "forward", len(images))
+
+
+def overlaps(model: Classifier, data: Path, batch_size: int) -> None:
+    """IoU of patches with true masks for layers, sides and taus, and of what `write_masks` writes."""
+    assert model.grid is not None
+    folder = read_folder(data)
+    folder = replace(folder, samples=tuple(sample for sample in folder.samples if sample.mask))
+    whole = replace(model.preprocess, resize=model.preprocess.size, fit="squash")
+    seen = {None: [], (-1,): []}
+    for batch in loader(Images(folder, whole), batch_size, 0):
+        for layers, found in seen.items():
+            found.append(similarity(model, batch["image"], layers))
+    size = model.grid.width * 8, model.grid.height * 8
+    true = [np.asarray(load_mask(sample.mask).resize(size)) > 0 for sample in folder.samples if sample.mask]
+    print(f"{len(true)} images with masks; patches at {size[0]} x {size[1]}\n")
+    print("| layers | object's side | tau | IoU, first half | IoU, second half |\n|---|---|---|---|---|")
+    for layers, found in seen.items():
+        for side in ("strongest", "inside"):
+            for tau in (0.2, 0.3, 0.4):
+                cuts = cut(torch.cat(found), model.grid, tau, side)
+                values = [iou(np.kron(c.mask, np.ones((8, 8), bool)), t) for c, t in zip(cuts, true, strict=True)]
+                halves = " | ".join(_told(np.array(half)) for half in (values[::2], values[1::2]))
+                print(f"| {'all' if layers is None else 'last'} | {side} | {tau} | {halves} |", flush=True)
+    with tempfile.TemporaryDirectory() as out:
+        done = write_masks(data, Path(out) / "masks", model, batch_size=batch_size)
+    print(f"\nAs written (tau {TAU}, {Limits()}): {done.masks} of {done.images} kept, dropped {done.dropped}\n")
+    print("| IoU with true masks | mean |\n|---|---|")
+    for name, estimate in (("patches", done.patches), ("refined", done.made), ("refined and kept", done.kept)):
+        assert estimate is not None
+        print(f"| {name} | {number(estimate.value)} {interval(estimate)} (n = {estimate.count}) |")
+
+
+def _told(values: np.ndarray) -> str:
+    estimate = mean(values)
+    return f"{number(estimate.value)} {interval(estimate)}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="timm:deit_tiny_patch16_224")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    if options.data:
+        overlaps(load_model(options.model), options.data, options.batch_size)
+    else:
+        loaded = load_model(options.model, pretrained="@" in options.model)
+        # Smooth noise: patches that are all alike, or all unlike, would leave nothing to cut.
+        noise = torch.nn.functional.interpolate(torch.randn(options.images, 3, 7, 7), size=loaded.preprocess.size)
+        speed(loaded, noise, options.rounds)

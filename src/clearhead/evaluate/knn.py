@@ -1,0 +1,150 @@
+"""k-nearest-neighbour accuracy of a model's features: how well do they part classes it was never trained for?
+
+Each image is given the class that most of its k nearest neighbours have, by the cosine of the features (what the last
+layer is given). Nothing is trained, so that the features before and after a repair can be held against each other
+on any folder (as in arXiv 2206.01161, figs. 12 to 14).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clearhead.data.batches import Images, loader
+from clearhead.data.folder import ImageFolder
+from clearhead.data.pixels import DataError
+from clearhead.evaluate.statistics import Estimate, proportion
+from clearhead.models import Classifier
+from clearhead.models.features import features
+
+_QUERIES, _BANK = 1024, 16384
+"""Similarities that are alive at once: 64 MiB."""
+
+
+@dataclass(frozen=True)
+class NearestNeighbours:
+    """k-NN on N images.
+
+    Attributes:
+        accuracy: for each k.
+        correct: for each k, whether each image got its class, N, in the order of the folder; two models' can be paired.
+        file: unique name of each image, N.
+        bank: how many images each was compared with.
+    """
+
+    accuracy: dict[int, Estimate]
+    correct: dict[int, np.ndarray]
+    file: np.ndarray
+    bank: int
+
+
+def knn(
+    model: Classifier,
+    folder: ImageFolder,
+    *,
+    k: Sequence[int] = (1, 10),
+    bank: ImageFolder | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    track: Callable[[Iterable, int], Iterable] | None = None,
+) -> NearestNeighbours:
+    """k-NN accuracy of a model's features; the classes are the folder's, and need not be the model's.
+
+    Args:
+        model: the classifier; it runs where its parameters are.
+        folder: the images to classify, read without the model's classes.
+        k: numbers of neighbours.
+        bank: the images whose classes are known; None takes all others of the folder (leave one out).
+        batch_size: images a batch.
+        workers: processes that load images; 0 loads in this one.
+        track: wraps the batches to show progress: ``track(batches, count)``.
+
+    Raises:
+        DataError: for a file that can no longer be read, fewer than two classes among the images, or a bank of other
+            classes.
+        ValueError: for a k that is not in 1..images in the bank, features that are not finite, or a model whose logits
+            are not the output of one linear layer.
+    """
+    known = bank or folder
+    size = len(known.samples) - (bank is None)
+    _check(folder, known, k, size)
+    x = _features(model, folder, batch_size, workers, track)
+    others = None if bank is None else _features(model, bank, batch_size, workers, track)
+    nearest = neighbours(x, max(k), others).cpu()
+    labels, of_bank = (torch.tensor([sample.label for sample in f.samples]) for f in (folder, known))
+    correct = {n: (vote(of_bank[nearest[:, :n]]) == labels).numpy() for n in k}
+    return NearestNeighbours(
+        accuracy={n: proportion(right) for n, right in correct.items()},
+        correct=correct,
+        file=np.array([sample.file for sample in folder.samples]),
+        bank=size,
+    )
+
+
+def neighbours(x: Tensor, k: int, bank: Tensor | None = None) -> Tensor:
+    """Indices (N x k) of the rows of the bank (M x D) nearest to each row of `x` (N x D) by cosine, nearest first.
+
+    Exact; without a bank, of the other rows of `x`. A row of zeros is as far from all. No more than a part of the
+    N x M similarities is held at once.
+    """
+    x = F.normalize(x, dim=1)
+    known = x if bank is None else F.normalize(bank, dim=1)
+    return torch.cat([_nearest(x, start, k, known, bank is None) for start in range(0, len(x), _QUERIES)])
+
+
+def _nearest(x: Tensor, start: int, k: int, known: Tensor, leave_out: bool) -> Tensor:
+    """The neighbours of one part of the rows, found part by part of the bank."""
+    queries = x[start : start + _QUERIES]
+    best, found = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long, device=x.device)
+    for first in range(0, len(known), _BANK):
+        similarity = queries @ known[first : first + _BANK].T
+        index = torch.arange(first, first + similarity.shape[1], device=x.device).expand_as(similarity)
+        if leave_out:
+            rows = torch.arange(start, start + len(queries), device=x.device)
+            similarity = similarity.masked_fill(index == rows[:, None], -torch.inf)
+        best, found = torch.cat([best, similarity], 1), torch.cat([found, index], 1)
+        best, chosen = best.topk(min(k, best.shape[1]))
+        found = found.gather(1, chosen)
+    return found
+
+
+def vote(labels: Tensor) -> Tensor:
+    """The label most of the neighbours have (N x k, nearest first, to N); of equals, the one of the nearest."""
+    votes = (labels[:, :, None] == labels[:, None, :]).sum(-1)
+    return labels.gather(1, votes.argmax(1, keepdim=True))[:, 0]  # the first of equals
+
+
+def _check(folder: ImageFolder, known: ImageFolder, k: Sequence[int], size: int) -> None:
+    if folder.classes != known.classes:
+        raise DataError(
+            f"bank: {known.root} has other classes than {folder.root} ({len(known.classes)} and "
+            f"{len(folder.classes)}); read both with the same classes: read_folder(..., classes=bank.classes)"
+        )
+    there = Counter(sample.label for sample in known.samples)
+    if len(there) < 2:
+        raise DataError(
+            f"{known.root}: all images are of one class, {known.classes[min(there)]}; nearest neighbours need two or "
+            "more to tell apart"
+        )
+    if not k or min(k) < 1 or max(k) > size:
+        raise ValueError(f"k: {', '.join(map(str, k)) or 'none'}; numbers of neighbours in 1..{size} are needed")
+
+
+def _features(
+    model: Classifier,
+    folder: ImageFolder,
+    batch_size: int,
+    workers: int,
+    track: Callable[[Iterable, int], Iterable] | None,
+) -> Tensor:
+    """Features of each image of a folder, N x D in float32, where the model is."""
+    batches = loader(Images(folder, model.preprocess), batch_size, workers)
+    found = features(model, track(batches, len(batches)) if track else batches).float()
+    if broken := (~found.isfinite().all(1)).nonzero().flatten().tolist():
+        file = folder.samples[broken[0]].path
+        raise ValueError(f"model: the features of {len(broken)} images are not finite; the first is {file}")
+    return found.to(next(model.module.parameters()).device)

@@ -1,0 +1,7 @@
+"""Foreground masks for images that have none: found by a model, or made from annotations."""
+
+from clearhead.masks.annotations import FORMATS
+from clearhead.masks.folder import Limits, MasksWritten, write_masks
+from clearhead.masks.tokencut import Cut, tokencut
+
+__all__ = ["FORMATS", "Cut", "Limits", "MasksWritten", "tokencut", "write_masks"]

@@ -1,0 +1,281 @@
+"""A folder of images to the same folder with foreground masks."""
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image
+
+from clearhead.data.batches import Images, loader
+from clearhead.data.folder import ImageFolder, Problem, Sample, read_folder
+from clearhead.data.pixels import DataError, load_image, load_mask
+from clearhead.data.waterbirds import _link
+from clearhead.evaluate.statistics import Estimate, mean
+from clearhead.masks.annotations import Found
+from clearhead.masks.refine import patch_mask, refine
+from clearhead.masks.tokencut import TAU, Cut, Side, iou, tokencut
+from clearhead.models import Classifier
+
+Annotations = Callable[[ImageFolder], Iterable[Found]]
+"""What gives the masks of a folder's images by people's annotations."""
+
+Track = Callable[[Iterable, int, str], Iterable]
+
+
+@dataclass(frozen=True)
+class MasksWritten:
+    """What ``write_masks`` made.
+
+    Attributes:
+        folder: the data with its masks.
+        images: how many images there are.
+        masks: how many of them have a mask now.
+        problems: what the source had wrong, and each image whose mask was dropped, by kind.
+        area: the foreground's mean share of an image, of the masks kept.
+        patches: mean IoU of the patches' masks with the true ones, before they were refined and any was dropped; None
+            where the source has no true masks or none was made from patches.
+        made: mean IoU of all masks made with the true ones, dropped ones included; None without true masks.
+        kept: the same of the masks that were kept.
+    """
+
+    folder: Path
+    images: int
+    masks: int
+    problems: tuple[Problem, ...]
+    area: Estimate
+    patches: Estimate | None = None
+    made: Estimate | None = None
+    kept: Estimate | None = None
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many masks were dropped for which reason."""
+        return dict(Counter(problem.kind for problem in self.problems if problem.action == DROPPED).most_common())
+
+
+DROPPED = "mask dropped"  # the action of its problem
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a mask must satisfy to be kept.
+
+    Attributes:
+        smallest: the least share of the image it covers; below, it is ``too-small``.
+        largest: the most; above, it is ``too-large``.
+        border: the most of the object's patches that may lie at the image's border; above, it is ``at-border``. Of
+            masks made by a model alone, as is the next.
+        agreement: the least IoU with what is cut at a tau a little lower or higher; below, it is ``inconsistent``.
+    """
+
+    smallest: float = 0.02
+    largest: float = 0.9
+    border: float = 0.2
+    agreement: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, share in vars(self).items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}: {share}; a share from 0 to 1 is needed")
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """One image: why its mask was not kept (None: it was), what it covers, and its overlap with the true one."""
+
+    problem: Problem | None
+    area: float = np.nan
+    patches: float = np.nan
+    made: float = np.nan
+
+
+def write_masks(
+    source: str | Path,
+    out: str | Path | None = None,
+    model: Classifier | None = None,
+    *,
+    annotations: Annotations | None = None,
+    layers: Sequence[int] | None = None,
+    tau: float = TAU,
+    side: Side = "inside",
+    limits: Limits = Limits(),
+    batch_size: int = 32,
+    workers: int = 0,
+    track: Track | None = None,
+) -> MasksWritten:
+    """Give the images of a folder foreground masks: found by a model, or from annotations.
+
+    Args:
+        source: images in class folders, as ``read_folder`` reads them.
+        out: a new folder for the images (hard links where the file system allows it, else copies), metadata.csv and
+            the masks; None puts the masks into ``source/masks``, which must not exist.
+        model: finds the object by `tokencut`; it runs where its parameters are. It sees each image as a whole,
+            scaled to its input size whatever its own preprocessing cuts off, so that no part goes without mask.
+        annotations: gives the masks instead of a model, as ``functools.partial(coco_boxes, file)`` does.
+        layers: whose keys are cut, by position; None for all layers, (-1,) as in the paper.
+        tau: the cosine above which two patches are alike.
+        side: which side of the cut is the object: ``inside``, that with less of it at the image's border, or the
+            paper's, ``strongest``.
+        limits: which masks are dropped.
+        batch_size: images a batch.
+        workers: processes that load images; 0 loads in this one.
+        track: shows progress: ``track(items, count, title)``.
+
+    The folder appears when it is complete. Raises DataError where nothing can be read or written, or not a single
+    mask is kept; ValueError for both or neither of `model` and `annotations`, or a model without a grid of tokens.
+    """
+    if (model is None) == (annotations is None):
+        raise ValueError("model, annotations: give one of the two, for masks found by a model or by people")
+    source = Path(source)
+    target = source / "masks" if out is None else Path(out)
+    _require_free(target, out is None)
+    data = read_folder(source)
+    named, ambiguous = _one_a_name(data)
+    partial = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+        masks = partial if out is None else partial / "masks"
+        for name in data.classes:
+            (masks / name).mkdir(parents=True)
+        judged: Iterable[_Judged]
+        if model is not None:
+            judged = _found(model, named, masks, layers, tau, side, limits, batch_size, workers)
+        else:
+            assert annotations is not None
+            judged = (_judge(sample, mask, None, limits, masks) for sample, mask in annotations(named))
+        seen = [*(track(judged, len(named.samples), "masks") if track else judged), *ambiguous]
+        if all(one.problem for one in seen):
+            raise DataError(_no_mask(source, seen))
+        if out is not None:
+            _copy(data, partial)
+        partial.chmod(0o755)  # mkdtemp's folders are for their owner alone
+        if target.is_dir():
+            target.rmdir()
+        partial.rename(target)
+    except OSError as error:
+        raise DataError(f"{target} could not be written: {error}") from error
+    finally:
+        if partial is not None and partial.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+    return _summary(source if out is None else target, data, seen)
+
+
+def _require_free(target: Path, inside: bool) -> None:
+    """Raise DataError where the masks' folder, or the new one, is already there."""
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        advice = "give a new folder to write to, or move them away" if inside else "choose another or remove it"
+        raise DataError(f"{target} exists and is not an empty folder; {advice}")
+
+
+def _one_a_name(data: ImageFolder) -> tuple[ImageFolder, list[_Judged]]:
+    """The data without the images that would share a mask, as a.jpg and a.png do; and those."""
+    stems = Counter(PurePosixPath(sample.file).with_suffix("") for sample in data.samples)
+    alone, others = [], []
+    for sample in data.samples:
+        if stems[PurePosixPath(sample.file).with_suffix("")] == 1:
+            alone.append(sample)
+        else:
+            detail = "another image of its class has the same name but for the extension"
+            others.append(_Judged(Problem(sample.file, "shared-name", detail, DROPPED)))
+    return replace(data, samples=tuple(alone)), others
+
+
+def _found(
+    model: Classifier,
+    data: ImageFolder,
+    masks: Path,
+    layers: Sequence[int] | None,
+    tau: float,
+    side: Side,
+    limits: Limits,
+    batch_size: int,
+    workers: int,
+) -> Iterator[_Judged]:
+    """Every image's mask by the model's features, judged and saved."""
+    whole = replace(model.preprocess, resize=model.preprocess.size, fit="squash")
+    plain = replace(data, samples=tuple(replace(sample, mask=None) for sample in data.samples))
+    device = next(model.module.parameters()).device
+
+    def finish(sample: Sample, cut: Cut) -> _Judged:
+        size = load_image(sample.path).size
+        return _judge(sample, refine(cut, size), cut, limits, masks)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for batch in loader(Images(plain, whole), batch_size, workers):
+            samples = [data.samples[index] for index in batch["index"]]
+            cuts = tokencut(model, batch["image"].to(device), layers=layers, tau=tau, side=side)
+            yield from pool.map(finish, samples, cuts)
+
+
+def _judge(sample: Sample, mask: np.ndarray | tuple[str, str], cut: Cut | None, limits: Limits, masks: Path) -> _Judged:
+    """Save a mask that is good enough, else say why not; `cut` is what a model found. `mask` may be a reason itself."""
+    if isinstance(mask, tuple):
+        return _Judged(Problem(sample.file, *mask, DROPPED))
+    area = float(mask.mean())
+    reason = None
+    if area == 0:
+        reason = "no-object", "nothing in the image stands out"
+    elif area < limits.smallest:
+        reason = "too-small", f"{area:.1%} of the image; less than {limits.smallest:.1%} is dropped"
+    elif area > limits.largest:
+        reason = "too-large", f"{area:.1%} of the image; more than {limits.largest:.1%} is dropped"
+    elif cut and cut.border > limits.border:
+        detail = f"{cut.border:.1%} of it lies at the image's border; more than {limits.border:.1%} is dropped"
+        reason = "at-border", detail
+    elif cut and cut.agreement < limits.agreement:
+        detail = f"IoU {cut.agreement:.2f} with the cut of a near tau; less than {limits.agreement:.2f} is dropped"
+        reason = "inconsistent", detail
+    if reason is None:
+        Image.fromarray(mask.astype(np.uint8) * 255).save(masks / PurePosixPath(sample.file).with_suffix(".png"))
+    true = None if sample.mask is None else np.asarray(load_mask(sample.mask)) > 0
+    return _Judged(
+        Problem(sample.file, *reason, DROPPED) if reason else None,
+        area,
+        np.nan if true is None or cut is None else iou(patch_mask(cut, mask.shape[::-1]), true),
+        np.nan if true is None else iou(mask, true),
+    )
+
+
+def _no_mask(source: Path, seen: list[_Judged]) -> str:
+    problems = [one.problem for one in seen if one.problem]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(p.kind for p in problems).most_common())
+    first = f"; first {problems[0].file}: {problems[0].detail}" if problems else ""
+    return f"{source}: not one mask of {len(seen)} images is good enough to be kept ({kinds}){first}"
+
+
+def _copy(data: ImageFolder, out: Path) -> None:
+    """The usable images, and the table of the folder."""
+    for sample in data.samples:
+        _link(sample.path, out / sample.file)
+    table = data.root / "metadata.csv"
+    if table.is_file():
+        shutil.copyfile(table, out / table.name)
+
+
+def _summary(folder: Path, data: ImageFolder, seen: list[_Judged]) -> MasksWritten:
+    kept = [one for one in seen if one.problem is None]
+    problems = (*data.problems, *(one.problem for one in seen if one.problem))
+    area = mean(np.array([one.area for one in kept]), "%")
+    return MasksWritten(
+        folder,
+        len(seen),
+        len(kept),
+        problems,
+        area,
+        _overlap([one.patches for one in seen]),
+        _overlap([one.made for one in seen]),
+        _overlap([one.made for one in kept]),
+    )
+
+
+def _overlap(values: list[float]) -> Estimate | None:
+    """The mean of the overlaps that are known."""
+    known = np.array([value for value in values if not np.isnan(value)])
+    return mean(known) if len(known) else None

@@ -1,0 +1,108 @@
+"""A comparison on the page: what changed, group by group and class by class, and the images it changed on."""
+
+from pathlib import Path
+
+from clearhead.evaluate.audit import Audit
+from clearhead.evaluate.compare import Comparison
+from clearhead.evaluate.statistics import Estimate
+from clearhead.report import plots
+from clearhead.report.page import Figure, Row, Section, Table
+from clearhead.report.strips import gallery, map_text
+from clearhead.results import ComparisonResults
+
+MOST_CHANGED = 50
+"""Tables of classes that changed show this many, as arXiv 2206.01161 does."""
+
+
+def comparison_sections(run: ComparisonResults, folder: Path) -> list[Section]:
+    """All that is told of a comparison, with the pictures of its folder."""
+    c = run.comparison
+    sections: list[Section] = [
+        Figure("Before and after", MEASURES, plots.intervals(_pairs(c), "Before and after, with 95% intervals")),
+        differences(c),
+    ]
+    if c.groups:
+        sections.append(_group_table(c))
+    sections += _class_tables(c)
+    for title, text, strips in (
+        ("Put right", "Wrong before, right after; the greatest change of loss first.", run.gained),
+        ("Made wrong", "Right before, wrong after; the greatest change of loss first.", run.lost),
+        ("Classes that lost most", "The first images made wrong of each, the worst class first.", run.first_lost),
+        ("Drawn at random", "A sample of all images, chosen by chance.", run.sample),
+    ):
+        if strips:
+            sections.append(gallery(title, f"{text} {map_text(c.before)}", strips, folder))
+    return sections
+
+
+MEASURES = (
+    "Worst group: the group of images with the lowest accuracy. Background removed: the object on the mean colour. "
+    "Background shuffled: the object on another image's background. Background alone: the object's box cut out; a "
+    "model that still knows the class here reads the background."
+)
+
+
+def _measures(audit: Audit) -> dict[str, Estimate]:
+    """The measures of one model that are shares, in the order they are told."""
+    found = {"worst-group accuracy": audit.worst_group[1]} if audit.worst_group else {}
+    found["average accuracy"] = audit.accuracy
+    found |= {f"accuracy, {name}": value for name, value in audit.intervened.items() if name != "as it is"}
+    if audit.foreground:
+        found["relevance in the foreground"] = audit.foreground
+    return found | {"calibration error": audit.calibration_error}
+
+
+def _pairs(c: Comparison) -> list[tuple[str, list[tuple[str, Estimate]]]]:
+    before, after = _measures(c.before), _measures(c.after)
+    return [(name, [("before", before[name]), ("after", after[name])]) for name in before]
+
+
+def differences(c: Comparison) -> Table:
+    """Each measure before and after, the paired difference, and the flips."""
+    before = _measures(c.before) | {"loss": c.before.loss}
+    after = _measures(c.after) | {"loss": c.after.loss}
+    rows = [
+        Row(name, [before[name], after[name], c.differences.get(name, "")], _NOTES.get(name, "")) for name in before
+    ]
+    flips = c.mcnemar
+    return Table(
+        "What changed",
+        ["before", "after", "difference"],
+        rows,
+        f"{flips.gained:,} images were put right and {flips.lost:,} made wrong; if neither model were better, flips as "
+        f"uneven as these would come with probability {_probability(flips.p_value)} (exact McNemar test). A loss of "
+        f"accuracy of up to {100 * c.margin:g} points was set to count as no harm.",
+    )
+
+
+_NOTES = {
+    "loss": "nats; lower is better",
+    "calibration error": "confidence against accuracy; lower is better",
+    "accuracy, background alone": "lower means less reliance on the background",
+}
+
+
+def _probability(p: float) -> str:
+    return f"{p:.2g}" if p >= 1e-4 else "below 0.0001"
+
+
+def _group_table(c: Comparison) -> Table:
+    rows = [Row(name, [c.before.groups[name], c.after.groups[name], change]) for name, change in c.groups.items()]
+    return Table("Group by group", ["before", "after", "difference"], rows, "Accuracy of each group of images.")
+
+
+def _class_tables(c: Comparison) -> list[Section]:
+    """The classes whose accuracy rose and fell most, for more than two classes."""
+    found: list[Section] = []
+    changed = sorted(c.classes.items(), key=lambda item: -item[1].value) if len(c.classes) > 2 else []
+    for title, classes in (
+        ("Classes most helped", [(name, d) for name, d in changed if d.value > 0]),
+        ("Classes most harmed", [(name, d) for name, d in reversed(changed) if d.value < 0]),
+    ):
+        if classes:
+            shown = classes[:MOST_CHANGED]
+            rows = [Row(name, [c.before.classes[name], c.after.classes[name], d]) for name, d in shown]
+            text = f"{len(classes):,} of {len(c.classes):,} classes{'; the first are shown' * (shown != classes)}. "
+            text += "With few images a class, chance alone moves many; the intervals say how far."
+            found.append(Table(title, ["before", "after", "difference"], rows, text))
+    return found

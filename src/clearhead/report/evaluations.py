@@ -1,0 +1,130 @@
+"""An evaluation on the page: how true the maps are, how well they are segmentations, how well the features part.
+
+And sufficient input subsets.
+"""
+
+from pathlib import Path
+
+from clearhead.evaluate.faithfulness import Faithfulness
+from clearhead.evaluate.statistics import number
+from clearhead.report import plots
+from clearhead.report.page import Figure, Row, Section, Table
+from clearhead.report.strips import gallery
+from clearhead.results import EvaluationResults, SufficientResults
+
+
+def evaluation_sections(run: EvaluationResults) -> list[Section]:
+    """All that was evaluated; each model's tables bear its name where there are several."""
+    sections: list[Section] = []
+    for model, found in run.faithfulness.items():
+        sections += _faithfulness(found, _of(run, model))
+    for model, changes in run.gap_change.items():
+        rows = [Row(method, [change]) for method, change in changes.items()]
+        text = f"The gap of {model} less that of {run.models[0]}, paired image by image."
+        sections.append(Table("Change of the gap", ["difference"], rows, text, names="method"))
+    for model, methods in run.segmentation.items():
+        measures = list(next(iter(methods.values())))
+        rows = [Row(method, [numbers[m] for m in measures]) for method, numbers in methods.items()]
+        left = ", ".join(f"{count:,} with {why}" for why, count in run.left_out[model].items() if count)
+        text = f"{_SEGMENTATION}{f' Left out: {left}.' if left else ''}"
+        sections.append(Table(f"Maps as segmentations{_of(run, model)}", measures, rows, text, names="method"))
+    if run.knn:
+        sections.append(_knn(run))
+    return sections
+
+
+_SEGMENTATION = (
+    "A map is foreground above its own mean. IoU: mean of foreground and background, all pixels together; mAP: average "
+    "precision of the map's values for the foreground, mean over images; pooled, with the background's beside it."
+)
+
+
+def _of(run: EvaluationResults, model: str) -> str:
+    return f": {model}" if len(run.models) > 1 else ""
+
+
+def _faithfulness(found: Faithfulness, of: str) -> list[Section]:
+    sections: list[Section] = []
+    for title, text, name in (
+        ("Most relevant pixels removed first", "The sooner the accuracy falls, the truer the map.", "positive"),
+        ("Least relevant pixels removed first", "The longer the accuracy holds, the truer the map.", "negative"),
+    ):
+        points = {
+            method: [(100 * x, y, 0.0) for x, y in zip(found.removed, getattr(numbers, name), strict=False)]
+            for method, numbers in found.methods.items()
+        }
+        plot = plots.lines(points, f"{title}{of}", "percent of the pixels removed", "top-1 accuracy")
+        sections.append(Figure(f"{title}{of}", f"{text} Removed pixels become: {found.fill}.", plot))
+    columns = ["positive", "negative", "gap", "to the best", "deletion", "insertion", "violations", "at random weights"]
+    rows = [
+        Row(
+            method,
+            [
+                m.positive_area,
+                m.negative_area,
+                m.gap,
+                m.to_best or "best here",
+                m.deletion,
+                m.insertion,
+                m.violations,
+                m.randomised,
+            ],
+        )
+        for method, m in found.methods.items()
+    ]
+    text = (
+        f"Maps of the {'predicted' if found.target == 'predicted' else 'true'} class. "
+        "Positive and negative: area under "
+        "the curves above over 10 to 90% removed; low and high are faithful, and the gap between them is the main "
+        "number. To the best: the gap less that of the best method, paired; an interval with 0 in it cannot tell the "
+        "two apart. Deletion and insertion: area under the class's probability. Violations: images on which the class "
+        "is likelier without the most relevant tenth. At random weights: rank correlation with the maps of the model "
+        "at random weights; a map near 1 shows the architecture, not what was learnt."
+    )
+    return [*sections, Table(f"Faithfulness of maps{of}", columns, rows, text, names="method")]
+
+
+def _knn(run: EvaluationResults) -> Table:
+    rows = [Row(model, list(by_k.values())) for model, by_k in run.knn.items()]
+    rows += [Row(f"{model} less {run.models[0]}", list(by_k.values())) for model, by_k in run.knn_change.items()]
+    columns = [f"k = {k}" for k in next(iter(run.knn.values()))]
+    text = (
+        "Share of the images that have the class of most of their k nearest neighbours, by the cosine of the features. "
+        "The classes are the folder's own; nothing is trained."
+    )
+    return Table("Nearest neighbours", columns, rows, text, names="model")
+
+
+def sufficient_sections(run: SufficientResults, folder: Path) -> list[Section]:
+    """The pixels that are enough, the curve of each image, and the numbers."""
+    enough = f"{100 * run.confidence:g}%"
+    text = (
+        f"From these pixels alone (grey: taken away) the model gives the label a probability of {enough}, or comes "
+        "nearest to it. Under each the share of the pixels."
+    )
+    sections: list[Section] = [gallery("Pixels that are enough", text, run.strips, folder)]
+    rows = []
+    for strip, labels in zip(run.strips, run.images, strict=True):
+        for i, found in enumerate(labels):
+            kind = "predicted" if found.predicted else "another label"
+            cells = [
+                found.label,
+                kind,
+                number(found.whole, "%"),
+                number(found.share, "%"),
+                number(found.confidence, "%"),
+            ]
+            rows.append(Row(strip.title if i == 0 else "", [*cells, "yes" if found.reached else "no"]))
+    columns = ["label", "", "whole image", "pixels kept", "from them alone", f"{enough} reached"]
+    sections.append(Table("How few are enough", columns, rows, "Probabilities of the label.", names="image"))
+    for strip, labels in zip(run.strips[:_MOST_CURVES], run.images, strict=False):
+        points = {
+            found.label: [(100 * x, y, 0.0) for x, y in zip(found.kept, found.curve, strict=True)] for found in labels
+        }
+        title = f"Confidence as pixels go: {strip.title}"
+        plot = plots.lines(points, title, "percent of the pixels kept", "probability of the label", markers=False)
+        sections.append(Figure(title, "Read from right to left.", plot))
+    return sections
+
+
+_MOST_CURVES = 6

@@ -1,0 +1,129 @@
+"""What a study runs, read from a YAML file.
+
+    model: timm:deit_small_patch16_224   # as every command takes it
+    data: imagenet-s                     # images to train on, with masks
+    tests: {ObjectNet: objectnet}        # folders to measure on; nothing is chosen by them
+    samples: [1, 3]                      # images a class
+    classes: [100, 500]                  # classes to train on, drawn by the seed; all others are for validation
+    seeds: [0, 1, 2]
+    validation: 414                      # images that choose the epoch, of classes that are not trained on
+    epochs: 50
+    lr: 1.0e-6
+    batch_size: 8
+    methods:
+      relevance: {method: relevance}
+      no foreground: {method: relevance, foreground: 0}
+      rollout: {method: relevance, source: rollout}
+      RRR: {method: rrr, background: 0.5, lr: 2.0e-6}
+      fine-tuning: {method: train}
+
+Every combination of method, samples, classes and seed is a run. A list may be a single value. The terms of a method are
+the fields of its loss (``clearhead.repair``); ``lr``, ``epochs`` and ``batch_size`` in it overrule those above.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from clearhead.repair import MASK_LOSSES, mask_loss
+from clearhead.train import Loss, Settings, cross_entropy
+
+
+class StudyError(ValueError):
+    """A plan that cannot be run; the message says what is wrong in the file."""
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+Counts = Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_listed), Field(min_length=1)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_listed), Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One cell of the grid: a method by its name in the plan, on so many images of so many classes drawn by a seed."""
+
+    name: str
+    samples: int
+    classes: int
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder."""
+        slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in self.name.lower())
+        return f"{slug}-{self.samples}x{self.classes}-{self.seed}"
+
+
+class Plan(BaseModel):
+    """The file as data; see the head of this module."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    data: Path
+    tests: dict[str, Path] = Field(min_length=1)
+    methods: dict[str, dict[str, Any]] = Field(min_length=1)
+    samples: Counts = [3]
+    classes: Counts = [500]
+    seeds: Seeds = [0]
+    validation: int = Field(414, ge=1)
+    epochs: int = Field(10, ge=1)
+    lr: float = Field(1e-5, gt=0)
+    batch_size: int = Field(8, ge=1)
+
+    def variants(self) -> list[Variant]:
+        """All cells of the grid; all methods of a draw come one after another."""
+        return [Variant(m, n, c, s) for s, c, n, m in product(self.seeds, self.classes, self.samples, self.methods)]
+
+    def loss(self, name: str) -> Loss:
+        """What a method of the plan minimises. Raises StudyError for a method or a term that does not exist."""
+        given = dict(self.methods[name])
+        method = given.pop("method", None)
+        terms = {key: value for key, value in given.items() if key not in _SETTINGS}
+        if method not in (*MASK_LOSSES, "train"):
+            known = ", ".join([*MASK_LOSSES, "train"])
+            raise StudyError(f"methods: {name!r} needs a method, one of {known}; got {method!r}")
+        try:
+            return mask_loss(method, terms) or cross_entropy
+        except (TypeError, ValueError) as error:
+            raise StudyError(f"methods: {name!r}: {error}") from error
+
+    def settings(self, variant: Variant) -> Settings:
+        """How a variant is trained: as arXiv 2206.01161 trains."""
+        given = self.methods[variant.name]
+        chosen = {key: given.get(key, getattr(self, key)) for key in _SETTINGS}
+        return Settings(**chosen, schedule="decay", crop=0.75, seed=variant.seed)
+
+
+_SETTINGS = ("epochs", "lr", "batch_size")
+
+
+def read_plan(file: Path) -> Plan:
+    """Read and check a plan; folders in it are relative to the file. Raises StudyError."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise StudyError(f"{file} cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise StudyError(f"{file}: a plan is a table of names and values, got {type(content).__name__}")
+    try:
+        plan = Plan.model_validate(content)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise StudyError(f"{file}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from error
+    folders = {variant.folder: variant for variant in plan.variants()}
+    if len(folders) < len(plan.variants()):
+        raise StudyError(f"{file}: two runs would have the same folder; give the methods names that differ in letters")
+    for name in plan.methods:
+        plan.loss(name)
+    beside = file.parent
+    return plan.model_copy(
+        update={"data": beside / plan.data, "tests": {name: beside / path for name, path in plan.tests.items()}}
+    )

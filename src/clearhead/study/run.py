@@ -1,0 +1,222 @@
+"""Running a plan: each repair a folder that is done once, then the table over all of them."""
+
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import torch
+
+from clearhead.data.folder import ImageFolder, read_folder
+from clearhead.data.interventions import INTERVENTIONS
+from clearhead.data.splits import splits_of
+from clearhead.evaluate.predict import predict
+from clearhead.evaluate.statistics import Estimate, mean
+from clearhead.models import Classifier, load_model, save_model
+from clearhead.processes import run_all
+from clearhead.runs import begin, read_results, write_results, write_table
+from clearhead.study.plan import Plan, StudyError, Variant
+from clearhead.train import best_epoch, fit
+
+BEFORE = "before"
+"""The folder of the model as it was given."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one run did: the classes it was trained on, the images used, and the epoch whose weights were kept."""
+
+    classes: list[str]
+    images: int
+    validation: int
+    epoch: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """One measure of one method on one test set, over the seeds.
+
+    Attributes:
+        name: of the method.
+        samples: images a class it was trained on, at most.
+        classes: number of classes it was trained on.
+        test: the test set.
+        measure: what is measured.
+        before: of the model as it was given, mean over the seeds (which images count may depend on the seed).
+        after: mean over the seeds.
+        spread: standard deviation over the seeds; None for a single one.
+        change: after less before, the seeds' mean for each image; its interval is over images, not over seeds.
+        seeds: how many.
+    """
+
+    name: str
+    samples: int
+    classes: int
+    test: str
+    measure: str
+    before: float
+    after: float
+    spread: float | None
+    change: Estimate
+    seeds: int
+
+
+def run_study(
+    plan: Plan,
+    out: Path,
+    *,
+    jobs: int = 1,
+    device: str | None = None,
+    track: Callable[[Iterable, int, str], Iterable] | None = None,
+) -> list[StudyRow]:
+    """Do what is not done yet below `out`, and gather the table.
+
+    Args:
+        plan: what to run.
+        out: a folder for each run and one for the model as it was given; each keeps its checkpoint and predictions.
+        jobs: processes.
+        device: where to train and measure; a GPU where there is one by default.
+        track: shows progress: ``track(runs, count, title)``.
+
+    Raises:
+        StudyError: for more classes than there are, or none left for validation.
+        DataError: for data that cannot be read.
+    """
+    model = load_model(plan.model)
+    for classes in plan.classes:
+        draw(plan, _data(plan, model), Variant("", plan.samples[0], classes, plan.seeds[0]))
+    runs = [(plan, variant, out, device) for variant in plan.variants()]
+    run_all(_one, [(plan, None, out, device), *runs], jobs, track)
+    return gather(plan, out)
+
+
+def draw(plan: Plan, data: ImageFolder, variant: Variant) -> tuple[ImageFolder, ImageFolder]:
+    """The images a variant is trained on and those that choose its epoch, the same for all its methods.
+
+    Classes are drawn by the seed among those that have images with masks; of each, `samples` images with masks (those
+    it has, where they are fewer). Validation: images with masks of the classes that are left, one of each class before
+    the second of any, at most ``plan.validation``. Where metadata.csv names a split ``val``, that is taken instead.
+    """
+    rng = np.random.default_rng([variant.seed, 0])
+    masked = [sample for sample in data.samples if sample.mask]
+    by_class = defaultdict(list)
+    for index in rng.permutation(len(masked)):
+        by_class[masked[index].label].append(masked[index])
+    order = rng.permutation(sorted(by_class)).tolist()
+    if variant.classes > len(order):
+        raise StudyError(f"classes: {variant.classes} asked for, {data.root} has {len(order)} with masks")
+    chosen = [s for label in order[: variant.classes] for s in by_class[label][: variant.samples]]
+    train = replace(data, samples=tuple(sorted(chosen, key=lambda s: s.file)), problems=())
+    if "val" in splits_of(plan.data):
+        return train, read_folder(plan.data, split="val", classes=data.classes, check=False)
+    others = [by_class[label] for label in order[variant.classes :]]
+    held = [samples[i] for i in range(max(map(len, others), default=0)) for samples in others if i < len(samples)]
+    if not held:
+        raise StudyError(
+            f"classes: {variant.classes} of the {len(order)} classes with masks leave none to choose the epoch by; "
+            "train on fewer, or name a split val in metadata.csv"
+        )
+    return train, replace(data, samples=tuple(held[: plan.validation]), problems=())
+
+
+def _data(plan: Plan, model: Classifier) -> ImageFolder:
+    split = "train" if "train" in splits_of(plan.data) else None
+    return read_folder(plan.data, split=split, classes=model.classes, check=False)
+
+
+def _one(plan: Plan, variant: Variant | None, out: Path, device: str | None) -> None:
+    """One run, or the model as it was given, into its folder."""
+    folder = out / (variant.folder if variant else BEFORE)
+    arguments: dict[str, Any] = {"model": plan.model, "tests": plan.tests}
+    if variant:
+        arguments |= {"data": plan.data, "variant": vars(variant), "validation": plan.validation}
+        arguments |= {"method": plan.methods[variant.name], "settings": vars(plan.settings(variant))}
+    if begin(folder, "study", arguments):
+        return
+    model = load_model(plan.model)
+    done = Trained([], 0, 0, 0, 0)
+    if variant:
+        train, validation = draw(plan, _data(plan, model), variant)
+        loss, settings = plan.loss(variant.name), plan.settings(variant)
+        model, history = fit(model, loss, train, validation, settings, folder / "state", device=device)
+        save_model(model, folder / "checkpoint")
+        labels = sorted({sample.label for sample in train.samples})
+        kept = best_epoch(history).number
+        counts = len(train.samples), len(validation.samples), kept, len(history) - 1
+        done = Trained([model.classes[label] for label in labels], *counts)
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = replace(model, module=model.module.to(place))
+    for name, path in plan.tests.items():
+        test = read_folder(path, classes=model.classes, check=variant is None)
+        write_table(folder / f"{name}.parquet", predict(model, test).table(model.classes))
+    write_results(folder, done)
+    shutil.rmtree(folder / "state", ignore_errors=True)
+
+
+def gather(plan: Plan, out: Path) -> list[StudyRow]:
+    """The table of the finished runs below `out`."""
+    rows = []
+    before = {test: _columns(out / BEFORE / f"{test}.parquet") for test in plan.tests}
+    cells = dict.fromkeys((v.name, v.samples, v.classes) for v in plan.variants())
+    for name, samples, classes in cells:
+        found: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+        for seed in plan.seeds:
+            folder = out / Variant(name, samples, classes, seed).folder
+            trained = read_results(folder, Trained).classes
+            for test in plan.tests:
+                after = measures(_columns(folder / f"{test}.parquet"), trained)
+                for measure, values in measures(before[test], trained).items():
+                    if measure in after:
+                        found[test, measure].append((values, after[measure]))
+        rows += [_row(name, samples, classes, *key, pairs) for key, pairs in found.items()]
+    return rows
+
+
+def measures(columns: Mapping[str, np.ndarray], trained: list[str]) -> dict[str, np.ndarray]:
+    """What is measured on each image (N), NaN where it does not count: shares in 0..1.
+
+    Accuracy, that of the classes trained on and of the others, that under each intervention, and the share of the
+    relevance that lies in the foreground.
+    """
+    label, right = columns["label"], (columns["predicted"] == columns["label"]).astype(float)
+    inside = np.isin(label, trained)
+    found = {"accuracy": right}
+    if inside.any() and not inside.all():
+        found["accuracy, trained classes"] = np.where(inside, right, np.nan)
+        found["accuracy, other classes"] = np.where(inside, np.nan, right)
+    for name in INTERVENTIONS:
+        said = columns[f"predicted, {name}"]
+        found[f"accuracy, {name}"] = np.where(said == None, np.nan, said == label)  # noqa: E711 (element by element)
+    found["relevance in the foreground"] = columns["foreground"].astype(float)
+    return {name: values for name, values in found.items() if not np.isnan(values).all()}
+
+
+def _columns(file: Path) -> dict[str, np.ndarray]:
+    table = pyarrow.parquet.read_table(file)
+    return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+
+
+def _row(
+    name: str, samples: int, classes: int, test: str, measure: str, pairs: list[tuple[np.ndarray, np.ndarray]]
+) -> StudyRow:
+    before, after = (np.array(values, dtype=float) for values in zip(*pairs, strict=True))
+    each = np.nanmean(after, axis=1)
+    change = after - before
+    counted = ~np.isnan(change).all(0)
+    return StudyRow(
+        name,
+        samples,
+        classes,
+        test,
+        measure,
+        before=float(np.nanmean(before, axis=1).mean()),
+        after=float(each.mean()),
+        spread=float(each.std(ddof=1)) if len(each) > 1 else None,
+        change=mean(np.nanmean(change[:, counted], axis=0), "pp"),
+        seeds=len(pairs),
+    )

@@ -1,0 +1,122 @@
+"""Plans: what they draw, what they refuse, what the table says of runs whose predictions are known."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clearhead.data.folder import ImageFolder, read_folder
+from clearhead.data.interventions import INTERVENTIONS
+from clearhead.repair import RRR, Relevance
+from clearhead.runs import write_results, write_table
+from clearhead.study import Plan, StudyError, Variant, read_plan
+from clearhead.study.run import BEFORE, Trained, draw, gather
+
+PLAN = """
+model: timm:vit_tiny_patch16_224
+data: images
+tests: {shifted: elsewhere}
+samples: [1, 2]
+classes: 3
+seeds: [0, 1]
+methods:
+  relevance: {method: relevance, foreground: 0}
+  RRR: {method: rrr, background: 0.5, lr: 1.0e-3, epochs: 2}
+  fine-tuning: {method: train}
+"""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    return read_plan(tmp_path / "plan.yaml")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> ImageFolder:
+    for label in range(6):
+        folder = tmp_path / "images" / f"c{label}"
+        masks = tmp_path / "images" / "masks" / f"c{label}"
+        folder.mkdir(parents=True)
+        masks.mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(np.full((8, 8, 3), 40 * label, np.uint8)).save(folder / f"{i}.png")
+            if i < 1 + label % 3:  # the classes have 1, 2, 3, 1, 2, 3 masks
+                Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(masks / f"{i}.png")
+    return read_folder(tmp_path / "images")
+
+
+def test_the_plan_is_a_grid_with_losses_and_settings(plan: Plan, tmp_path: Path) -> None:
+    assert len(plan.variants()) == 2 * 1 * 2 * 3
+    assert len({variant.folder for variant in plan.variants()}) == 12
+    assert plan.loss("relevance") == Relevance(foreground=0)
+    assert plan.loss("RRR") == RRR(background=0.5)
+    settings = plan.settings(Variant("RRR", 1, 3, 1))
+    assert (settings.lr, settings.epochs, settings.batch_size, settings.seed) == (1e-3, 2, 8, 1)
+    assert plan.data == tmp_path / "images"
+
+
+def test_classes_and_images_are_drawn_by_the_seed_and_validation_is_of_the_others(plan: Plan, data: ImageFolder):
+    train, validation = draw(plan, data, Variant("", 2, 3, 0))
+    again, _ = draw(plan, data, Variant("", 2, 3, 0))
+    assert train.samples == again.samples
+    labels = [sample.label for sample in train.samples]
+    assert len(set(labels)) == 3
+    assert all(labels.count(label) == min(2, 1 + label % 3) for label in labels)  # those there are, where fewer
+    assert all(sample.mask for sample in (*train.samples, *validation.samples))
+    assert not {sample.label for sample in validation.samples} & set(labels)
+    few = plan.model_copy(update={"validation": 3})
+    assert len({sample.label for sample in draw(few, data, Variant("", 2, 3, 0))[1].samples}) == 3  # one of each first
+    draws = {tuple(s.file for s in draw(plan, data, Variant("", 2, 3, seed))[0].samples) for seed in range(5)}
+    assert len(draws) > 1
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"), [(7, "7 asked for, .* has 6 with masks"), (6, "leave none to choose the epoch by")]
+)
+def test_too_many_classes(plan: Plan, data: ImageFolder, classes: int, said: str) -> None:
+    with pytest.raises(StudyError, match=said):
+        draw(plan, data, Variant("", 1, classes, 0))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("{method: train}", "{method: lime}", "'fine-tuning' needs a method, one of relevance"),
+        ("foreground: 0", "sky: 0", "sky: not a term of the method relevance"),
+        ("samples: [1, 2]", "samples: [0]", "samples.0"),
+        ("seeds: [0, 1]", "seeds: []", "seeds"),
+        ("tests: {shifted: elsewhere}", "test: x", "tests"),
+        ("fine-tuning:", "rrr:", "same folder"),
+        ("\nmodel:", "- model", "cannot be read as YAML"),
+    ],
+)
+def test_a_plan_that_cannot_be_run(tmp_path: Path, old: str, new: str, said: str) -> None:
+    (tmp_path / "plan.yaml").write_text(PLAN.replace(old, new))
+    with pytest.raises(StudyError, match=said):
+        read_plan(tmp_path / "plan.yaml")
+
+
+def test_the_table_is_paired_by_image_and_over_seeds(plan: Plan, tmp_path: Path) -> None:
+    def table(predicted: str, folder: Path) -> None:
+        columns = {"label": np.array(list("aabb")), "predicted": np.array(list(predicted))}
+        columns |= {f"predicted, {name}": np.array([None] * 4, dtype=object) for name in INTERVENTIONS}
+        columns["foreground"] = np.array([np.nan, np.nan, 0.5, 0.5])
+        write_table(folder / "shifted.parquet", columns)
+
+    table("abab", tmp_path / BEFORE)  # right: 1, 0, 0, 1
+    for variant in plan.variants():
+        folder = tmp_path / variant.folder
+        table("aabb" if variant.seed else "aaab", folder)  # all right, or 1, 1, 0, 1
+        write_results(folder, Trained(["a"], 4, 2, 1, 2))
+    rows = gather(plan, tmp_path)
+    found = {(row.name, row.samples, row.measure): row for row in rows}
+    assert len(rows) == 3 * 2 * 4
+    row = found["RRR", 2, "accuracy"]
+    assert (row.before, row.after, row.seeds) == (0.5, 0.875, 2)
+    assert row.spread == pytest.approx(np.std([0.75, 1.0], ddof=1))
+    assert row.change.value == pytest.approx(np.mean([0, 1, 0.5, 0]))
+    assert (found["RRR", 2, "accuracy, trained classes"].after, row.change.count) == (1.0, 4)
+    assert found["RRR", 2, "accuracy, other classes"].before == 0.5
+    assert found["RRR", 2, "relevance in the foreground"].change.count == 2
