@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 import yaml
 from PIL import Image
-from torchvision.transforms import v2
 
 from clearhead.data.folder import read_folder
 from clearhead.data.pixels import load_image
@@ -27,24 +26,27 @@ METHODS = {
     "RRR": {"method": "rrr", "background": 0.07},
     "fine-tuning": {"method": "train"},
 }
-SHIFTS = {
-    "noise": v2.GaussianNoise(sigma=0.2),
-    "blur": v2.GaussianBlur(15, sigma=3.0),
-    "JPEG": v2.JPEG(8),
-    "occlusion": v2.RandomErasing(p=1.0, scale=(0.2, 0.2), ratio=(1.0, 1.0), value=0),
-}
+SHIFTS = ("noise", "blur", "JPEG", "occlusion")
 
 
 def shifted(source: Path, out: Path, name: str) -> None:
     """A copy of a folder of images with one shift; the same every time."""
+    from torchvision.transforms import v2
+
     if out.exists():
         return
+    shift = {
+        "noise": v2.GaussianNoise(sigma=0.2),
+        "blur": v2.GaussianBlur(15, sigma=3.0),
+        "JPEG": v2.JPEG(8),
+        "occlusion": v2.RandomErasing(p=1.0, scale=(0.2, 0.2), ratio=(1.0, 1.0), value=0),
+    }[name]
     torch.manual_seed(0)
     for sample in read_folder(source, check=False).samples:
         pixels = v2.functional.to_image(load_image(sample.path))
         if name != "JPEG":
             pixels = v2.functional.to_dtype(pixels, torch.float32, scale=True)
-        changed = v2.functional.to_dtype(SHIFTS[name](pixels), torch.uint8, scale=True)
+        changed = v2.functional.to_dtype(shift(pixels), torch.uint8, scale=True)
         file = (out / sample.file).with_suffix(".png")
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(changed.permute(1, 2, 0).numpy()).save(file, compress_level=1)

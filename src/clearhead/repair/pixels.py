@@ -6,8 +6,8 @@ Ross, Hughes and Doshi-Velez, arXiv 1703.03717) that of the summed log-probabili
     GradMask:  CE + λ mean over images of ‖ ∂y / ∂x ∘ (1 - S) ‖₂
     RRR:       CE + λ mean over images and pixels of ( ∂ Σ_k log p_k / ∂x ∘ (1 - S) )²
 
-(RRR's text sums over pixels; the mean, which the code of arXiv 2206.01161 takes, leaves λ the same at all sizes.) Ross et
-al. advise a λ that makes the two terms of like size at the start: both sizes are in the history of a run.
+(RRR's text sums over pixels; the mean, which the code of arXiv 2206.01161 takes, leaves λ the same at all sizes.) Ross
+et al. advise a λ that makes the two terms of like size at the start: both sizes are in the history of a run.
 
 The penalty is a function of the parameters through a gradient, so its own gradient is of second order. In the public
 code of arXiv 2206.01161, which compares with both, the inner gradient is made without a graph: there the penalty is a
