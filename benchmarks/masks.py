@@ -65,7 +65,9 @@ def overlaps(model: Classifier, data: Path, batch_size: int) -> None:
     """IoU of patches with true masks for layers, sides and taus, and of what `write_masks` writes."""
     assert model.grid is not None
     folder = read_folder(data)
+    chosen_on = {sample.file for sample in folder.samples[::2]}
     folder = replace(folder, samples=tuple(sample for sample in folder.samples if sample.mask))
+    first = np.array([sample.file in chosen_on for sample in folder.samples])
     whole = replace(model.preprocess, resize=model.preprocess.size, fit="squash")
     seen = {None: [], (-1,): []}
     for batch in loader(Images(folder, whole), batch_size, 0):
@@ -79,12 +81,24 @@ def overlaps(model: Classifier, data: Path, batch_size: int) -> None:
         for side in ("strongest", "inside"):
             for tau in (0.2, 0.3, 0.4):
                 cuts = cut(torch.cat(found), model.grid, tau, side)
-                values = [iou(np.kron(c.mask, np.ones((8, 8), bool)), t) for c, t in zip(cuts, true, strict=True)]
-                halves = " | ".join(_told(np.array(half)) for half in (values[::2], values[1::2]))
+                values = np.array(
+                    [iou(np.kron(c.mask, np.ones((8, 8), bool)), t) for c, t in zip(cuts, true, strict=True)]
+                )
+                halves = " | ".join(_told(half) for half in (values[first], values[~first]))
                 print(f"| {'all' if layers is None else 'last'} | {side} | {tau} | {halves} |", flush=True)
-    with tempfile.TemporaryDirectory() as out:
-        done = write_masks(data, Path(out) / "masks", model, batch_size=batch_size)
-    print(f"\nAs written (tau {TAU}, {Limits()}): {done.masks} of {done.images} kept, dropped {done.dropped}\n")
+    with tempfile.TemporaryDirectory() as temporary:
+        second = Path(temporary) / "second half"
+        for sample in (sample for sample, chosen in zip(folder.samples, first, strict=True) if not chosen):
+            assert sample.mask is not None
+            for path, target in (
+                (sample.path, second / sample.file),
+                (sample.mask, second / "masks" / Path(sample.file).with_suffix(".png")),
+            ):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(path.resolve())
+        done = write_masks(second, Path(temporary) / "out", model, batch_size=batch_size)
+    print(f"\nSecond half as written (tau {TAU}, {Limits()}): ", end="")
+    print(f"{done.masks} of {done.images} kept, dropped {done.dropped}\n")
     print("| IoU with true masks | mean |\n|---|---|")
     for name, estimate in (("patches", done.patches), ("refined", done.made), ("refined and kept", done.kept)):
         assert estimate is not None

@@ -6,9 +6,9 @@ A batch of 8 images of 224 px, ViT-S/16, all parameters trained, AdamW. The publ
 backward call a layer for the map, multiplies full matrices, runs the model a second time for the classification term
 and the original model once. Here: one forward pass, one backward pass to the heads' outputs, one for the loss.
 
-GradMask and RRR differentiate a gradient at the pixels. The floor in units of a forward pass, with a backward pass as 2:
-forward 1, gradient at the pixels 1 (the weights' own gradients are not made), its backward pass 2 x 2; 6 against the 3
-of a plain step.
+GradMask and RRR differentiate a gradient at the pixels. The floor in units of a forward pass, with a backward pass as
+2: forward 1, gradient at the pixels 1 (the weights' own gradients are not made), its backward pass 2 x 2; 6 against the
+3 of a plain step.
 """
 
 import argparse

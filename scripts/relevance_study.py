@@ -53,6 +53,7 @@ def shifted(source: Path, out: Path, name: str) -> None:
 
 
 def main(data: Path, out: Path, epochs: int, lr: float, shifts: list[str], seeds: int) -> None:
+    """Masks, shifted sets, the plan, the study."""
     model = f"timm:deit_tiny_patch16_224@{(data / WEIGHTS).resolve()}"
     clearhead = [sys.executable, "-c", "from clearhead.cli import main; main()"]
     for name in ("imagenet-samples", "nips17"):

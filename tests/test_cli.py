@@ -258,6 +258,20 @@ def test_a_study_is_run_once_and_grows(place):
     assert {row["name"] for row in rows} == {"relevance", "GradMask", "fine-tuning"}
 
 
+def test_masks_from_boxes(place):
+    files = [f"{name}/{i:02d}.png" for name in CLASSES for i in range(12)]
+    images = [{"id": i, "file_name": file, "width": 32, "height": 32} for i, file in enumerate(files)]
+    boxes = [{"image_id": i, "category_id": 1, "bbox": [8, 8, 16, 16]} for i in range(35)]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]}
+    (place / "boxes.json").write_text(json.dumps(content))
+    run = clearhead("data", "masks", "data", "--from", "coco-boxes=boxes.json", "--out", "boxed", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "35 of 36 images have a mask, 25.0%" in run.stdout
+    assert "IoU with the true masks, masks kept: 1.00" in run.stdout
+    assert "no object is annotated" in run.stderr
+    assert np.asarray(Image.open(place / "boxed" / "masks" / "cat" / "03.png")).sum() == 255 * 16 * 16
+
+
 def test_sufficient_subsets_of_any_label(place):
     run = clearhead("sis", "model", "data/cat/00.png", "data/fish/01.png", "--class", "bird", "--out", "sis", cwd=place)
     assert run.returncode == 0, run.stderr
@@ -321,6 +335,10 @@ def test_bad_images_are_named_and_left_out(place):
         (["evaluate", "model", "maskless", "--segmentation"], "no image is left to hold a map against"),
         (["evaluate", "model", "data", "--faithfulness", "--methods", "lime"], "lime"),
         (["sis", "model", "data/cat/00.png", "--class", "dog"], "class 'dog'"),
+        (["data", "masks", "data", "--model", "model"], "exists"),
+        (["data", "masks", "maskless", "--from", "sky=x"], "there is"),
+        (["data", "masks", "maskless"], "give one of the two"),
+        (["reproduce", "relevance", "--model", "ViT-L", "--images", "data", "--test", "A=data"], "no weights of ViT-L"),
         (["study", "nothing.yaml"], "cannot be read as YAML"),
         (["repair", "model", "data", "--source", "lime"], "there is gae, rollout"),
         (["repair", "model", "data", "--method", "gradmask", "--fg", "1"], "foreground: not a term of the method"),

@@ -1,11 +1,11 @@
 """The commands below ``clearhead data``: sets with a known shortcut."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from clearhead.cli.options import BatchSize, Device, Seed, Workers, numbers_of
+from clearhead.cli.options import BatchSize, Device, Seed, Workers, numbers_of, parted
 
 data_app = typer.Typer(no_args_is_help=True, help="Make data sets with a known shortcut.")
 
@@ -43,11 +43,11 @@ def data_collage(
     from clearhead import console
     from clearhead.data.collage import make_collage
 
-    backgrounds = dict(_parted(value, "=", "background") for value in background)
+    backgrounds = dict(parted(value, "=", "background") for value in background)
     classes, pairing = {}, {}
     for value in pair:
-        name, rest = _parted(value, "=", "class")
-        sources, usual = _parted(rest, ":", "class")
+        name, rest = parted(value, "=", "class")
+        sources, usual = parted(rest, ":", "class")
         classes[name], pairing[name] = sources.split(","), usual
     try:
         train, val, test = (float(part) for part in fractions.split(","))
@@ -86,6 +86,10 @@ def data_masks(
     ] = None,
     layers: Annotated[str | None, typer.Option(help="Layers whose keys are used, with commas; -1 is the last.")] = None,
     tau: Annotated[float | None, typer.Option(help="Cosine above which two patches are alike.")] = None,
+    side: Annotated[
+        Literal["inside", "strongest"],
+        typer.Option(help="The object is the side less at the image's border, or that of the strongest patch."),
+    ] = "inside",
     batch_size: BatchSize = 32,
     workers: Workers = 0,
     device: Device = None,
@@ -100,11 +104,12 @@ def data_masks(
 
     made = None
     if annotations is not None:
-        kind, path = _parted(annotations, "=", "from")
+        kind, path = parted(annotations, "=", "from")
         if kind not in FORMATS:
             raise typer.BadParameter(f"--from {annotations}: there is {', '.join(FORMATS)}")
         made = partial(FORMATS[kind], Path(path))
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "track": console.progress}
+    options |= {"side": side}
     options |= {"tau": tau} if tau is not None else {}
     options |= {"layers": numbers_of(layers)} if layers is not None else {}
     finder = None if model is None else on_device(load_model(model), device)
@@ -140,10 +145,3 @@ def data_waterbirds(
 
     console.tell_problems(make_waterbirds(out, source, masks))
     console.out.print(f"data: {out}")
-
-
-def _parted(value: str, mark: str, option: str) -> tuple[str, str]:
-    left, found, right = value.partition(mark)
-    if not (left and found and right):
-        raise typer.BadParameter(f"--{option} {value}: a '{mark}' is missing between two parts")
-    return left, right

@@ -62,3 +62,11 @@ def numbers_of(value: str) -> list[int]:
         return [int(part) for part in value.split(",")]
     except ValueError:
         raise typer.BadParameter(f"{value}: whole numbers with commas are needed, as in 1,10") from None
+
+
+def parted(value: str, mark: str, option: str) -> tuple[str, str]:
+    """The two parts of an option's value around a mark."""
+    left, found, right = value.partition(mark)
+    if not (left and found and right):
+        raise typer.BadParameter(f"--{option} {value}: a '{mark}' is missing between two parts")
+    return left, right

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from clearhead.cli.options import Device
+from clearhead.cli.options import Device, parted
 
 reproduce_app = typer.Typer(no_args_is_help=True, help="The papers' experiments on your copies of their data.")
 
@@ -30,11 +30,46 @@ def reproduce_mnist_cifar(
     """Diverse heads and their selection (arXiv 2308.16274): ERM and Div, every subset of heads, ID and OOD."""
     from clearhead import console
     from clearhead.reproduce.mnist_cifar import reproduce
-    from clearhead.runs import written
 
     residuals = {"no": (False,), "yes": (True,), "both": (False, True)}[residual]
     options: dict[str, Any] = {"seeds": seeds, "epochs": epochs, "residuals": residuals, "jobs": jobs}
-    table = reproduce(out, mnist, cifar, **options, device=device, track=console.progress)
+    _tell(reproduce(out, mnist, cifar, **options, device=device, track=console.progress), out)
+
+
+@reproduce_app.command("relevance")
+def reproduce_relevance(
+    model: Annotated[str, typer.Option(help="By the paper's name: ViT-B, ViT-L, AR-S, AR-B, AR-L, DeiT-S, DeiT-B.")],
+    images: Annotated[
+        Path, typer.Option(help="ImageNet images to train on, in folders by WordNet id, with masks/ (data masks).")
+    ],
+    test: Annotated[
+        list[str], typer.Option(help="A test set in folders by WordNet id: A=FOLDER. Repeat; the paper's names.")
+    ],
+    weights: Annotated[str | None, typer.Option(help="The model as audit takes it; timm's by default.")] = None,
+    ablations: Annotated[
+        bool, typer.Option("--ablations", help="Each part of the loss left out or changed too.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the runs; those that are there are not done again.")] = Path(
+        "runs/relevance"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="Number of class seeds.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Of each run.")] = 50,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    device: Device = None,
+) -> None:
+    """Relevance repair against GradMask, RRR and fine-tuning on shifted sets (arXiv 2206.01161, tables 4 to 9)."""
+    from clearhead import console
+    from clearhead.reproduce.relevance import plan_of, reproduce
+
+    tests = {name: Path(folder) for name, folder in (parted(value, "=", "test") for value in test)}
+    plan = plan_of(model, images, tests, weights=weights, ablations=ablations, seeds=seeds, epochs=epochs)
+    _tell(reproduce(model, plan, out, jobs=jobs, device=device, track=console.progress), out)
+
+
+def _tell(table: str, out: Path) -> None:
+    from clearhead import console
+    from clearhead.runs import written
+
     with written(out / "table.md") as path:
         path.write_text(table, encoding="utf-8")
     console.out.print(table, markup=False)

@@ -233,14 +233,14 @@ def _labels(files: Mapping[str, list[Path]], classes: tuple[str, ...], problems:
     """The label of each class folder; those without one go to `problems`."""
     indices = defaultdict(list)
     for index, name in enumerate(classes):
-        indices[_plain(name)].append(index)
+        indices[plain_name(name)].append(index)
     labels: dict[str, int] = {}
     taken: dict[str | int, str] = {}
     for folder, images in files.items():
-        found = indices.get(_plain(folder), [])
+        found = indices.get(plain_name(folder), [])
         if not found and len(classes) == 1000 and re.fullmatch(r"n\d{8}", folder) and folder in _wordnet_ids():
             found = [_wordnet_ids()[folder]]
-        for key in (_plain(folder), *(found if len(found) == 1 else ())):
+        for key in (plain_name(folder), *(found if len(found) == 1 else ())):
             if taken.setdefault(key, folder) != folder:
                 raise DataError(f"folders {taken[key]} and {folder} are for the same class; put their images into one")
         if len(found) == 1:
@@ -399,7 +399,7 @@ def _check(sample: Sample) -> Problem | None:
     return None
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A class name for comparing: case aside, underscores as spaces."""
     return " ".join(name.replace("_", " ").casefold().split())
 

@@ -12,9 +12,9 @@ background alone. Its nonzero pixels, which count as foreground here, include th
 
 import csv
 import os
-import shutil
 from pathlib import Path, PurePosixPath
 
+from clearhead.data.files import link
 from clearhead.data.folder import Problem
 from clearhead.data.pixels import DataError
 
@@ -64,11 +64,11 @@ def make_waterbirds(root: str | Path, source: str | Path, masks: str | Path | No
         raise DataError(f"{source}: no row of metadata.csv can be used{first}")
     try:
         for path, file, _, _ in rows:
-            _link(source / path, root / file)
+            link(source / path, root / file)
             if masks is not None:
                 mask = Path(masks) / path.with_suffix(".png")
                 if mask.is_file():
-                    _link(mask, root / "masks" / PurePosixPath(file).with_suffix(".png"))
+                    link(mask, root / "masks" / PurePosixPath(file).with_suffix(".png"))
                 else:
                     problems.append(Problem(str(path), "no-mask", f"{mask} does not exist", "counted"))
         unfinished = table.with_suffix(".tmp")
@@ -109,13 +109,3 @@ def _wrong(row: dict[str, str]) -> str | None:
         if row[column] not in values:
             return f"{column} is {row[column]!r}, not one of {', '.join(values)}"
     return None
-
-
-def _link(original: Path, target: Path) -> None:
-    """A hard link to a file, or a copy of it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # a copy onto a link of an earlier run would be written into the original
-    try:
-        os.link(original.resolve(), target)
-    except OSError:
-        shutil.copyfile(original, target)

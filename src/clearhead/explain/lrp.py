@@ -41,8 +41,8 @@ def attnlrp(model: Classifier, images: Tensor, target: Tensor | int | None = Non
     """AttnLRP (Achtibat et al., arXiv 2402.05602) of the tokens that enter the first layer, B x h x w, and the logits.
 
     The positive part: what speaks against the class counts as none. The paper reads language models off at the token
-    embeddings, as is done here, and ViTs at the pixels, where the epsilon rule is noisy: against that its authors tune
-    a gamma rule in the linear layers and the patch embedding, at several times the cost, and hold A constant.
+    embeddings, as is done here. Its public code for ViTs reads off the pixels, which is noisier; against that it has a
+    gamma rule to be tuned in linear layers and patch embedding, at several times the cost, and holds A constant.
 
     Raises as ``gae``.
     """
@@ -52,8 +52,8 @@ def attnlrp(model: Classifier, images: Tensor, target: Tensor | int | None = Non
 def libragrad(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
     """LibraGrad (Mehri et al., arXiv 2411.16760) of the tokens that enter each layer, B x h x w, and the logits.
 
-    The mean over layers of token x gradient, which is the paper's Libra FullGrad+ less the terms of the biases; then
-    its positive part, where the paper keeps the sign. Raises as ``gae``.
+    The mean over layers of token x gradient, as the authors' notebook has Libra FullGrad+ for a model without biases;
+    the terms of biases are left out here. Then its positive part, where they keep the sign. Raises as ``gae``.
     """
     return _relevance(model, images, target, "libragrad", value=1.0, query_key=0.0, layers=slice(None))
 
@@ -67,7 +67,10 @@ def _relevance(
     query_key: float,
     layers: slice,
 ) -> tuple[Tensor, Tensor]:
-    """The positive part of the mean relevance of the tokens that enter some layers; the gradients' shares given."""
+    """The positive part of the mean relevance of the tokens that enter ``layers``.
+
+    ``value`` and ``query_key`` are the shares of the gradient that pass at v, and at q and k.
+    """
     grid = token_grid(model, method)
     with torch.inference_mode(False), torch.enable_grad():
         images = images.detach().clone().requires_grad_()

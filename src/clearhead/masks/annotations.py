@@ -19,7 +19,7 @@ import matplotlib.path
 import numpy as np
 from PIL import Image
 
-from clearhead.data.folder import ImageFolder, Sample
+from clearhead.data.folder import ImageFolder, Sample, plain_name
 from clearhead.data.pixels import DataError, by, load_image
 
 Found = tuple[Sample, np.ndarray | tuple[str, str]]
@@ -57,7 +57,10 @@ def voc_boxes(folder: Path, data: ImageFolder) -> Iterator[Found]:
             except (ElementTree.ParseError, OSError) as error:
                 trees[path] = _Broken(f"{path}: {error}")
     known = {
-        _plain(o.findtext("name", "")) for t in trees.values() if not isinstance(t, _Broken) for o in t.iter("object")
+        plain_name(o.findtext("name", ""))
+        for t in trees.values()
+        if not isinstance(t, _Broken)
+        for o in t.iter("object")
     }
 
     def read(path: Path, sample: Sample) -> np.ndarray:
@@ -78,7 +81,7 @@ def voc_boxes(folder: Path, data: ImageFolder) -> Iterator[Found]:
 
 def voc_classes(folder: Path, data: ImageFolder) -> Iterator[Found]:
     """VOC's SegmentationClass/<stem>.png: palette images of class indices, 255 void. Raises DataError."""
-    known = {_plain(name) for name in VOC_CLASSES}
+    known = {plain_name(name) for name in VOC_CLASSES}
 
     def read(path: Path, sample: Sample) -> np.ndarray:
         indices = _indices(path, sample)
@@ -146,7 +149,7 @@ def _coco(
             f"{file}: no COCO instances file: {type(error).__name__} {error}; it is a JSON object with images (id, "
             "file_name), annotations (image_id, category_id, bbox, segmentation) and categories (id, name)"
         ) from error
-    known = {_plain(name) for name in names.values()}
+    known = {plain_name(name) for name in names.values()}
 
     def entry(sample: Sample, shared: bool) -> dict[str, Any] | tuple[str, str]:
         found = entries[sample.path.name]
@@ -241,17 +244,12 @@ def _box(left: float, top: float, right: float, bottom: float, size: tuple[int, 
 
 def _union(objects: list[tuple[str, np.ndarray]], name: str, known: set[str], size: tuple[int, ...]) -> np.ndarray:
     """All objects of the class `name` where the annotations know it, else all."""
-    if _plain(name) in known:
-        objects = [one for one in objects if _plain(one[0]) == _plain(name)]
+    if plain_name(name) in known:
+        objects = [one for one in objects if plain_name(one[0]) == plain_name(name)]
     mask = np.zeros(size[::-1], dtype=bool)
     for _, part in objects:
         mask |= part
     return mask
-
-
-def _plain(name: str) -> str:
-    """A class name for comparing."""
-    return " ".join(name.replace("_", " ").casefold().split())
 
 
 def _each(found: Iterable[tuple[Sample, Any]], read: Callable[[Any, Sample], np.ndarray]) -> Iterator[Found]:

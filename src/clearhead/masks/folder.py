@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from clearhead.data.batches import Images, loader
+from clearhead.data.files import link
 from clearhead.data.folder import ImageFolder, Problem, Sample, read_folder
 from clearhead.data.pixels import DataError, load_image, load_mask
-from clearhead.data.waterbirds import _link
 from clearhead.evaluate.statistics import Estimate, mean
 from clearhead.masks.annotations import Found
 from clearhead.masks.refine import patch_mask, refine
@@ -221,7 +221,7 @@ def _judge(sample: Sample, mask: np.ndarray | tuple[str, str], cut: Cut | None, 
     area = float(mask.mean())
     reason = None
     if area == 0:
-        reason = "no-object", "nothing in the image stands out"
+        reason = "no-object", "nothing in the image stands out" if cut else "no object is annotated"
     elif area < limits.smallest:
         reason = "too-small", f"{area:.1%} of the image; less than {limits.smallest:.1%} is dropped"
     elif area > limits.largest:
@@ -253,7 +253,7 @@ def _no_mask(source: Path, seen: list[_Judged]) -> str:
 def _copy(data: ImageFolder, out: Path) -> None:
     """The usable images, and the table of the folder."""
     for sample in data.samples:
-        _link(sample.path, out / sample.file)
+        link(sample.path, out / sample.file)
     table = data.root / "metadata.csv"
     if table.is_file():
         shutil.copyfile(table, out / table.name)

@@ -55,33 +55,27 @@ def _faithfulness(found: Faithfulness, of: str) -> list[Section]:
         }
         plot = plots.lines(points, f"{title}{of}", "percent of the pixels removed", "top-1 accuracy")
         sections.append(Figure(f"{title}{of}", f"{text} Removed pixels become: {found.fill}.", plot))
-    columns = ["positive", "negative", "gap", "to the best", "deletion", "insertion", "violations", "at random weights"]
+    explained = "predicted" if found.target == "predicted" else "true"
     rows = [
-        Row(
-            method,
-            [
-                m.positive_area,
-                m.negative_area,
-                m.gap,
-                m.to_best or "best here",
-                m.deletion,
-                m.insertion,
-                m.violations,
-                m.randomised,
-            ],
-        )
-        for method, m in found.methods.items()
+        Row(name, [m.positive_area, m.negative_area, m.gap, m.to_best or "best here"])
+        for name, m in found.methods.items()
     ]
     text = (
-        f"Maps of the {'predicted' if found.target == 'predicted' else 'true'} class. "
-        "Positive and negative: area under "
-        "the curves above over 10 to 90% removed; low and high are faithful, and the gap between them is the main "
-        "number. To the best: the gap less that of the best method, paired; an interval with 0 in it cannot tell the "
-        "two apart. Deletion and insertion: area under the class's probability. Violations: images on which the class "
-        "is likelier without the most relevant tenth. At random weights: rank correlation with the maps of the model "
-        "at random weights; a map near 1 shows the architecture, not what was learnt."
+        f"Maps of the {explained} class. Positive and negative: area under the curves above over 10 to 90% removed; "
+        "low and high are faithful, and the gap between them is the main number. To the best: the gap less that of the "
+        "best method, paired; an interval with 0 in it cannot tell the two apart."
     )
-    return [*sections, Table(f"Faithfulness of maps{of}", columns, rows, text, names="method")]
+    columns = ["positive", "negative", "gap", "to the best"]
+    sections.append(Table(f"Faithfulness of maps{of}", columns, rows, text, names="method"))
+    rows = [Row(name, [m.deletion, m.insertion, m.violations, m.randomised]) for name, m in found.methods.items()]
+    text = (
+        "Deletion and insertion: area under the class's probability as pixels go or come, the most relevant first. "
+        "Violations: images on which the class is likelier without the most relevant tenth. At random weights: rank "
+        "correlation with the maps of the model at random weights; near 1, a map shows the architecture, not what was "
+        "learnt."
+    )
+    columns = ["deletion", "insertion", "violations", "at random weights"]
+    return [*sections, Table(f"Other tests of the maps{of}", columns, rows, text, names="method")]
 
 
 def _knn(run: EvaluationResults) -> Table:

@@ -73,10 +73,10 @@ class Plan(BaseModel):
     samples: Counts = [3]
     classes: Counts = [500]
     seeds: Seeds = [0]
-    validation: int = Field(414, ge=1)
-    epochs: int = Field(10, ge=1)
-    lr: float = Field(1e-5, gt=0)
-    batch_size: int = Field(8, ge=1)
+    validation: Annotated[int, Field(ge=1)] = 414
+    epochs: Annotated[int, Field(ge=1)] = 10
+    lr: Annotated[float, Field(gt=0)] = 1e-5
+    batch_size: Annotated[int, Field(ge=1)] = 8
 
     def variants(self) -> list[Variant]:
         """All cells of the grid; all methods of a draw come one after another."""

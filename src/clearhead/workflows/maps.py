@@ -142,7 +142,7 @@ def run_sis(
                     caption = f"{name}: {100 * numbers[1]:.1f}%"
                     pictures[index].append((caption, _picture(out, f"{stem}.png", alone)))
         strips = [Strip(names[i], str(images[i]), pictures[i]) for i in range(len(images))]
-        facts = facts_of(arguments, started, folder.samples, classifier)
+        facts = facts_of(arguments | {"data": None}, started, folder.samples, classifier)
         labelled = [found[i] for i in range(len(images))]
         finish(out, SufficientResults("sufficient", model_name(model), confidence, labelled, strips, facts))
     return read_results(out, Results)
