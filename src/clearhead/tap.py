@@ -139,6 +139,11 @@ def _stand_in(
     enable_gqa: bool = False,
 ) -> Tensor:
     """The real kernel, plus a record for each open tap of this thread whose model is running."""
+    listening = [t for t in _local.open if t.modules]
+    if listening and enable_gqa:  # each group of query heads shares one key and value head
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+        enable_gqa = False  # what is recorded is what the kernel is given
     output = _kernel(
         query,
         key,
@@ -149,13 +154,9 @@ def _stand_in(
         scale=scale,
         enable_gqa=enable_gqa,
     )
-    listening = [t for t in _local.open if t.modules]
     if not listening:
         return output
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    if enable_gqa:  # each group of query heads shares one key and value head
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
     if is_causal:
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     for running in listening:

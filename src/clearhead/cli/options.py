@@ -18,7 +18,10 @@ Split = Annotated[str | None, typer.Option(help="Use the images of this split in
 Groups = Annotated[
     str | None, typer.Option(help="Columns of metadata.csv that make the groups, with commas; all by default.")
 ]
-Method = Annotated[str | None, typer.Option(help="gae, rollout, attention, input-gradient or input-x-gradient.")]
+Method = Annotated[
+    str | None,
+    typer.Option(help="gae, rollout, attention, legrad, attnlrp, libragrad, input-gradient or input-x-gradient."),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images a batch.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that load images; 0 loads in this one.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one by default.")]

@@ -35,8 +35,8 @@ METHODS: dict[str, Method] = {
     "input-x-gradient": input_x_gradient,
 }
 
-NEED_GRID = ("gae", "rollout", "attention", "legrad")
-"""The methods for models whose tokens form one grid; the others work on any."""
+FOR_ANY_MODEL = ("input-gradient", "input-x-gradient")
+"""The methods that need no tokens in one grid: windowed models and CNNs can be explained by these alone."""
 
 
 def explain(model: Classifier, images: Tensor, target: Tensor | int | None = None, method: str = "gae") -> Tensor:
@@ -76,7 +76,7 @@ def known_method(name: str) -> str:
 
 def methods_for(model: Classifier) -> list[str]:
     """The methods that can work on a model: all, or where it has no grid of tokens those that need none."""
-    return [name for name in METHODS if model.grid is not None or name not in NEED_GRID]
+    return list(METHODS if model.grid is not None else FOR_ANY_MODEL)
 
 
 def scale(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -69,6 +69,8 @@ def chosen_logit(logits: Tensor, target: Tensor | int | None) -> Tensor:
     if target is None:
         target = logits.detach().argmax(-1)
     target = torch.as_tensor(target, device=logits.device).expand(len(logits))
+    if target.is_inference():  # autograd cannot keep it
+        target = target.clone()
     if target.min() < 0 or target.max() >= classes:
         raise ValueError(f"target: class {target.min()}..{target.max()}, but the model has classes 0..{classes - 1}")
     return logits.gather(1, target[:, None])[:, 0]
