@@ -244,10 +244,9 @@ def test_batches_change_nothing_and_bound_what_the_model_gets(noise: ImageFolder
     for method in methods:
         a, b = whole.methods[method], parts.methods[method]
         assert (a.positive, a.negative, a.violations) == (b.positive, b.negative, b.violations)
-        for name in AREAS:
-            assert getattr(a, name).value == pytest.approx(getattr(b, name).value, abs=1e-4)
-        # where a map is nearly flat, rounding decides ranks
-        assert a.randomised.value == pytest.approx(b.randomised.value, abs=1e-3)
+        # an upsampled map repeats its values at the border, where rounding, which batches change, decides the ranks
+        for name in (*AREAS, "randomised"):
+            assert getattr(a, name).value == pytest.approx(getattr(b, name).value, abs=1e-3)
 
 
 def test_one_image_and_the_way_to_a_file_and_back(noise: ImageFolder, tmp_path: Path) -> None:

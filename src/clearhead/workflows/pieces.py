@@ -112,7 +112,7 @@ def facts_of(
     ):
         if arguments.get(name) is not None:
             value = arguments[name]
-            found[name] = ", ".join(value) if isinstance(value, list | tuple) else str(value)
+            found[name] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     for name, value in arguments.get("settings", {}).items():
         found[name.replace("_", " ")] = str(value)
     found |= {"seed": str(arguments["seed"])} if "seed" in arguments else {}
