@@ -4,9 +4,14 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import torch
+
+
+class ProcessError(OSError):
+    """A process that ended without an answer; the message says what to try."""
 
 
 def run_all(
@@ -32,6 +37,8 @@ def run_all(
             done = as_completed(futures)
             for future in track(done, len(pieces), title) if track else done:
                 future.result()
+        except BrokenProcessPool as error:
+            raise ProcessError("a process was killed, for want of memory perhaps: try fewer jobs") from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

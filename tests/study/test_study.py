@@ -8,9 +8,11 @@ from PIL import Image
 
 from clearhead.data.folder import ImageFolder, read_folder
 from clearhead.data.interventions import INTERVENTIONS
+from clearhead.demo import MODEL
 from clearhead.repair import RRR, Relevance
 from clearhead.runs import write_results, write_table
-from clearhead.study import Plan, StudyError, Variant, read_plan
+from clearhead.study import Plan, StudyError, Variant, read_plan, run_study
+from clearhead.study.plan import Method
 from clearhead.study.run import BEFORE, Trained, draw, gather
 
 PLAN = """
@@ -54,6 +56,9 @@ def test_the_plan_is_a_grid_with_losses_and_settings(plan: Plan, tmp_path: Path)
     assert plan.loss("RRR") == RRR(background=0.5)
     settings = plan.settings(Variant("RRR", 1, 3, 1))
     assert (settings.lr, settings.epochs, settings.batch_size, settings.seed) == (1e-3, 2, 8, 1)
+    text = plan.model_copy(update={"methods": {"x": Method(method="rrr", background="1e-1", lr="1e-4")}})
+    assert text.loss("x") == RRR(background=0.1)  # what YAML reads as text
+    assert text.settings(Variant("x", 1, 3, 1)).lr == 1e-4
     assert plan.data == tmp_path / "images"
 
 
@@ -83,8 +88,11 @@ def test_too_many_classes(plan: Plan, data: ImageFolder, classes: int, said: str
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("{method: train}", "{method: lime}", "'fine-tuning' needs a method, one of relevance"),
+        ("{method: train}", "{method: lime}", r"methods\.fine-tuning\.method"),
         ("foreground: 0", "sky: 0", "sky: not a term of the method relevance"),
+        ("foreground: 0", "target: true", "target: got True"),
+        ("lr: 1.0e-3", "lr: -1", r"methods\.RRR\.lr"),
+        ("{shifted: elsewhere}", "{a/b: elsewhere}", r"tests\.a/b"),
         ("samples: [1, 2]", "samples: [0]", "samples.0"),
         ("seeds: [0, 1]", "seeds: []", "seeds"),
         ("tests: {shifted: elsewhere}", "test: x", "tests"),
@@ -100,7 +108,7 @@ def test_a_plan_that_cannot_be_run(tmp_path: Path, old: str, new: str, said: str
 
 def test_the_table_is_paired_by_image_and_over_seeds(plan: Plan, tmp_path: Path) -> None:
     def table(predicted: str, folder: Path) -> None:
-        columns = {"label": np.array(list("aabb")), "predicted": np.array(list(predicted))}
+        columns = {"file": np.arange(4), "label": np.array(list("aabb")), "predicted": np.array(list(predicted))}
         columns |= {f"predicted, {name}": np.array([None] * 4, dtype=object) for name in INTERVENTIONS}
         columns["foreground"] = np.array([np.nan, np.nan, 0.5, 0.5])
         write_table(folder / "shifted.parquet", columns)
@@ -120,3 +128,12 @@ def test_the_table_is_paired_by_image_and_over_seeds(plan: Plan, tmp_path: Path)
     assert (found["RRR", 2, "accuracy, trained classes"].after, row.change.count) == (1.0, 4)
     assert found["RRR", 2, "accuracy, other classes"].before == 0.5
     assert found["RRR", 2, "relevance in the foreground"].change.count == 2
+
+
+def test_images_that_are_trained_on_are_no_test(plan: Plan, data: ImageFolder, tmp_path: Path) -> None:
+    plan = plan.model_copy(update={"model": str(MODEL), "tests": {"same": plan.data}})
+    for old, new in zip(sorted(p for p in plan.data.glob("c*")), ("beetle", "bird", "butterfly", "fish"), strict=False):
+        old.rename(plan.data / new)
+        (plan.data / "masks" / old.name).rename(plan.data / "masks" / new)
+    with pytest.raises(StudyError, match=r"same has .*, which is trained on"):
+        run_study(plan, tmp_path / "out")

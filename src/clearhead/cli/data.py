@@ -99,8 +99,7 @@ def data_masks(
 
     from clearhead import console
     from clearhead.masks import FORMATS, write_masks
-    from clearhead.models import load_model
-    from clearhead.workflows import on_device
+    from clearhead.workflows import load_backbone, on_device
 
     made = None
     if annotations is not None:
@@ -112,7 +111,7 @@ def data_masks(
     options |= {"side": side}
     options |= {"tau": tau} if tau is not None else {}
     options |= {"layers": numbers_of(layers)} if layers is not None else {}
-    finder = None if model is None else on_device(load_model(model), device)
+    finder = None if model is None else on_device(load_backbone(model), device)
     console.tell_masks(write_masks(images, out, finder, annotations=made, **options))
 
 

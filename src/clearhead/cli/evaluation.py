@@ -59,7 +59,7 @@ def sis(
     confidence: Annotated[float, typer.Option(min=0.01, max=1, help="Probability that is enough.")] = 0.9,
     steps: Annotated[int, typer.Option(min=1, help="Of the search: a forward and a backward pass each.")] = 50,
     fill: Annotated[Literal["mean", "black"], typer.Option(help="What takes the place of a pixel.")] = "mean",
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/sis"),
+    out: Out = None,
     batch_size: BatchSize = 8,
     workers: Workers = 0,
     device: Device = None,
@@ -70,7 +70,8 @@ def sis(
     options: dict[str, Any] = {"targets": target or [], "confidence": confidence, "steps": steps, "fill": fill}
     options |= {"batch_size": batch_size, "workers": workers, "device": device}
     files = _files(images)
-    console.tell_sufficient(workflows.run_sis(model, files, out, **options, track=console.progress), out)
+    folder = out or default_out("sis", Path(files[0].stem), model)
+    console.tell_sufficient(workflows.run_sis(model, files, folder, **options, track=console.progress), folder)
 
 
 def _files(images: list[Path]) -> list[Path]:
@@ -190,7 +191,8 @@ def evaluate(
     """Which maps are true, which are the object, and how well do the features part other classes?"""
     from clearhead import console, workflows
 
-    folder = out or default_out("evaluate", data, *models)
+    chosen = {"faithfulness": faithfulness, "segmentation": segmentation, "knn": knn}
+    folder = out or default_out("-".join(["evaluate", *(name for name, on in chosen.items() if on)]), data, *models)
     options: dict[str, Any] = {"faithful": faithfulness, "segmented": segmentation, "neighbours": knn, "fill": fill}
     options |= {"methods": columns_of(methods), "target": target, "correct_only": correct_only, "k": numbers_of(k)}
     options |= {"split": split, "batch_size": batch_size, "workers": workers, "seed": seed, "device": device}

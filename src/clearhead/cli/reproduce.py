@@ -61,6 +61,9 @@ def reproduce_relevance(
     from clearhead import console
     from clearhead.reproduce.relevance import plan_of, reproduce
 
+    names = [value.partition("=")[0] for value in test]
+    if len(set(names)) < len(names):
+        raise typer.BadParameter(f"--test {', '.join(names)}: a name is given twice")
     tests = {name: Path(folder) for name, folder in (parted(value, "=", "test") for value in test)}
     plan = plan_of(model, images, tests, weights=weights, ablations=ablations, seeds=seeds, epochs=epochs)
     _tell(reproduce(model, plan, out, jobs=jobs, device=device, track=console.progress), out)

@@ -61,6 +61,8 @@ def train(
     from clearhead.heads import Diversity
     from clearhead.train import Settings
 
+    if linear and diversity:
+        raise typer.BadParameter("--linear trains the last layer alone: --diversity has no heads to train")
     folder = out or default_out("train", data, model)
     settings = Settings(
         epochs=epochs,
@@ -174,14 +176,9 @@ def repair(
     from clearhead.repair import mask_loss, preset_named
     from clearhead.train import Settings
 
-    folder = out or default_out("repair", data, model)
+    folder = out or default_out("repair" if method == "relevance" else f"repair-{method}", data, model)
     options: dict[str, Any] = {"validation_split": val_split, "test_split": test_split, "groups": columns_of(groups)}
     options |= {"margin": margin, "device": device, "track": console.progress}
-    if method == "heads":
-        options |= {"search": search, "objective": objective, "ablation": ablation, "seed": seed, "workers": workers}
-        options |= {"layers": None if layers is None else layers_of(layers), "shrink": shrink}
-        console.tell_training(workflows.run_select(model, data, folder, **options), folder)
-        return
     if preset and method != "relevance":
         raise typer.BadParameter(f"--preset {preset}: the paper's settings are for --method relevance, not {method}")
     known = preset_named(preset)
@@ -193,6 +190,12 @@ def repair(
         "exchange": exchange,
         "second_order": second_order,
     }
+    loss = mask_loss(method, terms)
+    if method == "heads":
+        options |= {"search": search, "objective": objective, "ablation": ablation, "seed": seed, "workers": workers}
+        options |= {"layers": None if layers is None else layers_of(layers), "shrink": shrink}
+        console.tell_training(workflows.run_select(model, data, folder, **options), folder)
+        return
     settings = Settings(
         epochs=epochs or known.epochs,
         lr=known.lr if lr is None else lr,
@@ -203,7 +206,7 @@ def repair(
         workers=workers,
         seed=seed,
     )
-    options |= {"method": method, "train_split": train_split, "loss": mask_loss(method, terms)}
+    options |= {"method": method, "train_split": train_split, "loss": loss}
     console.tell_training(workflows.run_repair(model, data, folder, settings, **options), folder)
 
 

@@ -25,7 +25,7 @@ import timm
 from torch import nn
 
 from clearhead.models.classifier import Classifier, Grid, Library, Wanted
-from clearhead.models.errors import ModelError, cause, close_matches, library_errors
+from clearhead.models.errors import ModelError, NoHead, cause, close_matches, library_errors
 from clearhead.models.files import CONFIG, WEIGHTS, read_json
 from clearhead.models.from_hf import load_hf, save_hf
 from clearhead.models.from_timm import create_timm, fused_attention, load_timm, save_timm
@@ -33,7 +33,7 @@ from clearhead.models.from_torchvision import create_torchvision, load_torchvisi
 from clearhead.models.grid import probe
 from clearhead.models.preprocessing import Preprocessing
 
-__all__ = ["Classifier", "Grid", "ModelError", "Preprocessing", "from_module", "load_model", "save_model"]
+__all__ = ["Classifier", "Grid", "ModelError", "NoHead", "Preprocessing", "from_module", "load_model", "save_model"]
 
 
 def load_model(

@@ -9,13 +9,17 @@ class ModelError(ValueError):
     """A model that cannot be loaded, understood or saved; the message says what was found and what would work."""
 
 
+class NoHead(ModelError):
+    """Weights without a classification head, as self-supervised ones are; num_classes gives them a fresh one."""
+
+
 @contextmanager
 def library_errors(name: str) -> Iterator[None]:
     """Whatever a library raises while it loads becomes a ModelError in one line."""
     try:
         yield
     except ModelError as error:
-        raise ModelError(f"{name}: {error}") from error.__cause__
+        raise type(error)(f"{name}: {error}") from error.__cause__
     except OSError as error:  # also what the hubs' clients raise without a network
         raise ModelError(
             f"{name}: its weights or config could not be had: {cause(error)}. Without a network, give local files: "

@@ -12,7 +12,7 @@ from timm.layers import set_fused_attn, use_fused_attn
 from timm.models import load_state_dict
 
 from clearhead.models.classifier import Classifier, Wanted
-from clearhead.models.errors import ModelError, close_matches
+from clearhead.models.errors import ModelError, NoHead, close_matches
 from clearhead.models.files import CONFIG, existing, read_json, require_same, write_json, write_weights
 from clearhead.models.names import imagenet_names, numbered
 from clearhead.models.preprocessing import Fit, Preprocessing
@@ -52,7 +52,7 @@ def create_timm(name: str, wanted: Wanted, model_args: Mapping[str, Any] | None 
     if fresh:
         module.reset_classifier(fresh)
     if not module.num_classes:
-        raise ModelError("these weights have no classification head; give num_classes for a fresh one")
+        raise NoHead("these weights have no classification head; give num_classes for a fresh one")
     data = resolve_model_data_config(module)
     if wanted.size:
         data["input_size"] = (3, *wanted.size)

@@ -69,6 +69,8 @@ class Relevance:
             raise ValueError(f"exchange: a share of the images in 0..1 is needed, got {self.exchange}")
         if self.exchange and self.target != "truth":
             raise ValueError("exchange: needs target 'truth', for the model's own answer follows the wrong background")
+        if self.target not in ("predicted", "truth"):
+            raise ValueError(f"target: got {self.target!r}; there is predicted and truth")
         if self.source not in get_args(Source):
             raise ValueError(f"source: got {self.source!r}; there is {', '.join(get_args(Source))}")
         if self.second_order and self.source != "gae":

@@ -43,9 +43,11 @@ def _table(rows: Sequence[StudyRow], test: str) -> Table:
     cells: dict[tuple[str, int, int], dict[str, StudyRow]] = {}
     for row in rows:
         cells.setdefault((row.name, row.samples, row.classes), {})[row.measure] = row
-    first = {row.measure: row for row in reversed(rows)}
-    before = Row("before", [number(first[measure].before, "%") for measure in measures])
-    told = [before]
+    before = []
+    for measure in measures:  # that of the classes trained on differs with their number
+        found = {round(row.before, 6) for row in rows if row.measure == measure}
+        before.append(number(found.pop(), "%") if len(found) == 1 else "")
+    told = [Row("before", before)]
     for (name, samples, classes), by_measure in cells.items():
         for row in by_measure.values():
             seeds = row.seeds

@@ -3,7 +3,8 @@
 One study (``clearhead.study``): 3 images of each of 500 ImageNet classes with masks, 414 images of other classes to
 choose the epoch by, 50 epochs, the settings of the model's preset; each test set before and after, over class seeds.
 What differs from the public code: the model keeps its own preprocessing (the code has mean and standard deviation 0.5
-for all), GradMask and RRR have a gradient, and the best epoch can be the model as it was given.
+for all), GradMask and RRR have a gradient (at a weight of 1, as we do not have the paper's), and the best epoch can be
+the model as it was given.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 from clearhead.evaluate.statistics import interval, number
 from clearhead.repair import PRESETS, preset_named
-from clearhead.study import Plan, StudyRow, run_study
+from clearhead.study import Method, Plan, StudyRow, run_study
 
 PAPER = {
     "ViT-B": {
@@ -83,7 +84,7 @@ def plan_of(
         model=weights or f"timm:{preset.weights}",
         data=images,
         tests=dict(tests),
-        methods=methods,
+        methods={method: Method.model_validate(terms) for method, terms in methods.items()},
         seeds=list(range(seeds)),
         epochs=epochs or preset.epochs,
         lr=preset.lr,

@@ -24,12 +24,12 @@ the fields of its loss (``clearhead.repair``); ``lr``, ``epochs`` and ``batch_si
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from clearhead.repair import MASK_LOSSES, mask_loss
+from clearhead.repair import mask_loss
 from clearhead.train import Loss, Settings, cross_entropy
 
 
@@ -40,6 +40,20 @@ class StudyError(ValueError):
 def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
+
+class Method(BaseModel):
+    """A method of the plan: what overrules the plan's settings, and the terms of its loss."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    method: Literal["relevance", "gradmask", "rrr", "train"]
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    lr: Annotated[float, Field(gt=0)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+
+
+Name = Annotated[str, Field(pattern=r"^[^./\\][^/\\]*$")]
+"""Of a file."""
 
 Counts = Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_listed), Field(min_length=1)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_listed), Field(min_length=1)]
@@ -68,8 +82,8 @@ class Plan(BaseModel):
 
     model: str
     data: Path
-    tests: dict[str, Path] = Field(min_length=1)
-    methods: dict[str, dict[str, Any]] = Field(min_length=1)
+    tests: dict[Name, Path] = Field(min_length=1)
+    methods: dict[str, Method] = Field(min_length=1)
     samples: Counts = [3]
     classes: Counts = [500]
     seeds: Seeds = [0]
@@ -83,22 +97,20 @@ class Plan(BaseModel):
         return [Variant(m, n, c, s) for s, c, n, m in product(self.seeds, self.classes, self.samples, self.methods)]
 
     def loss(self, name: str) -> Loss:
-        """What a method of the plan minimises. Raises StudyError for a method or a term that does not exist."""
-        given = dict(self.methods[name])
-        method = given.pop("method", None)
-        terms = {key: value for key, value in given.items() if key not in _SETTINGS}
-        if method not in (*MASK_LOSSES, "train"):
-            known = ", ".join([*MASK_LOSSES, "train"])
-            raise StudyError(f"methods: {name!r} needs a method, one of {known}; got {method!r}")
+        """What a method of the plan minimises. Raises StudyError for a term that does not exist, or makes no sense."""
+        chosen = self.methods[name]
+        terms = chosen.model_extra or {}
         try:
-            return mask_loss(method, terms) or cross_entropy
+            loss = mask_loss(chosen.method, terms)
+            # numbers that YAML takes for text, such as 1e-4, become numbers
+            return cross_entropy if loss is None else TypeAdapter(type(loss)).validate_python(vars(loss))
         except (TypeError, ValueError) as error:
             raise StudyError(f"methods: {name!r}: {error}") from error
 
     def settings(self, variant: Variant) -> Settings:
         """How a variant is trained: as arXiv 2206.01161 trains."""
-        given = self.methods[variant.name]
-        chosen = {key: given.get(key, getattr(self, key)) for key in _SETTINGS}
+        own = self.methods[variant.name]
+        chosen = {key: getattr(own, key) or getattr(self, key) for key in _SETTINGS}
         return Settings(**chosen, schedule="decay", crop=0.75, seed=variant.seed)
 
 
@@ -120,10 +132,13 @@ def read_plan(file: Path) -> Plan:
         raise StudyError(f"{file}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from error
     folders = {variant.folder: variant for variant in plan.variants()}
     if len(folders) < len(plan.variants()):
-        raise StudyError(f"{file}: two runs would have the same folder; give the methods names that differ in letters")
+        raise StudyError(
+            f"{file}: two runs would have the same folder: a value is given twice, or two methods have names that do "
+            "not differ in letters and digits"
+        )
     for name in plan.methods:
         plan.loss(name)
-    beside = file.parent
+    beside = file.resolve().parent
     return plan.model_copy(
         update={"data": beside / plan.data, "tests": {name: beside / path for name, path in plan.tests.items()}}
     )

@@ -1,9 +1,11 @@
 """Running a plan: each repair a folder that is done once, then the table over all of them."""
 
+import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from clearhead.evaluate.predict import predict
 from clearhead.evaluate.statistics import Estimate, mean
 from clearhead.models import Classifier, load_model, save_model
 from clearhead.processes import run_all
-from clearhead.runs import begin, read_results, write_results, write_table
+from clearhead.runs import begin, read_results, write_results, write_table, written
 from clearhead.study.plan import Plan, StudyError, Variant
 from clearhead.train import best_epoch, fit
 
@@ -50,7 +52,9 @@ class StudyRow:
         before: of the model as it was given, mean over the seeds (which images count may depend on the seed).
         after: mean over the seeds.
         spread: standard deviation over the seeds; None for a single one.
-        change: after less before, the seeds' mean for each image; its interval is over images, not over seeds.
+        change: after less before, the seeds' mean for each image, and the mean over images; its interval is over
+            images, not over seeds. Where the seed decides which images count (the classes trained on, the others), it
+            need not be `after` less `before`, which are means over seeds.
         seeds: how many.
     """
 
@@ -88,11 +92,37 @@ def run_study(
         DataError: for data that cannot be read.
     """
     model = load_model(plan.model)
-    for classes in plan.classes:
-        draw(plan, _data(plan, model), Variant("", plan.samples[0], classes, plan.seeds[0]))
+    _require_same_tests(plan, out)
+    data = _data(plan, model)
+    for classes, seed in product(plan.classes, plan.seeds):
+        _require_other_images(plan, model, *draw(plan, data, Variant("", max(plan.samples), classes, seed)))
     runs = [(plan, variant, out, device) for variant in plan.variants()]
     run_all(_one, [(plan, None, out, device), *runs], jobs, track)
     return gather(plan, out)
+
+
+def _require_same_tests(plan: Plan, out: Path) -> None:
+    """Remember which folder each test set is; StudyError where one has become another."""
+    file = out / "tests.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    tests = {name: str(path.resolve()) for name, path in plan.tests.items()}
+    for name in known.keys() & tests.keys():
+        if known[name] != tests[name]:
+            raise StudyError(f"tests: {name} was {known[name]}, now {tests[name]}: give the new set another name")
+    with written(file) as path:
+        path.write_text(json.dumps(known | tests, indent=2), encoding="utf-8")
+
+
+def _require_other_images(plan: Plan, model: Classifier, *chosen: ImageFolder) -> None:
+    """Raise StudyError where a test set has an image that is trained on or chosen by."""
+    seen = {sample.path.resolve() for folder in chosen for sample in folder.samples}
+    for name in plan.tests:
+        for sample in _test(plan, name, model).samples:
+            if sample.path.resolve() in seen:
+                raise StudyError(
+                    f"tests: {name} has {sample.path}, which is trained on or chooses the epoch; give other images, or "
+                    "name a split test in metadata.csv"
+                )
 
 
 def draw(plan: Plan, data: ImageFolder, variant: Variant) -> tuple[ImageFolder, ImageFolder]:
@@ -125,37 +155,46 @@ def draw(plan: Plan, data: ImageFolder, variant: Variant) -> tuple[ImageFolder, 
 
 
 def _data(plan: Plan, model: Classifier) -> ImageFolder:
-    split = "train" if "train" in splits_of(plan.data) else None
-    return read_folder(plan.data, split=split, classes=model.classes, check=False)
+    splits = splits_of(plan.data)
+    if splits and "train" not in splits:
+        raise StudyError(f"data: {plan.data} has the splits {', '.join(sorted(splits))}; train is needed")
+    return read_folder(plan.data, split="train" if splits else None, classes=model.classes)
+
+
+def _test(plan: Plan, name: str, model: Classifier, check: bool = False) -> ImageFolder:
+    path = plan.tests[name]
+    return read_folder(path, split="test" if "test" in splits_of(path) else None, classes=model.classes, check=check)
 
 
 def _one(plan: Plan, variant: Variant | None, out: Path, device: str | None) -> None:
-    """One run, or the model as it was given, into its folder."""
+    """One run, or the model as it was given, into its folder; then what it says of the tests it has not seen yet."""
     folder = out / (variant.folder if variant else BEFORE)
-    arguments: dict[str, Any] = {"model": plan.model, "tests": plan.tests}
+    arguments: dict[str, Any] = {"model": plan.model}
     if variant:
-        arguments |= {"data": plan.data, "variant": vars(variant), "validation": plan.validation}
-        arguments |= {"method": plan.methods[variant.name], "settings": vars(plan.settings(variant))}
-    if begin(folder, "study", arguments):
-        return
-    model = load_model(plan.model)
-    done = Trained([], 0, 0, 0, 0)
-    if variant:
-        train, validation = draw(plan, _data(plan, model), variant)
+        arguments |= {"data": plan.data.resolve(), "variant": vars(variant), "validation": plan.validation}
         loss, settings = plan.loss(variant.name), plan.settings(variant)
-        model, history = fit(model, loss, train, validation, settings, folder / "state", device=device)
-        save_model(model, folder / "checkpoint")
-        labels = sorted({sample.label for sample in train.samples})
-        kept = best_epoch(history).number
-        counts = len(train.samples), len(validation.samples), kept, len(history) - 1
-        done = Trained([model.classes[label] for label in labels], *counts)
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = replace(model, module=model.module.to(place))
-    for name, path in plan.tests.items():
-        test = read_folder(path, classes=model.classes, check=variant is None)
-        write_table(folder / f"{name}.parquet", predict(model, test).table(model.classes))
-    write_results(folder, done)
-    shutil.rmtree(folder / "state", ignore_errors=True)
+        method = plan.methods[variant.name].method
+        arguments |= {"method": method, "loss": vars(loss) if is_dataclass(loss) else {}, "settings": vars(settings)}
+    if not begin(folder, "study", arguments):
+        done = Trained([], 0, 0, 0, 0)
+        if variant:
+            model = load_model(plan.model)
+            train, validation = draw(plan, _data(plan, model), variant)
+            repaired, history = fit(model, loss, train, validation, settings, folder / "state", device=device)
+            save_model(repaired, folder / "checkpoint")
+            labels = sorted({sample.label for sample in train.samples})
+            counts = len(train.samples), len(validation.samples), best_epoch(history).number, len(history) - 1
+            done = Trained([model.classes[label] for label in labels], *counts)
+        write_results(folder, done)
+        shutil.rmtree(folder / "state", ignore_errors=True)
+    new = [name for name in plan.tests if not (folder / f"{name}.parquet").exists()]
+    if new:
+        model = load_model(str(folder / "checkpoint") if variant else plan.model)
+        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = replace(model, module=model.module.to(place))
+        for name in new:
+            said = predict(model, _test(plan, name, model, check=True))
+            write_table(folder / f"{name}.parquet", said.table(model.classes))
 
 
 def gather(plan: Plan, out: Path) -> list[StudyRow]:
@@ -169,7 +208,12 @@ def gather(plan: Plan, out: Path) -> list[StudyRow]:
             folder = out / Variant(name, samples, classes, seed).folder
             trained = read_results(folder, Trained).classes
             for test in plan.tests:
-                after = measures(_columns(folder / f"{test}.parquet"), trained)
+                columns = _columns(folder / f"{test}.parquet")
+                if not np.array_equal(columns["file"], before[test]["file"]):
+                    raise StudyError(
+                        f"tests: {test} has changed since {folder} was measured on it; give it another name"
+                    )
+                after = measures(columns, trained)
                 for measure, values in measures(before[test], trained).items():
                     if measure in after:
                         found[test, measure].append((values, after[measure]))
@@ -205,8 +249,9 @@ def _row(
     name: str, samples: int, classes: int, test: str, measure: str, pairs: list[tuple[np.ndarray, np.ndarray]]
 ) -> StudyRow:
     before, after = (np.array(values, dtype=float) for values in zip(*pairs, strict=True))
-    each = np.nanmean(after, axis=1)
     change = after - before
+    before, after = (np.where(np.isnan(change), np.nan, values) for values in (before, after))
+    each = np.nanmean(after, axis=1)
     counted = ~np.isnan(change).all(0)
     return StudyRow(
         name,

@@ -12,12 +12,13 @@ from clearhead.workflows.evaluation import (
     run_report,
 )
 from clearhead.workflows.maps import run_explain, run_sis
-from clearhead.workflows.pieces import Track, class_index, model_name, on_device
+from clearhead.workflows.pieces import Track, class_index, load_backbone, model_name, on_device
 from clearhead.workflows.training import run_repair, run_select, run_study, run_train
 
 __all__ = [
     "Track",
     "class_index",
+    "load_backbone",
     "model_name",
     "on_device",
     "run_audit",

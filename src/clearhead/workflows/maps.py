@@ -128,6 +128,8 @@ def run_sis(
                 whole = few.logits.softmax(-1).gather(1, few.target[:, None])[:, 0]
                 for i, index in enumerate(batch["index"].tolist()):
                     name = classifier.classes[int(few.target[i])]
+                    if any(name == other.label for other in found.get(index, [])):
+                        continue  # the predicted label was named too
                     kept = few.kept.tolist(), few.curve[i].tolist()
                     numbers = float(whole[i]), float(few.share[i]), float(few.confidence[i]), bool(few.reached[i])
                     found.setdefault(index, []).append(SufficientLabel(name, label is None, *numbers, *kept))

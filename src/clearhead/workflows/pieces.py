@@ -17,7 +17,7 @@ from clearhead.data.batches import Images, loader
 from clearhead.data.folder import ImageFolder, Sample
 from clearhead.evaluate.predict import Predictions
 from clearhead.explain import explain_with_logits
-from clearhead.models import Classifier
+from clearhead.models import Classifier, NoHead, load_model
 from clearhead.report.pages import write_page
 from clearhead.report.pictures import outline, overlay
 from clearhead.results import Results, Strip
@@ -38,6 +38,14 @@ def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
     plain["data"] = str(Path(plain["data"]))
     plain.get("settings", {}).pop("workers", None)
     return plain
+
+
+def load_backbone(name: str) -> Classifier:
+    """A model whose features alone are wanted: one without a classification head gets one that is not used."""
+    try:
+        return load_model(name)
+    except NoHead:
+        return load_model(name, num_classes=1)
 
 
 def on_device(model: Classifier, device: str | None) -> Classifier:
@@ -88,7 +96,8 @@ def data_name(data: str | Path, split: str | None) -> str:
     return f"{name}, {split} split" if split else name
 
 
-_FACTS = ("model", "models", "before", "after", "data", "split", "method", "methods", "fill", "layers", "margin")
+_FACTS = "model models before after data split method methods fill target layers margin".split()  # noqa: SIM905
+"""The arguments that are told."""
 
 
 def facts_of(
@@ -96,20 +105,7 @@ def facts_of(
 ) -> dict[str, str]:
     """What made the numbers, for the foot of the page."""
     found = {"command": shlex.join(["clearhead", *sys.argv[1:]])} if Path(sys.argv[0]).name == "clearhead" else {}
-    for name in (
-        "model",
-        "models",
-        "before",
-        "after",
-        "data",
-        "split",
-        "method",
-        "methods",
-        "fill",
-        "target",
-        "layers",
-        "margin",
-    ):
+    for name in _FACTS:
         if arguments.get(name) is not None:
             value = arguments[name]
             found[name] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

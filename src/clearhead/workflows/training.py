@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -19,7 +19,7 @@ from clearhead.heads import Diversity
 from clearhead.heads.selection import Objective, Search, select_heads
 from clearhead.heads.shrink import shrink_heads
 from clearhead.linear import train_linear
-from clearhead.models import Classifier, load_model, save_model
+from clearhead.models import Classifier, NoHead, load_model, save_model
 from clearhead.repair import GroupDRO, MaskLoss, Reweight, mask_loss, retrain_last_layer
 from clearhead.results import Results, StudyResults, TrainingResults
 from clearhead.runs import begin, read_results, written
@@ -85,8 +85,11 @@ def run_train(
         started = time.perf_counter()
         seed = settings.seed
         train, validation = train_and_validation(data, train=train_split, validation=validation_split, seed=seed)
-        classifier = load_model(model, pretrained=pretrained)
-        if classifier.classes != train.classes:
+        try:
+            classifier = load_model(model, pretrained=pretrained)
+        except NoHead:  # a self-supervised backbone
+            classifier = None
+        if classifier is None or classifier.classes != train.classes:
             torch.manual_seed(seed)  # the fresh head is drawn
             count = len(train.classes)
             classifier = load_model(model, num_classes=count, classes=train.classes, pretrained=pretrained)
@@ -127,6 +130,8 @@ def run_repair(
     seed, the batch size and the workers alone. `test_split` names images on which the comparison is made too; nothing
     is chosen by them.
     """
+    if method not in get_args(Method):
+        raise ValueError(f"method: {method!r} is unknown; there is {', '.join(get_args(Method))}")
     loss = loss or mask_loss(method, {})
     arguments = given(locals())
     if not begin(out, "repair", arguments):
