@@ -8,8 +8,6 @@ from clearhead.report.page import Figure, Row, Section, Table
 from clearhead.results import StudyResults
 from clearhead.study import StudyRow
 
-_SHORT = {"relevance in the foreground": "in the foreground"}
-
 
 def study_sections(run: StudyResults) -> list[Section]:
     """Curves where samples or classes vary, and the tables."""
@@ -20,7 +18,32 @@ def study_sections(run: StudyResults) -> list[Section]:
             for test in tests:
                 rows = [row for row in run.rows if (row.test, row.measure) == (test, "accuracy")]
                 sections.append(_curves(rows, test, across, fixed))
-    return sections + [_table([row for row in run.rows if row.test == test], test) for test in tests]
+    for test in tests:
+        rows = [row for row in run.rows if row.test == test]
+        for title, measures, text in _TABLES:
+            there = [measure for measure in measures if any(row.measure == measure for row in rows)]
+            if there:
+                sections.append(_table(f"{title} on {test}", rows, there, text))
+    return sections
+
+
+_TABLES = (
+    (
+        "Accuracy",
+        ("accuracy", "accuracy, trained classes", "accuracy, other classes"),
+        "After: mean ± standard deviation over the seeds. Then the change against the model as it was given, the "
+        "seeds' mean for each image, with its 95% interval over images: of all, and of those of classes trained on or "
+        "not.",
+    ),
+    (
+        "Without the background",
+        (
+            *("accuracy, background removed", "accuracy, background shuffled", "accuracy, background alone"),
+            "relevance in the foreground",
+        ),
+        "Changes likewise, on the images with masks. Background alone: lower means less reliance on it.",
+    ),
+)
 
 
 def _curves(rows: Sequence[StudyRow], test: str, across: str, fixed: str) -> Figure:
@@ -38,28 +61,20 @@ def _curves(rows: Sequence[StudyRow], test: str, across: str, fixed: str) -> Fig
     )
 
 
-def _table(rows: Sequence[StudyRow], test: str) -> Table:
-    measures = list(dict.fromkeys(row.measure for row in rows))
+def _table(title: str, rows: Sequence[StudyRow], measures: Sequence[str], text: str) -> Table:
     cells: dict[tuple[str, int, int], dict[str, StudyRow]] = {}
     for row in rows:
         cells.setdefault((row.name, row.samples, row.classes), {})[row.measure] = row
-    before = []
-    for measure in measures:  # that of the classes trained on differs with their number
-        found = {round(row.before, 6) for row in rows if row.measure == measure}
-        before.append(number(found.pop(), "%") if len(found) == 1 else "")
-    told = [Row("before", before)]
+    first = measures[0]
+    told = []
     for (name, samples, classes), by_measure in cells.items():
-        for row in by_measure.values():
-            seeds = row.seeds
-        after = "; ".join(f"{_SHORT.get(m, m)} {_spread(row)}" for m, row in by_measure.items() if row.spread)
-        note = f"{_counted(samples, 'samples')} of {_counted(classes, 'classes')}, {_counted(seeds, 'seeds')}"
-        changes = [by_measure[m].change if m in by_measure else "" for m in measures]
-        told.append(Row(name, changes, f"{note}{'; after: ' if after else ''}{after}"))
-    text = (
-        "The change against the model as it was given, the seeds' mean for each image, with its 95% interval over "
-        "images; below each name the value after, mean ± standard deviation over the seeds."
-    )
-    return Table(f"{test}", [_SHORT.get(m, m) for m in measures], told, text, names="method")
+        main = by_measure[first]
+        parts = (samples, "samples"), (classes, "classes"), (main.seeds, "seeds")
+        changes = [by_measure[measure].change if measure in by_measure else "" for measure in measures]
+        note = "{} of {}, {}".format(*(_counted(*part) for part in parts))
+        told.append(Row(name, [number(main.before, "%"), _spread(main), *changes], note))
+    columns = [measure.removeprefix("accuracy, ") for measure in measures]
+    return Table(title, ["before", "after", *columns], told, f"{text} Before and after: {first}.", names="method")
 
 
 def _counted(count: int, what: str) -> str:
@@ -69,4 +84,5 @@ def _counted(count: int, what: str) -> str:
 
 
 def _spread(row: StudyRow) -> str:
-    return f"{100 * row.after:.1f} ± {100 * (row.spread or 0):.1f}%"
+    after = number(row.after, "%")
+    return after if row.spread is None else f"{after.removesuffix('%')} ± {number(row.spread, '%')}"
