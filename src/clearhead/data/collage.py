@@ -7,8 +7,6 @@ each class the backgrounds are equally frequent and a foreground's pictures diff
 
 import csv
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
@@ -17,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from clearhead.data.files import whole_folder
 from clearhead.data.folder import Problem, Sample, check_samples, image_files
 from clearhead.data.pixels import DataError, load_image, load_mask
 
@@ -69,20 +68,8 @@ def make_collage(
     scenes = _scenes({kind: Path(folder) for kind, folder in backgrounds.items()}, fractions, rng, problems)
     foregrounds = _foregrounds(Path(images), Path(masks), classes, fractions, rng, problems)
     plan = _plan(foregrounds, scenes, pairing, correlation, rng)
-    partial = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    with whole_folder(out) as partial:
         _write(partial, plan, tuple(classes), size, seed, problems)
-        partial.chmod(0o755)  # mkdtemp's folders are for their owner alone
-        if out.is_dir():
-            out.rmdir()
-        partial.rename(out)
-    except OSError as error:
-        raise DataError(f"{out} could not be written: {error}") from error
-    finally:
-        if partial is not None and partial.exists():
-            shutil.rmtree(partial, ignore_errors=True)
     return tuple(sorted(problems, key=lambda p: (p.file, p.kind)))
 
 

@@ -1,8 +1,35 @@
-"""Files of a data set in a second place."""
+"""Folders of data as they are written: whole or not at all, with files linked where that can be."""
 
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from clearhead.data.pixels import DataError
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill that appears as `target`, which is absent or empty, when the block ends well, else not at all.
+
+    Raises DataError where it cannot be written.
+    """
+    partial = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+        yield partial
+        partial.chmod(0o755)  # mkdtemp's folders are for their owner alone
+        if target.is_dir():
+            target.rmdir()
+        partial.rename(target)
+    except OSError as error:
+        raise DataError(f"{target} could not be written: {error}") from error
+    finally:
+        if partial is not None and partial.exists():
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def link(original: Path, target: Path) -> None:

@@ -1,7 +1,6 @@
 """A folder of images to the same folder with foreground masks."""
 
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.files import link
+from clearhead.data.files import link, whole_folder
 from clearhead.data.folder import ImageFolder, Problem, Sample, read_folder
 from clearhead.data.pixels import DataError, load_image, load_mask
 from clearhead.evaluate.statistics import Estimate, mean
@@ -137,10 +136,7 @@ def write_masks(
     _require_free(target, out is None)
     data = read_folder(source)
     named, ambiguous = _one_a_name(data)
-    partial = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    with whole_folder(target) as partial:
         masks = partial if out is None else partial / "masks"
         for name in data.classes:
             (masks / name).mkdir(parents=True)
@@ -155,15 +151,6 @@ def write_masks(
             raise DataError(_no_mask(source, seen))
         if out is not None:
             _copy(data, partial)
-        partial.chmod(0o755)  # mkdtemp's folders are for their owner alone
-        if target.is_dir():
-            target.rmdir()
-        partial.rename(target)
-    except OSError as error:
-        raise DataError(f"{target} could not be written: {error}") from error
-    finally:
-        if partial is not None and partial.exists():
-            shutil.rmtree(partial, ignore_errors=True)
     return _summary(source if out is None else target, data, seen)
 
 

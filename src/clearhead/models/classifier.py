@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -74,6 +74,11 @@ def chosen_logit(logits: Tensor, target: Tensor | int | None) -> Tensor:
     if target.min() < 0 or target.max() >= classes:
         raise ValueError(f"target: class {target.min()}..{target.max()}, but the model has classes 0..{classes - 1}")
     return logits.gather(1, target[:, None])[:, 0]
+
+
+def on_device(model: Classifier, device: str | None) -> Classifier:
+    """The model on a device, by default a GPU where there is one."""
+    return replace(model, module=model.module.to(device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 @contextmanager

@@ -115,8 +115,13 @@ def relevance_maps(
     if source in _FROM_PIXELS:
         gradient, images, logits = pixel_gradient(model, images, lambda logits: chosen_logit(logits, target))
         maps = _FROM_PIXELS[source](gradient, images)
+    elif source in _FROM_LAYERS:
+        grid = token_grid(model, source)
+        with torch.enable_grad(), tap(model.module) as record:
+            logits = model(images)
+            maps = _FROM_LAYERS[source](list(record), grid)
     else:
-        maps, logits = _FROM_TOKENS[source](model, images, target, second_order)
+        maps, logits = _gae(model, images, target, second_order)
     return scale(maps, (images.shape[-2], images.shape[-1])), logits
 
 
@@ -132,19 +137,5 @@ def _gae(model: Classifier, images: Tensor, target: Tensor, second_order: bool) 
         return relevance(layers, list(gradients), grid), logits
 
 
-def _attention(model: Classifier, images: Tensor, _target: Tensor, _second_order: bool) -> tuple[Tensor, Tensor]:
-    grid = token_grid(model, "attention")
-    with torch.enable_grad(), tap(model.module) as record:
-        logits = model(images)
-        return attention_map(list(record), grid), logits
-
-
-def _rollout(model: Classifier, images: Tensor, _target: Tensor, _second_order: bool) -> tuple[Tensor, Tensor]:
-    grid = token_grid(model, "rollout")
-    with torch.enable_grad(), tap(model.module) as record:
-        logits = model(images)
-        return rollout_map(list(record), grid), logits
-
-
-_FROM_TOKENS = {"gae": _gae, "attention": _attention, "rollout": _rollout}
+_FROM_LAYERS = {"attention": attention_map, "rollout": rollout_map}
 _FROM_PIXELS = {"input-gradient": input_gradient_map, "input-x-gradient": input_x_gradient_map}

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet
-import torch
 
 from clearhead.data.folder import ImageFolder, read_folder
 from clearhead.data.interventions import INTERVENTIONS
@@ -19,6 +18,7 @@ from clearhead.data.splits import splits_of
 from clearhead.evaluate.predict import predict
 from clearhead.evaluate.statistics import Estimate, mean
 from clearhead.models import Classifier, load_model, save_model
+from clearhead.models.classifier import on_device
 from clearhead.processes import run_all
 from clearhead.runs import begin, read_results, write_results, write_table, written
 from clearhead.study.plan import Plan, StudyError, Variant
@@ -94,10 +94,13 @@ def run_study(
     model = load_model(plan.model)
     _require_same_tests(plan, out)
     data = _data(plan, model)
-    for classes, seed in product(plan.classes, plan.seeds):
-        _require_other_images(plan, model, *draw(plan, data, Variant("", max(plan.samples), classes, seed)))
-    runs = [(plan, variant, out, device) for variant in plan.variants()]
-    run_all(_one, [(plan, None, out, device), *runs], jobs, track)
+    drawn = {
+        (samples, classes, seed): draw(plan, data, Variant("", samples, classes, seed))
+        for samples, classes, seed in product(plan.samples, plan.classes, plan.seeds)
+    }
+    _require_other_images(plan, model, [folder for folders in drawn.values() for folder in folders])
+    runs = [(plan, v, drawn[v.samples, v.classes, v.seed], out, device) for v in plan.variants()]
+    run_all(_one, [(plan, None, None, out, device), *runs], jobs, track)
     return gather(plan, out)
 
 
@@ -113,7 +116,7 @@ def _require_same_tests(plan: Plan, out: Path) -> None:
         path.write_text(json.dumps(known | tests, indent=2), encoding="utf-8")
 
 
-def _require_other_images(plan: Plan, model: Classifier, *chosen: ImageFolder) -> None:
+def _require_other_images(plan: Plan, model: Classifier, chosen: Sequence[ImageFolder]) -> None:
     """Raise StudyError where a test set has an image that is trained on or chosen by."""
     seen = {sample.path.resolve() for folder in chosen for sample in folder.samples}
     for name in plan.tests:
@@ -166,7 +169,13 @@ def _test(plan: Plan, name: str, model: Classifier, check: bool = False) -> Imag
     return read_folder(path, split="test" if "test" in splits_of(path) else None, classes=model.classes, check=check)
 
 
-def _one(plan: Plan, variant: Variant | None, out: Path, device: str | None) -> None:
+def _one(
+    plan: Plan,
+    variant: Variant | None,
+    drawn: tuple[ImageFolder, ImageFolder] | None,
+    out: Path,
+    device: str | None,
+) -> None:
     """One run, or the model as it was given, into its folder; then what it says of the tests it has not seen yet."""
     folder = out / (variant.folder if variant else BEFORE)
     arguments: dict[str, Any] = {"model": plan.model}
@@ -177,9 +186,8 @@ def _one(plan: Plan, variant: Variant | None, out: Path, device: str | None) -> 
         arguments |= {"method": method, "loss": vars(loss) if is_dataclass(loss) else {}, "settings": vars(settings)}
     if not begin(folder, "study", arguments):
         done = Trained([], 0, 0, 0, 0)
-        if variant:
-            model = load_model(plan.model)
-            train, validation = draw(plan, _data(plan, model), variant)
+        if variant and drawn:
+            model, (train, validation) = load_model(plan.model), drawn
             repaired, history = fit(model, loss, train, validation, settings, folder / "state", device=device)
             save_model(repaired, folder / "checkpoint")
             labels = sorted({sample.label for sample in train.samples})
@@ -189,9 +197,7 @@ def _one(plan: Plan, variant: Variant | None, out: Path, device: str | None) -> 
         shutil.rmtree(folder / "state", ignore_errors=True)
     new = [name for name in plan.tests if not (folder / f"{name}.parquet").exists()]
     if new:
-        model = load_model(str(folder / "checkpoint") if variant else plan.model)
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = replace(model, module=model.module.to(place))
+        model = on_device(load_model(str(folder / "checkpoint") if variant else plan.model), device)
         for name in new:
             said = predict(model, _test(plan, name, model, check=True))
             write_table(folder / f"{name}.parquet", said.table(model.classes))

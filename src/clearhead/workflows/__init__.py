@@ -4,6 +4,7 @@ Each takes the name of a model and the path of a folder, and leaves a folder as 
 is computed is computed by the instruments (``explain``, ``evaluate``, ``repair``, ``train``); here they are joined.
 """
 
+from clearhead.models.classifier import on_device
 from clearhead.workflows.evaluation import (
     run_audit,
     run_compare,
@@ -12,7 +13,7 @@ from clearhead.workflows.evaluation import (
     run_report,
 )
 from clearhead.workflows.maps import run_explain, run_sis
-from clearhead.workflows.pieces import Track, class_index, load_backbone, model_name, on_device
+from clearhead.workflows.pieces import Track, class_index, load_backbone, model_name
 from clearhead.workflows.training import run_repair, run_select, run_study, run_train
 
 __all__ = [

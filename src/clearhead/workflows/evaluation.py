@@ -21,6 +21,7 @@ from clearhead.evaluate.statistics import accuracy_difference, mean_difference
 from clearhead.explain import methods_for
 from clearhead.heads.scores import HeadScores, implied_classes, score_heads
 from clearhead.models import Classifier, load_model
+from clearhead.models.classifier import on_device
 from clearhead.report.pages import write_page
 from clearhead.results import AuditResults, ComparisonResults, EvaluationResults, HeadsResults, Results
 from clearhead.runs import begin, read_results, write_table
@@ -33,7 +34,6 @@ from clearhead.workflows.pieces import (
     given,
     load_backbone,
     model_name,
-    on_device,
     strips,
     titled,
 )

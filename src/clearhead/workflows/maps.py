@@ -14,6 +14,7 @@ from clearhead.evaluate.predict import default_method
 from clearhead.explain import explain_with_logits
 from clearhead.explain.sis import sis
 from clearhead.models import Classifier, load_model
+from clearhead.models.classifier import on_device
 from clearhead.report.pictures import overlay
 from clearhead.results import Results, Strip, SufficientLabel, SufficientResults
 from clearhead.runs import begin, read_results, written
@@ -25,7 +26,6 @@ from clearhead.workflows.pieces import (
     finish,
     given,
     model_name,
-    on_device,
 )
 
 
@@ -112,7 +112,7 @@ def run_sis(
         DataError: for an image that cannot be read.
         ValueError: for a class that does not exist, or a number out of its range.
     """
-    arguments = given(locals() | {"data": ".", "images": [str(image) for image in images]})
+    arguments = given(locals())
     if not begin(out, "sis", arguments):
         started = time.perf_counter()
         classifier = on_device(load_model(model), device)
@@ -144,7 +144,7 @@ def run_sis(
                     caption = f"{name}: {100 * numbers[1]:.1f}%"
                     pictures[index].append((caption, _picture(out, f"{stem}.png", alone)))
         strips = [Strip(names[i], str(images[i]), pictures[i]) for i in range(len(images))]
-        facts = facts_of(arguments | {"data": None}, started, folder.samples, classifier)
+        facts = facts_of(arguments, started, folder.samples, classifier)
         labelled = [found[i] for i in range(len(images))]
         finish(out, SufficientResults("sufficient", model_name(model), confidence, labelled, strips, facts))
     return read_results(out, Results)

@@ -35,7 +35,8 @@ def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in arguments.items():
         if name not in ("out", "track", "device", "workers"):
             plain[name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    plain["data"] = str(Path(plain["data"]))
+    if "data" in plain:
+        plain["data"] = str(Path(plain["data"]))
     plain.get("settings", {}).pop("workers", None)
     return plain
 
@@ -46,11 +47,6 @@ def load_backbone(name: str) -> Classifier:
         return load_model(name)
     except NoHead:
         return load_model(name, num_classes=1)
-
-
-def on_device(model: Classifier, device: str | None) -> Classifier:
-    """The model on a device, by default a GPU where there is one."""
-    return replace(model, module=model.module.to(device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 def class_index(model: Classifier, name: str) -> int:

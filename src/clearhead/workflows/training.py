@@ -20,6 +20,7 @@ from clearhead.heads.selection import Objective, Search, select_heads
 from clearhead.heads.shrink import shrink_heads
 from clearhead.linear import train_linear
 from clearhead.models import Classifier, NoHead, load_model, save_model
+from clearhead.models.classifier import on_device
 from clearhead.repair import GroupDRO, MaskLoss, Reweight, mask_loss, retrain_last_layer
 from clearhead.results import Results, StudyResults, TrainingResults
 from clearhead.runs import begin, read_results, written
@@ -31,7 +32,6 @@ from clearhead.workflows.pieces import (
     finish,
     given,
     model_name,
-    on_device,
     titled,
     versions_told,
 )
