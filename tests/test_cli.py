@@ -19,9 +19,9 @@ import torch
 import yaml
 from PIL import Image
 
-from clearhead.models import load_model, save_model
+from clearhead.models import load_model
+from tests.conftest import CLASSES
 
-CLASSES = ["bird", "cat", "fish"]
 COMMAND = Path(sys.executable).with_name("clearhead")
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["clearhead.workflows", "clearhead.console", "clearhead.cli"])
@@ -54,32 +54,6 @@ def told(run: subprocess.CompletedProcess) -> str:
     assert "Traceback" not in run.stderr
     assert "Error" in run.stderr
     return " ".join(run.stderr.split())
-
-
-@pytest.fixture(scope="session")
-def place(tmp_path_factory) -> Path:
-    """A folder with a model (a timm checkpoint) and data: bright squares on grounds, with masks, splits and groups."""
-    root = tmp_path_factory.mktemp("place")
-    torch.manual_seed(0)
-    size = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    module = timm.create_model("vit_tiny_patch16_224", num_classes=3, **size)
-    timm.models.save_for_hf(module, root / "hub", model_config={"model_args": size, "label_names": CLASSES})
-    save_model(load_model(str(root / "hub")), root / "model")
-    rng, rows = np.random.default_rng(0), ["file,split,ground"]
-    for label, name in enumerate(CLASSES):
-        for folder in (root / "data" / name, root / "data" / "masks" / name):
-            folder.mkdir(parents=True)
-        for i in range(12):
-            ground = ["dark", "light"][i % 2]
-            pixels = rng.integers(0, 60, (32, 32, 3)) + (120 if ground == "light" else 0)
-            pixels[8:24, 8:24, label] = 255
-            mask = np.zeros((32, 32), np.uint8)
-            mask[8:24, 8:24] = 255
-            Image.fromarray(pixels.astype(np.uint8)).save(root / "data" / name / f"{i:02d}.png")
-            Image.fromarray(mask).save(root / "data" / "masks" / name / f"{i:02d}.png")
-            rows.append(f"{name}/{i:02d}.png,{['train', 'val', 'test'][i // 4]},{ground}")
-    (root / "data" / "metadata.csv").write_text("\n".join(rows) + "\n")
-    return root
 
 
 @pytest.fixture(scope="session")
@@ -368,3 +342,61 @@ def test_bad_input_ends_with_one_message(place, arguments, said):
     if not (place / "maskless").exists():
         shutil.copytree(place / "data", place / "maskless", ignore=shutil.ignore_patterns("masks"))
     assert said in told(clearhead(*arguments, cwd=place))
+
+
+def test_evaluate_a_suite_leaves_one_table_and_compares_from_what_it_kept(place, repaired):
+    assert repaired.returncode == 0, repaired.stderr
+    suite = ("--suite", "occlusion,rotation", "--sets", "occlusion,rotation 90")
+    run = clearhead(
+        "evaluate", "model", "again=model", "again=repair/checkpoint", "data", *suite, "--out", "suite", cwd=place
+    )
+    assert run.returncode == 0, run.stderr
+    results = json.loads((place / "suite" / "results.json").read_text())
+    assert results["models"] == ["model", "again (1)", "again (2)"]
+    sets = [row["set"] for row in results["rows"] if row["model"] == "model"]
+    assert sets[0] == "as it is"
+    assert "rotation 90" in sets
+    assert "rotation 45" not in sets
+    table = pyarrow.parquet.read_table(place / "suite" / "table.parquet").to_pylist()
+    assert [row["top1"] for row in table] == [row["top1"]["value"] for row in results["rows"]]
+    kept = pyarrow.parquet.read_table(place / "suite" / "predictions" / "model" / "as-it-is.parquet").to_pylist()
+    assert table[0]["top1"] == np.mean([row["label"] == row["predicted"] for row in kept])
+    same = [row for row in results["changes"] if row["model"] == "again (1)"]
+    assert {(row["gained"], row["lost"], row["word"]) for row in same} == {(0, 0, "no difference shown")}
+    assert {row["label"] for row in results["seeds"]} == {"again"}
+
+    for name, model in (("a", "model"), ("b", "repair/checkpoint")):
+        clearhead("evaluate", model, "data", *suite, "--out", f"suite-{name}", cwd=place)
+    run = clearhead("compare", "suite-a", "suite-b", "--out", "suites", cwd=place)
+    assert run.returncode == 0, run.stderr
+    found = json.loads((place / "suites" / "results.json").read_text())["changes"]
+    assert [{**row, "model": "b"} for row in found] == [
+        {**row, "model": "b"} for row in results["changes"] if row["model"] == "again (2)"
+    ]
+    assert "(Holm)" in (place / "suites" / "report.html").read_text()
+
+
+def test_effective_robustness_is_from_a_baseline_table(place, repaired):
+    rows = [f"m{i},{name},3 classes,{x}" for i, x in enumerate((0.3, 0.6, 0.9)) for name in ("as it is", "rotation 90")]
+    (place / "baseline.csv").write_text("model,set,scoring,top1\n" + "\n".join(rows) + "\n")
+    suite = ("--suite", "rotation", "--sets", "rotation 90", "--baseline", "baseline.csv")
+    run = clearhead("evaluate", "repair/checkpoint", "data", *suite, "--out", "line", cwd=place)
+    assert run.returncode == 0, run.stderr
+    before, after = json.loads((place / "line" / "results.json").read_text())["rows"]
+    assert before["effective"] is None
+    expected = min(max(before["top1"]["value"], 1e-6), 1 - 1e-6)  # the baselines lose nothing
+    assert after["effective"]["value"] == pytest.approx(after["top1"]["value"] - expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("evaluate", "model", "data", "--suite", "rotatoin"), "suite 'rotatoin': there is rotation"),
+        (("evaluate", "model", "data", "--suite", "rotation", "--sets", "rotation 1"), "set 'rotation 1' is not of"),
+        (("evaluate", "model", "--suite", "imagenet", "--root", "data"), "none of imagenet, imagenet-v2"),
+        (("evaluate", "data", "--suite", "rotation"), "a model and data are needed"),
+        (("compare", "model", "repair"), "no results.json"),
+    ],
+)
+def test_suites_that_cannot_be_are_refused(place, repaired, arguments, message):
+    assert message in told(clearhead(*arguments, "--out", "refused", cwd=place))

@@ -13,21 +13,27 @@ from clearhead.data.folder import Problem
 from clearhead.evaluate.audit import Audit
 from clearhead.evaluate.statistics import Estimate, interval, number
 from clearhead.masks import MasksWritten
+from clearhead.processes import share
+from clearhead.report.calibration import calibration_rows
 from clearhead.report.heads import MOST_HEADS
+from clearhead.report.suites import verdicts
 from clearhead.report.trainings import CHOSEN_BY
 from clearhead.results import (
     AuditResults,
     ComparisonResults,
     EvaluationResults,
     HeadsResults,
+    SlicesResults,
     StudyResults,
     SufficientResults,
+    SuiteResults,
     TrainingResults,
 )
 from clearhead.train import best_epoch
 
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-out = Console(highlight=False, soft_wrap=True)
+_quiet = share()[0] > 0  # of several processes the first one speaks
+err = Console(stderr=True, highlight=False, soft_wrap=True, quiet=_quiet)
+out = Console(highlight=False, soft_wrap=True, quiet=_quiet)
 
 _COLOURS = {"helped": "green", "harmed": "red", "cannot tell": "yellow"}
 
@@ -41,24 +47,30 @@ def progress(batches: Iterable, count: int, title: str) -> Iterable:
 
 def fail(error: Exception) -> None:
     """Say what went wrong."""
-    err.print(f"[bold red]Error:[/] {escape(str(error))}")
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {escape(str(error))}")
 
 
 def tell_audit(results: AuditResults, folder: Path) -> None:
     """The main numbers of an audit."""
     tell_problems(results.problems)
     table = _table("", "95% interval", "n")
-    for name, estimate in _audited(results.audit):
+    rows = _audited(results.audit)
+    if scaled := results.rescaled:
+        after = calibration_rows(scaled.calibration).items()
+        rows += [(f"{name}, temperature {number(scaled.temperature)}", estimate) for name, estimate in after]
+    for name, estimate in rows:
         table.add_row(escape(name), number(estimate.value, estimate.unit), interval(estimate), f"{estimate.count:,}")
     out.print(table)
+    if scaled:
+        out.print(f"temperature fitted on the {scaled.images:,} images of {escape(scaled.split)}")
     _tell_page(folder)
 
 
 def _audited(audit: Audit) -> list[tuple[str, Estimate]]:
-    rows = [("accuracy", audit.accuracy)]
+    rows = [("accuracy", audit.accuracy), ("balanced accuracy", audit.balanced)]
     if audit.worst_group:
         rows.append((f"worst group ({audit.worst_group[0]})", audit.worst_group[1]))
-    rows += [("calibration error", audit.calibration_error), ("loss", audit.loss)]
+    rows += calibration_rows(audit.calibration).items()
     if audit.foreground and audit.area:
         rows += [("relevance in the foreground", audit.foreground), ("area of the foreground", audit.area)]
     return rows + [(f"accuracy, {name}", value) for name, value in audit.intervened.items() if name != "as it is"]
@@ -167,6 +179,49 @@ def tell_evaluation(results: EvaluationResults, folder: Path) -> None:
             table.add_row(escape(model), *(f"{number(e.value, e.unit)} {interval(e)}" for e in by_k.values()))
         out.print("nearest neighbours")
         out.print(table)
+    _tell_page(folder)
+
+
+def tell_suite(results: SuiteResults, folder: Path) -> None:
+    """The accuracy on every set that is not a level of a curve, of curves the means, and what changed for certain."""
+    tell_problems(results.problems)
+    table = _table("top-1", "95% interval", "top-5", "n")
+    for row in results.rows:
+        if not row.family:
+            name = f"{row.model}, {row.set}, {row.scoring}"
+            top5 = number(row.top5.value, "%") if row.top5 else ""
+            table.add_row(escape(name), number(row.top1.value, "%"), interval(row.top1), top5, f"{row.images:,}")
+    for model in results.models:
+        for family in dict.fromkeys(row.family for row in results.rows if row.family):
+            mine = [row.top1.value for row in results.rows if (row.model, row.family) == (model, family)]
+            table.add_row(escape(f"{model}, {family}, mean of {len(mine)}"), number(sum(mine) / len(mine), "%"))
+        for name, estimate in results.summaries[model].items():
+            table.add_row(f"{escape(model)}, {name}", number(estimate.value, estimate.unit), interval(estimate))
+    out.print(table)
+    for verdict in verdicts(results):
+        out.print(f"[bold {_COLOURS[verdict.word]}]{verdict.word}[/]: {escape(verdict.sentence)}")
+    if results.absent:
+        err.print(f"[yellow]not there:[/] {escape(', '.join(results.absent))}")
+    out.print(f"tables: {escape(str(folder / 'table.csv'))}, .parquet, .md, .tex")
+    _tell_page(folder)
+
+
+def tell_slices(results: SlicesResults, folder: Path) -> None:
+    """The slices that are worse than the rest of their class."""
+    tell_problems(results.problems)
+    worse = [part for part in results.slices if part.worse]
+    if worse:
+        table = _table("errors", "95% interval", "n", "rest of the class", "p", "taken for")
+        for part in worse:
+            told = number(part.error.value, "%"), interval(part.error), f"{part.error.count:,}"
+            table.add_row(
+                escape(part.name), *told, number(part.rest.value, "%"), f"{part.p_value:.1g}", escape(part.mistaken_for)
+            )
+        out.print(table)
+    out.print(
+        f"{len(worse)} of {len(results.slices)} slices have more mistakes than the rest of their class "
+        f"({results.held_out:,} images held out)"
+    )
     _tell_page(folder)
 
 

@@ -1,13 +1,18 @@
-"""Independent pieces of work, one after another or in several processes."""
+"""Work in several processes: independent pieces that this one hands out, or this command started several times."""
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
+from torch import Tensor
+
+_PATIENCE = timedelta(days=7)  # the first process may have to measure and draw while the others wait
 
 
 class ProcessError(OSError):
@@ -46,3 +51,37 @@ def run_all(
 
 def _share_threads(jobs: int) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+
+
+def share() -> tuple[int, int]:
+    """The number of this process and how many run this command together (``torchrun``, ``accelerate launch``)."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def wait_for_all() -> None:
+    """Go on when all processes that run this command have come here."""
+    if share()[1] > 1:
+        from accelerate import PartialState
+
+        cpu = not torch.cuda.is_available()  # else Accelerate takes the processes for single ones
+        PartialState(cpu=cpu, timeout=_PATIENCE).wait_for_everyone()
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """The mean of a tensor over the processes that run this command; without a gradient."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        values = values.detach().clone()
+        torch.distributed.all_reduce(values)
+        values = values / torch.distributed.get_world_size()
+    return values
+
+
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """A block that the first of several processes goes through before the others do."""
+    first = share()[0] == 0
+    if not first:
+        wait_for_all()
+    yield
+    if first:
+        wait_for_all()

@@ -5,8 +5,11 @@ from typing import Literal
 
 from clearhead.data.folder import Problem
 from clearhead.evaluate.audit import Audit
+from clearhead.evaluate.calibration import Rescaled
 from clearhead.evaluate.compare import Comparison
 from clearhead.evaluate.faithfulness import Faithfulness
+from clearhead.evaluate.robustness import SeedRow, SetChange, SetRow
+from clearhead.evaluate.slices import Slice
 from clearhead.evaluate.statistics import Estimate
 from clearhead.heads.scores import HeadScores
 from clearhead.heads.selection import Selection
@@ -27,7 +30,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class AuditResults:
-    """One model on one folder."""
+    """One model on one folder; `rescaled` tells its calibration at a temperature fitted on another split."""
 
     kind: Literal["audit"]
     model: str
@@ -37,6 +40,7 @@ class AuditResults:
     problems: list[Problem]
     facts: dict[str, str]
     heads: HeadScores | None = None
+    rescaled: Rescaled | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,37 @@ class EvaluationResults:
 
 
 @dataclass(frozen=True)
+class SlicesResults:
+    """Parts of classes that a model fails on, found without group labels.
+
+    Attributes:
+        kind: which results these are.
+        model: its name.
+        data: the folder.
+        space: what the classes were divided by: ``features``, ``relevance`` or ``both``.
+        method: of the maps.
+        accuracy: on all images.
+        held_out: how many images the numbers of the slices are of.
+        slices: the surest to be worse than the rest of their class first.
+        strips: for the first of those that are worse, pictures of their mistakes.
+        problems: with the data.
+        facts: for the foot of the page.
+    """
+
+    kind: Literal["slices"]
+    model: str
+    data: str
+    space: Literal["features", "relevance", "both"]
+    method: str
+    accuracy: Estimate
+    held_out: int
+    slices: list[Slice]
+    strips: list[list[Strip]]
+    problems: list[Problem]
+    facts: dict[str, str]
+
+
+@dataclass(frozen=True)
 class SufficientLabel:
     """How few pixels of one image are enough for one label.
 
@@ -184,6 +219,37 @@ class SufficientResults:
     problems: list[Problem] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class SuiteResults:
+    """Models on shifted sets; the first is what the others are held against.
+
+    Attributes:
+        kind: which results these are.
+        models: their names, each once.
+        data: what the sets are of.
+        reference: the set whose accuracy effective robustness is measured from.
+        rows: a model, set and scoring each.
+        summaries: of each model over several sets.
+        seeds: means over models of one label.
+        changes: models but the first against it, set by set.
+        absent: sets of the suites that were not there.
+        problems: with the data; images that could not be read among them.
+        facts: for the foot of the page.
+    """
+
+    kind: Literal["suite"]
+    models: list[str]
+    data: str
+    reference: str
+    rows: list[SetRow]
+    summaries: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    seeds: list[SeedRow] = field(default_factory=list)
+    changes: list[SetChange] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+
+
 Results = (
     AuditResults
     | TrainingResults
@@ -192,4 +258,6 @@ Results = (
     | StudyResults
     | EvaluationResults
     | SufficientResults
+    | SlicesResults
+    | SuiteResults
 )

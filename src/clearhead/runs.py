@@ -28,6 +28,8 @@ import pyarrow.parquet
 import yaml
 from pydantic import TypeAdapter
 
+from clearhead.processes import first_alone, share
+
 
 class RunError(ValueError):
     """A run folder that cannot be used; the message says what to do."""
@@ -40,19 +42,34 @@ def written(path: Path) -> Iterator[Path]:
     unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
     try:
         yield unfinished
-        if unfinished.is_dir() and path.exists():
-            os.replace(path, unfinished.with_suffix(".old"))
-        os.replace(unfinished, path)
+        replace_folder(unfinished, path)
     finally:
         shutil.rmtree(unfinished.parent, ignore_errors=True)
 
 
-def begin(folder: Path, command: str, arguments: Mapping[str, Any]) -> bool:
+def replace_folder(unfinished: Path, path: Path) -> None:
+    """Move a file or a folder to `path`, in place of what is there."""
+    old = unfinished.with_name(f".{unfinished.name}.old")
+    if unfinished.is_dir() and path.exists():
+        os.replace(path, old)
+    os.replace(unfinished, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def begin(folder: Path, command: str, arguments: Mapping[str, Any], shared: bool = False) -> bool:
     """Claim a folder for a run; whether the same run is already finished in it.
 
-    A run that failed before it left anything does not hold its folder. Raises RunError if the folder holds a run of
-    another command or of other arguments, or other files.
+    A run that failed before it left anything does not hold its folder. `shared`: several processes may work on it
+    together. Raises RunError if the folder holds a run of another command or of other arguments, or other files, or if
+    there are several processes for a run that is not shared.
     """
+    if share()[1] > 1 and not shared:
+        raise RunError(f"{command} runs in one process: start it without torchrun or accelerate launch")
+    with first_alone():
+        return _begin(folder, command, arguments)
+
+
+def _begin(folder: Path, command: str, arguments: Mapping[str, Any]) -> bool:
     config = {"command": command, "arguments": _plain(arguments), "versions": versions()}
     file = folder / "config.yaml"
     if file.is_file():

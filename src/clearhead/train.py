@@ -9,6 +9,7 @@ given.
 import copy
 import json
 import math
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,15 +20,16 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import send_to_device, set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clearhead.data.augment import crop_and_flip
-from clearhead.data.batches import Images, loader
+from clearhead.data.batches import Images, Shuffle, loader, over_images
 from clearhead.data.folder import ImageFolder
 from clearhead.models import Classifier
-from clearhead.runs import written
+from clearhead.processes import mean_over_processes
+from clearhead.runs import replace_folder
 
 Batch = Mapping[str, Any]
 Loss = Callable[[Classifier, Batch], dict[str, Tensor]]
@@ -86,7 +88,7 @@ class Epoch:
 def cross_entropy(model: Classifier, batch: Batch) -> dict[str, Tensor]:
     """Plain training: the mean negative log-likelihood of the labels, in nats."""
     logits = model(batch["image"])
-    return {"loss": F.cross_entropy(logits, batch["label"]), "logits": logits}
+    return {"loss": over_images(F.cross_entropy(logits, batch["label"], reduction="none"), batch), "logits": logits}
 
 
 def fit(
@@ -134,30 +136,33 @@ def fit(
     if not parameters:
         raise TrainingError(f"{model.name} has no parameter that requires a gradient: nothing to train")
     optimizer = _optimizer(parameters, settings)
-    each = max(1, settings.batch_size // accelerator.num_processes)
     augmented = Images(train, model.preprocess, crop_and_flip(settings.crop), group_columns)
     plain = Images(validation, model.preprocess, group_columns=group_columns)
     groups = sorted({*augmented.groups, *plain.groups})  # the same in all processes
-    batches = loader(augmented, each, settings.workers, shuffle=True, seed=settings.seed, balanced=balanced)
-    held_out = loader(plain, each, settings.workers)
-    module, optimizer, batches, held_out = accelerator.prepare(module, optimizer, batches, held_out)
+    size, workers = settings.batch_size, settings.workers
+    batches = loader(augmented, size, workers, shuffle=True, seed=settings.seed, balanced=balanced, shared=True)
+    held_out = loader(plain, size, workers, shared=True)
+    order: Shuffle = batches.batch_sampler.order  # type: ignore[union-attr]
+    module, optimizer = accelerator.prepare(module, optimizer)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, _schedule(settings, len(batches)))
     accelerator.register_for_checkpointing(schedule)
     if hasattr(loss, "state_dict") and hasattr(loss, "load_state_dict"):
         accelerator.register_for_checkpointing(loss)
     trained = replace(model, module=module)
+    measured = replace(model, module=accelerator.unwrap_model(module))  # no gradients to be shared
 
     history, best = _resume(accelerator, state)
     if not history:
         module.eval()
-        history = [Epoch(0, {}, _validate(accelerator, trained, loss, held_out, groups, track, "before"))]
+        history = [Epoch(0, {}, _validate(accelerator, measured, loss, held_out, groups, track, "before"))]
         best = _weights(accelerator, module)
     for number in range(len(history), settings.epochs + 1):
         title = f"epoch {number}/{settings.epochs}"
-        batches.set_epoch(number - 1)
+        order.set_epoch(number - 1)
         sums = _Means(accelerator)
         module.train()
         for batch in _tracked(batches, track, title):
+            batch = send_to_device(batch, accelerator.device)
             parts = loss(trained, batch)
             _require_finite(parts["loss"], number, settings)
             accelerator.backward(parts["loss"])
@@ -166,7 +171,7 @@ def fit(
             schedule.step()
             sums.add(parts, batch)
         module.eval()
-        epoch = Epoch(number, sums.means(), _validate(accelerator, trained, loss, held_out, groups, track, title))
+        epoch = Epoch(number, sums.means(), _validate(accelerator, measured, loss, held_out, groups, track, title))
         if epoch.validation[choose_by] < min(e.validation[choose_by] for e in history):
             best = _weights(accelerator, module)
         history.append(epoch)
@@ -211,18 +216,19 @@ class _Means:
 
     def add(self, parts: Mapping[str, Tensor], batch: Batch) -> None:
         """Take in one batch."""
-        count = len(batch["label"])
+        counts = batch["counts"].float()
+        everywhere = mean_over_processes(counts.sum())  # the parts are shares of a mean over all processes' images
         for name, value in parts.items():
             if name != "logits":
-                self.sums[name] += value.detach().float() * count
+                self.sums[name] += value.detach().float() * everywhere
         logits = parts["logits"].detach()
-        correct = logits.argmax(-1) == batch["label"]
+        correct = (logits.argmax(-1) == batch["label"]) * counts
         self.sums["accuracy"] += correct.sum()
-        self.sums["images"] += count
+        self.sums["images"] += counts.sum()
         if self.groups:
             group = torch.tensor([self.groups[name] for name in batch["group"]], device=logits.device)
             loss = F.cross_entropy(logits.float(), batch["label"], reduction="none")
-            values = torch.stack([torch.ones_like(loss), loss, correct.float()])
+            values = torch.stack([counts, loss * counts, correct])
             self.of_groups += values @ F.one_hot(group, len(self.groups)).float()  # index_add_ has no fixed order
 
     def means(self) -> dict[str, float]:
@@ -250,6 +256,7 @@ def _validate(
 ) -> dict[str, float]:
     sums = _Means(accelerator, groups)
     for batch in _tracked(batches, track, f"{title}, validation"):
+        batch = send_to_device(batch, accelerator.device)
         parts = loss(model, batch)
         sums.add(parts, batch)
     return sums.means()
@@ -273,11 +280,18 @@ def _keep(accelerator: Accelerator, state: Path | None, history: list[Epoch], be
     """Put the state of all processes in place of the last one's, in one move."""
     if state is None:
         return
+    unfinished = state.with_name(f".{state.name}.unfinished")
+    if accelerator.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    with written(state) as path:
-        accelerator.save_state(str(path))
-        save_file(best, path / "best.safetensors")
-        (path / "history.json").write_text(json.dumps([asdict(epoch) for epoch in history]), encoding="utf-8")
+    accelerator.save_state(str(unfinished))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        save_file(best, unfinished / "best.safetensors")
+        (unfinished / "history.json").write_text(json.dumps([asdict(e) for e in history]), encoding="utf-8")
+        replace_folder(unfinished, state)
+    accelerator.wait_for_everyone()
 
 
 def _resume(accelerator: Accelerator, state: Path | None) -> tuple[list[Epoch], dict[str, Tensor]]:

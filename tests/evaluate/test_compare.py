@@ -18,6 +18,7 @@ def predictions(predicted: list[int], label: list[int]) -> Predictions:
         group=np.array([f"class={CLASSES[i]}" for i in label]),
         confidence=np.full(count, 0.9),
         loss=np.linspace(0, 1, count),
+        brier=np.linspace(0, 2, count),
         foreground=np.full(count, np.nan),
         area=np.full(count, np.nan),
         intervened={name: np.full(count, -1) for name in INTERVENTIONS},

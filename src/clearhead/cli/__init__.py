@@ -11,7 +11,7 @@ import typer
 
 from clearhead import __version__
 from clearhead.cli.data import data_app
-from clearhead.cli.evaluation import audit, compare, evaluate, explain, heads, report, sis
+from clearhead.cli.evaluation import audit, compare, evaluate, explain, heads, report, sis, slices
 from clearhead.cli.options import Device
 from clearhead.cli.reproduce import reproduce_app
 from clearhead.cli.training import repair, study, train
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="See what a vision transformer relies on, repair it cheaply, and prove that the repair helped.",
 )
-for command in (explain, sis, audit, compare, heads, evaluate, train, repair, study, report):
+for command in (explain, sis, audit, compare, heads, slices, evaluate, train, repair, study, report):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(reproduce_app, name="reproduce")

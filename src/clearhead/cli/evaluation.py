@@ -92,6 +92,10 @@ def audit(
     groups: Groups = None,
     method: Method = None,
     heads: Annotated[bool, typer.Option("--heads", help="Score every attention head too, as clearhead heads.")] = False,
+    temperature: Annotated[
+        str | None,
+        typer.Option(help="Split, not the audited one, to fit a temperature on: calibration before and after it."),
+    ] = None,
     batch_size: BatchSize = 32,
     workers: Workers = 0,
     seed: Seed = 0,
@@ -103,13 +107,45 @@ def audit(
     folder = out or default_out("audit", data, model)
     options: dict[str, Any] = {"split": split, "groups": columns_of(groups), "method": method, "seed": seed}
     options |= {"batch_size": batch_size, "workers": workers, "device": device, "heads": heads}
+    options["temperature"] = temperature
     console.tell_audit(workflows.run_audit(model, data, folder, **options, track=console.progress), folder)
+
+
+def slices(
+    model: Model,
+    data: Data,
+    out: Out = None,
+    split: Split = None,
+    space: Annotated[
+        Literal["features", "relevance", "both"],
+        typer.Option(help="Divide classes by what the last layer is given, by where the relevance lies, or by both."),
+    ] = "both",
+    method: Method = None,
+    batch_size: BatchSize = 32,
+    workers: Workers = 0,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Which groups of images does the model fail on? Found without group labels."""
+    from clearhead import console, workflows
+
+    folder = out or default_out("slices", data, model)
+    options: dict[str, Any] = {"split": split, "space": space, "method": method, "seed": seed}
+    options |= {"batch_size": batch_size, "workers": workers, "device": device}
+    console.tell_slices(workflows.run_slices(model, data, folder, **options, track=console.progress), folder)
 
 
 def compare(
     before: Model,
     after: Model,
-    data: Data,
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            help="Folder of class folders, or other images. Without it BEFORE and AFTER are folders of finished "
+            "evaluate --suite runs, compared on every set by their kept answers.",
+            show_default=False,
+        ),
+    ] = None,
     out: Out = None,
     split: Split = None,
     groups: Groups = None,
@@ -123,6 +159,10 @@ def compare(
     """Did it help, did it harm, and is the difference real?"""
     from clearhead import console, workflows
 
+    if data is None:
+        folder = out or Path("runs") / f"compare-{Path(before).name}-{Path(after).name}"
+        console.tell_suite(workflows.compare_suites(Path(before), Path(after), folder), folder)
+        return
     folder = out or default_out("compare", data, before, after)
     options: dict[str, Any] = {"split": split, "groups": columns_of(groups), "method": method, "seed": seed}
     options |= {"margin": margin, "batch_size": batch_size, "workers": workers, "device": device}
@@ -155,11 +195,30 @@ def heads(
 
 
 def evaluate(
-    models: Annotated[
+    names: Annotated[
         list[str],
-        typer.Argument(help="One model or several, named as for audit; all are held against the first."),
+        typer.Argument(
+            metavar="MODEL... DATA",
+            help="One model or several, named as for audit, the first being what the others are held against; then the "
+            "data, unless --root names it.",
+            show_default=False,
+        ),
     ],
-    data: Data,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="Shifted sets, with commas: imagenet, imagenet-c, cifar-c (as published, in --root); corruptions or a "
+            "sweep, such as rotation (made of the images of DATA)."
+        ),
+    ] = None,
+    root: Annotated[str | None, typer.Option(help="Folder of the published sets, or DATA.")] = None,
+    sets: Annotated[str | None, typer.Option(help="Take these sets of the suite, with commas; all by default.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="table.csv of other models: effective robustness is measured from their line.")
+    ] = None,
+    most_unreadable: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of a set's images that may be broken before the run stops.")
+    ] = 0.01,
     faithfulness: Annotated[
         bool, typer.Option("--faithfulness", help="Are the maps true to the model? Pixels removed by relevance.")
     ] = False,
@@ -188,14 +247,26 @@ def evaluate(
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """Which maps are true, which are the object, and how well do the features part other classes?"""
+    """How well does it hold up on shifted data? Which maps are true, which are the object, what do features part?"""
     from clearhead import console, workflows
 
+    models, data = (names, root) if root else (names[:-1], names[-1])
+    if not models:
+        raise typer.BadParameter("a model and data are needed: MODEL DATA, or MODEL --root DATA")
+    options: dict[str, Any] = {"split": split, "batch_size": batch_size, "workers": workers, "seed": seed}
+    if suite:
+        if faithfulness or segmentation or knn:
+            raise typer.BadParameter("--suite is a run of its own, without --faithfulness, --segmentation and --knn")
+        suites = columns_of(suite) or []
+        folder = out or default_out("-".join(["evaluate", *suites]), data, *models)
+        options |= {"sets": columns_of(sets), "baseline": baseline, "most_unreadable": most_unreadable}
+        found = workflows.run_suite(models, suites, data, folder, **options, device=device, track=console.progress)
+        console.tell_suite(found, folder)
+        return
     chosen = {"faithfulness": faithfulness, "segmentation": segmentation, "knn": knn}
     folder = out or default_out("-".join(["evaluate", *(name for name, on in chosen.items() if on)]), data, *models)
-    options: dict[str, Any] = {"faithful": faithfulness, "segmented": segmentation, "neighbours": knn, "fill": fill}
+    options |= {"faithful": faithfulness, "segmented": segmentation, "neighbours": knn, "fill": fill, "device": device}
     options |= {"methods": columns_of(methods), "target": target, "correct_only": correct_only, "k": numbers_of(k)}
-    options |= {"split": split, "batch_size": batch_size, "workers": workers, "seed": seed, "device": device}
     console.tell_evaluation(workflows.run_evaluate(models, data, folder, **options, track=console.progress), folder)
 
 

@@ -1,5 +1,6 @@
 """Arguments and options that several commands share, and what makes library arguments of them."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,9 +13,15 @@ Model = Annotated[
         show_default=False,
     ),
 ]
-Data = Annotated[Path, typer.Argument(help="Folder of class folders, with masks/ and metadata.csv if any.")]
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="Folder of class folders, with masks/ and metadata.csv if any; .parquet, .tar or .npz files, on disk or "
+        "behind a URL; hf-dataset:OWNER/NAME"
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run; made from the command and its input by default.")]
-Split = Annotated[str | None, typer.Option(help="Use the images of this split in metadata.csv; all by default.")]
+Split = Annotated[str | None, typer.Option(help="Use the images of this split; all by default.")]
 Groups = Annotated[
     str | None, typer.Option(help="Columns of metadata.csv that make the groups, with commas; all by default.")
 ]
@@ -36,12 +43,13 @@ Precision = Annotated[Literal["no", "bf16", "fp16"], typer.Option(help="Precisio
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn by chance.")]
 
 
-def default_out(command: str, data: Path, *models: str) -> Path:
+def default_out(command: str, data: str | Path, *models: str) -> Path:
     """runs/COMMAND-MODEL-DATA."""
+    from clearhead.data.shards import source_name
     from clearhead.workflows import model_name
 
-    parts = [command, *[model_name(model).replace(":", "-").replace("/", "-") for model in models], data.resolve().name]
-    return Path("runs") / "-".join(parts)
+    parts = [command, *map(model_name, models), source_name(data)]
+    return Path("runs") / re.sub(r"[/\\:*?{}\[\]]+", "-", "-".join(parts))
 
 
 def layers_of(value: str) -> str | list[int]:

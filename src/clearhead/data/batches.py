@@ -1,16 +1,18 @@
 """A folder's samples to tensors and batches, the same for the same seed whatever the workers do."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from clearhead.data.folder import ImageFolder, group_labels
 from clearhead.data.pixels import DataError, by, load_image, load_mask
+from clearhead.processes import mean_over_processes, share
 
 
 class Preprocess(Protocol):
@@ -30,9 +32,10 @@ class Images(Dataset[dict[str, Any]]):
     """The samples of a folder as tensors.
 
     An item has image (C x H x W), label, mask (1 x H x W in 0..1, zeros where there is none), has_mask, index (into
-    ``folder.samples``) and group (its name, as ``group_labels`` gives it for `group_columns`). `augment` changes image
-    and mask before `preprocess`; what it draws from its generator depends on the key alone: an index, or (index, draw)
-    as ``Shuffle`` gives, so neither on the workers nor on other code.
+    ``folder.samples``), group (its name, as ``group_labels`` gives it for `group_columns`) and counts. `augment`
+    changes image and mask before `preprocess`; what it draws from its generator depends on the key alone: an index, or
+    (index, draw) as ``Shuffle`` gives, so neither on the workers nor on other code. An index less the length is the
+    same image, but one that does not count (see ``Share``).
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Images(Dataset[dict[str, Any]]):
             "has_mask": cover is not None,
             "index": index % len(self),
             "group": self.groups[index],
+            "counts": index >= 0,
         }
 
 
@@ -106,17 +110,66 @@ class Shuffle(Sampler[tuple[int, int]]):
         return zip(order.tolist(), draws.tolist(), strict=True)
 
 
-def loader(
-    dataset: Images, batch_size: int, workers: int, shuffle: bool = False, seed: int = 0, balanced: bool = False
-) -> DataLoader[dict[str, Any]]:
-    """Batches of a dataset: in order, or shuffled by ``Shuffle(seed)`` (its ``sampler``). The last may be smaller.
+class Share(Sampler[list[Any]]):
+    """This process's part of each batch of an order, where several processes run the command together.
 
-    `balanced` draws the groups alike often.
+    All do as many batches. One that has no part in a batch of fewer images than processes gets an image that does not
+    count.
     """
+
+    def __init__(self, order: Sampler[Any], length: int, batch_size: int) -> None:
+        self.order, self.length, self.batch_size = order, length, batch_size
+
+    def __len__(self) -> int:
+        return -(-self.length // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        rank, processes = share()
+        keys = iter(self.order)
+        while batch := list(islice(keys, self.batch_size)):
+            yield batch[rank::processes] or [self._without_count(batch[0])]
+
+    def _without_count(self, key: int | tuple[int, int]) -> int | tuple[int, int]:
+        return (key[0] - self.length, key[1]) if isinstance(key, tuple) else key - self.length
+
+
+def over_images(values: Tensor, batch: Mapping[str, Any], weight: Tensor | None = None) -> Tensor:
+    """The mean of numbers of a batch's images (B), or their mean by `weight` (B): what a loss should end in.
+
+    Where several processes share a batch, each gets its images' part of the mean over all of them, so that the mean of
+    the processes' results, and of their gradients, is that of one process with the whole batch. 0 where no image has
+    weight.
+    """
+    weight = torch.ones_like(values) if weight is None else weight.to(values)
+    if "counts" in batch:
+        weight = weight * batch["counts"].to(values)
+    total = mean_over_processes(weight.sum())
+    return (values * weight).sum() / total.where(total > 0, 1)
+
+
+def loader(
+    dataset: Images,
+    batch_size: int,
+    workers: int,
+    shuffle: bool = False,
+    seed: int = 0,
+    balanced: bool = False,
+    shared: bool = False,
+) -> DataLoader[dict[str, Any]]:
+    """Batches of a dataset: in order, or shuffled by ``Shuffle(seed)``. The last may be smaller.
+
+    `balanced` draws the groups alike often. `shared` gives each process its ``Share`` of every batch; the sampler of
+    the images is then ``loader.batch_sampler.order``, else ``loader.sampler``.
+    """
+    sampler: Sampler[Any] | None = None
+    if shuffle or balanced:
+        sampler = Shuffle(len(dataset), seed, dataset.groups if balanced else None)
+    batches: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler}
+    if shared:
+        batches = {"batch_sampler": Share(sampler or SequentialSampler(dataset), len(dataset), batch_size)}
     return DataLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=Shuffle(len(dataset), seed, dataset.groups if balanced else None) if shuffle or balanced else None,
+        **batches,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -165,7 +165,7 @@ def _usable(samples: list[Sample], seen: set[str], problems: list[Problem]) -> l
     broken = {problem.file for problem in found}
     fresh = []
     for sample in kept:
-        digest = hashlib.sha256(sample.path.read_bytes()).hexdigest()
+        digest = hashlib.sha256(sample.own_file.read_bytes()).hexdigest()
         if digest in seen:
             problems.append(Problem(sample.file, "duplicate-image", "identical to an earlier file", "skipped"))
         elif sample.file not in broken:

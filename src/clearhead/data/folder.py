@@ -46,7 +46,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from clearhead.data.pixels import DataError, by, load_image, load_mask
+from clearhead.data.pixels import DataError, Stored, by, load_image, load_mask
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -54,15 +54,22 @@ EXTENSIONS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """One image: `file` is its path relative to the class folders and its unique name."""
+    """One image: `file` is its path relative to the class folders, or in its shard, and its unique name."""
 
     file: str
-    path: Path
+    path: Path | Stored
     label: int
     mask: Path | None
     groups: Mapping[str, str]  # metadata columns other than file and split
+
+    @property
+    def own_file(self) -> Path:
+        """The file that is the image. Raises DataError for one inside a shard."""
+        if not isinstance(self.path, Path):
+            raise DataError(f"{self.path}: images that are files are needed here, in class folders")
+        return self.path
 
 
 @dataclass(frozen=True)
@@ -86,14 +93,20 @@ class ImageFolder:
 
 
 def read_folder(
-    root: str | Path, *, split: str | None = None, classes: Sequence[str] | None = None, check: bool = True
+    root: str | Path,
+    *,
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+    check: bool = True,
+    metadata: bool = True,
 ) -> ImageFolder:
     """Read a folder of images laid out as at the head of this file.
 
     `classes` are the model's class names in the order of its outputs: a class folder is matched to them by name (case
     aside, ``_`` = space) or, when there are 1000, by WordNet id (``n01440764``) as an ImageNet-1k class. Without
     `classes` the sorted folder names are the classes. `split` keeps the images whose row in metadata.csv has that
-    split. `check` decodes every image and mask. Raises DataError.
+    split. `check` decodes every image and mask. `metadata` False passes over metadata.csv, for data with a table of
+    another kind by that name. Raises DataError.
     """
     root = Path(root)
     top = _class_root(root)
@@ -117,17 +130,23 @@ def read_folder(
                 Sample(f"{folder.name}/{path.name}", path, labels[folder.name], masks.get(path.stem), {})
                 for path in files[folder.name]
             ]
-    samples = _with_metadata(root, top, samples, files, split, problems)
+    if metadata:
+        samples = _with_metadata(root, top, samples, files, split, problems)
     if check:
         samples, found = check_samples(samples)
         problems += found
+    require_samples(root, samples, problems)
+    return ImageFolder(root, names, tuple(samples), tuple(sorted(problems, key=lambda p: (p.file, p.kind))))
+
+
+def require_samples(root: str | Path, samples: Sequence[Sample], problems: Sequence[Problem]) -> None:
+    """Raise DataError where no image is left, with what befell them."""
     if not samples:
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(p.kind for p in problems).most_common())
         first = next((p for p in problems if p.action == "skipped"), None)
         raise DataError(
             f"{root}: no usable image is left ({kinds})" + (f"; first {first.file}: {first.detail}" if first else "")
         )
-    return ImageFolder(root, names, tuple(samples), tuple(sorted(problems, key=lambda p: (p.file, p.kind))))
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -167,7 +186,7 @@ def group_labels(folder: ImageFolder, columns: Sequence[str] | None) -> list[str
     if missing := [column for column in columns if column not in there]:
         raise DataError(
             f"no group column {', '.join(missing)} in {folder.root / 'metadata.csv'}; "
-            f"there is {_listed(there) if there else 'none besides the class'}"
+            f"there is {listed(there) if there else 'none besides the class'}"
         )
     return [
         ", ".join(
@@ -217,10 +236,10 @@ def _no_images(top: Path, folders: list[Path]) -> str:
     for folder in folders:
         if inner := [entry for entry in _entries(folder) if entry.is_dir()]:
             return (
-                f"{top}: no images in its folders {_listed(f.name for f in folders)}; they hold folders themselves, "
+                f"{top}: no images in its folders {listed(f.name for f in folders)}; they hold folders themselves, "
                 f"such as {folder.name}/{inner[0].name}: is the data in {folder}?"
             )
-    what = f"its folders {_listed(f.name for f in folders)} are empty" if folders else "it has no class folders"
+    what = f"its folders {listed(f.name for f in folders)} are empty" if folders else "it has no class folders"
     loose = len(image_files(top))
     return (
         f"{top}: {what}"
@@ -238,8 +257,8 @@ def _labels(files: Mapping[str, list[Path]], classes: tuple[str, ...], problems:
     taken: dict[str | int, str] = {}
     for folder, images in files.items():
         found = indices.get(plain_name(folder), [])
-        if not found and len(classes) == 1000 and re.fullmatch(r"n\d{8}", folder) and folder in _wordnet_ids():
-            found = [_wordnet_ids()[folder]]
+        if not found and len(classes) == 1000 and re.fullmatch(r"n\d{8}", folder) and folder in wordnet_ids():
+            found = [wordnet_ids()[folder]]
         for key in (plain_name(folder), *(found if len(found) == 1 else ())):
             if taken.setdefault(key, folder) != folder:
                 raise DataError(f"folders {taken[key]} and {folder} are for the same class; put their images into one")
@@ -253,7 +272,7 @@ def _labels(files: Mapping[str, list[Path]], classes: tuple[str, ...], problems:
             problems.append(Problem(folder, "unknown-class", detail, "skipped"))
     if not labels:
         raise DataError(
-            f"no class folder is a class of the model: it has {_listed(classes)}, the folder has {_listed(files)}; "
+            f"no class folder is a class of the model: it has {listed(classes)}, the folder has {listed(files)}; "
             "name the folders as the model's classes"
             + (" or by WordNet id (n01440764)" if len(classes) == 1000 else "")
         )
@@ -261,7 +280,7 @@ def _labels(files: Mapping[str, list[Path]], classes: tuple[str, ...], problems:
 
 
 @functools.cache
-def _wordnet_ids() -> dict[str, int]:
+def wordnet_ids() -> dict[str, int]:
     """The ImageNet-1k class index of each WordNet id: their sorted order."""
     from timm.data import ImageNetInfo
 
@@ -371,7 +390,7 @@ def _metadata(table: Path, problems: list[Problem]) -> tuple[list[str], dict[str
 def _require_split(table: Path, columns: list[str], rows: Mapping[str, list[dict[str, str]]], split: str) -> None:
     """Raise DataError unless some row has the split."""
     if "split" not in columns:
-        raise DataError(f"split {split!r} was asked for, but {table} has no column split; it has {_listed(columns)}")
+        raise DataError(f"split {split!r} was asked for, but {table} has no column split; it has {listed(columns)}")
     splits = Counter(row["split"] for found in rows.values() for row in found if row["split"])
     if split not in splits:
         there = ", ".join(f"{name} ({count})" for name, count in splits.items()) or "none"
@@ -404,7 +423,7 @@ def plain_name(name: str) -> str:
     return " ".join(name.replace("_", " ").casefold().split())
 
 
-def _listed(names: Iterable[str], most: int = 5) -> str:
+def listed(names: Iterable[str], most: int = 5) -> str:
     """A few names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,6 +1,7 @@
 """Files to pixels: images and masks as Pillow pictures, whatever their mode, depth or orientation."""
 
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -10,14 +11,23 @@ class DataError(ValueError):
     """Data that cannot be used at all; the message says what was found and what would work."""
 
 
-def load_image(path: Path) -> Image.Image:
+class Stored(Protocol):
+    """A picture that is no file of its own (``clearhead.data.shards``): small, comparable and picklable."""
+
+    def picture(self) -> Image.Image:
+        """As ``Image.open`` gives it; raises what it likes."""
+
+    def __hash__(self) -> int: ...
+
+
+def load_image(path: Path | Stored) -> Image.Image:
     """An image as RGB, turned as its EXIF orientation says.
 
     Transparency is laid on white; 16-bit grey is divided by 257 (full scale to full scale), 32-bit floats are taken
     as 0..1 or, when they pass 1, as 0..255; of an animation the first frame. Raises DataError with the path.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(path) if isinstance(path, Path) else path.picture() as opened:
             image = _upright(opened)
             image.load()
             return _rgb(image)

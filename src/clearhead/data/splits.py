@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clearhead.data.folder import ImageFolder, read_folder
+from clearhead.data.folder import ImageFolder
 from clearhead.data.pixels import DataError
+from clearhead.data.shards import is_sharded, read_images, splits_in
 
 HELD_OUT = 0.2
 
@@ -24,12 +25,12 @@ def train_and_validation(
 ) -> tuple[ImageFolder, ImageFolder]:
     """The images to train on and those to choose by.
 
-    Those of the two splits of metadata.csv; where it has no split column, or is not there, a random fifth of each class
-    is held out (`seed`). Raises DataError, also when a class has a single image to divide.
+    Those of the two splits (``splits_of``); where there are none, a random fifth of each class is held out (`seed`).
+    Raises DataError, also when a class has a single image to divide.
     """
     if splits_of(root):
-        return read_folder(root, split=train, classes=classes), read_folder(root, split=validation, classes=classes)
-    folder = read_folder(root, classes=classes)
+        return read_images(root, split=train, classes=classes), read_images(root, split=validation, classes=classes)
+    folder = read_images(root, classes=classes)
     by_class = defaultdict(list)
     for sample in folder.samples:
         by_class[sample.label].append(sample)
@@ -48,7 +49,9 @@ def train_and_validation(
 
 
 def splits_of(root: str | Path) -> set[str]:
-    """The splits that metadata.csv names; none where it has no such column, or is not there."""
+    """The splits that metadata.csv or the shards of a set name; none where there are no splits."""
+    if is_sharded(root):
+        return splits_in(root)
     table = Path(root) / "metadata.csv"
     if not table.is_file():
         return set()

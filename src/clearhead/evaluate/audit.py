@@ -1,13 +1,15 @@
 """What a model relies on, in numbers: accuracy, groups, calibration, and where its relevance lies."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import norm
 
-from clearhead.evaluate.calibration import Bins, confidence_bins, expected_calibration_error
+from clearhead.evaluate.calibration import Calibration, calibration
 from clearhead.evaluate.predict import INTERVENTIONS, Predictions
-from clearhead.evaluate.statistics import Estimate, by_group, mean, proportion, worst_group
+from clearhead.evaluate.statistics import LEVEL, Estimate, by_group, mean, proportion, worst_group
 
 
 @dataclass(frozen=True)
@@ -16,12 +18,11 @@ class Audit:
 
     Attributes:
         accuracy: top-1.
+        balanced: mean of the accuracies of the classes that have images.
         classes: accuracy of each class that has images.
         groups: accuracy of each group; empty when the classes are all the groups there are.
         worst_group: name and accuracy of the worst group, if there are groups.
-        calibration_error: expected calibration error.
-        loss: mean negative log-likelihood.
-        bins: accuracy by confidence.
+        calibration: how far its probabilities can be believed.
         foreground: mean share of relevance in the foreground, and `area`, the share a constant map would have; None
             without masks.
         intervened: accuracy under each intervention on the images with masks, and under ``as it is`` on the same
@@ -31,12 +32,11 @@ class Audit:
     """
 
     accuracy: Estimate
+    balanced: Estimate
     classes: dict[str, Estimate]
     groups: dict[str, Estimate]
     worst_group: tuple[str, Estimate] | None
-    calibration_error: Estimate
-    loss: Estimate
-    bins: Bins
+    calibration: Calibration
     foreground: Estimate | None
     area: Estimate | None
     intervened: dict[str, Estimate]
@@ -59,18 +59,39 @@ def audit(predictions: Predictions, classes: Sequence[str], seed: int = 0, show:
     masked = ~np.isnan(predictions.foreground)
     return Audit(
         accuracy=proportion(correct),
+        balanced=balanced_accuracy(correct, predictions.label),
         classes=by_group(correct, names),
         groups=by_group(correct, groups) if grouped else {},
         worst_group=worst_group(correct, groups) if grouped else None,
-        calibration_error=expected_calibration_error(predictions.confidence, correct, seed=seed),
-        loss=mean(predictions.loss, unit="nats", seed=seed),
-        bins=confidence_bins(predictions.confidence, correct),
+        calibration=calibration(predictions.confidence, predictions.loss, predictions.brier, correct, seed),
         foreground=mean(predictions.foreground[masked], unit="%", seed=seed) if masked.any() else None,
         area=mean(predictions.area[masked], unit="%", seed=seed) if masked.any() else None,
         intervened=_intervened(predictions) if masked.any() else {},
         method=predictions.method,
         least=predictions.file[masked][predictions.foreground[masked].argsort(kind="stable")][:show].tolist(),
     )
+
+
+def balanced_accuracy(correct: np.ndarray, label: np.ndarray) -> Estimate:
+    """The mean of the accuracies of the classes that have images, from N images' correctness and labels.
+
+    The interval is Price and Bonett's (2004) for a sum of K proportions, each class given 2/K right and 2/K wrong
+    images more, with variances that are unbiased for many classes of few images each: docs/statistics.md. Raises
+    ValueError unless there is one label an image.
+    """
+    if len(correct) != len(label):
+        raise ValueError(f"label: one an image is needed, got {len(label)} for {len(correct)} images")
+    if not len(label):
+        return Estimate(math.nan, math.nan, math.nan, 0, "%")
+    _, index, images = np.unique(label, return_inverse=True, return_counts=True)
+    right, classes = np.bincount(index, correct), len(images)
+    value = float((right / images).mean())
+    shares = (right + 2 / classes) / (images + 4 / classes)
+    # the variance of a share of n is p (1 - p) / n; from the share itself, p (1 - p) / (n - 1), which one image has not
+    variances = np.where(images > 1, shares * (1 - shares) / (images - 1 + 5 / classes), 0.25)
+    half = norm.ppf(0.5 + LEVEL / 2) * math.sqrt(variances.sum()) / classes
+    low, high = max(0.0, shares.mean() - half), min(1.0, shares.mean() + half)
+    return Estimate(value, min(float(low), value), max(float(high), value), len(label), "%")
 
 
 def _intervened(predictions: Predictions) -> dict[str, Estimate]:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,10 +26,12 @@ class Predictions:
         group: the group of each image (its class crossed with metadata columns).
         confidence: probability of the predicted class, N.
         loss: negative log-likelihood of the label in nats, N.
+        brier: squared distance of the probabilities from the truth, summed over classes, N.
         foreground: share of the relevance of the predicted class that lies in the foreground, N; NaN without mask.
         area: share of the image that is foreground, N: what a map that is the same everywhere would score.
         intervened: predicted class under each of ``INTERVENTIONS``, N; -1 without mask (or without another image).
         method: the relevance method used.
+        scaled: confidence, loss and brier again, of the logits divided by a temperature; empty without one.
     """
 
     file: np.ndarray
@@ -38,10 +40,12 @@ class Predictions:
     group: np.ndarray
     confidence: np.ndarray
     loss: np.ndarray
+    brier: np.ndarray
     foreground: np.ndarray
     area: np.ndarray
     intervened: dict[str, np.ndarray]
     method: str
+    scaled: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def correct(self) -> np.ndarray:
@@ -57,7 +61,9 @@ class Predictions:
             "label": names[self.label],
             "predicted": names[self.predicted],
         }
-        columns |= {"confidence": self.confidence, "loss": self.loss, "foreground": self.foreground, "area": self.area}
+        columns |= {"confidence": self.confidence, "loss": self.loss, "brier": self.brier}
+        columns |= {f"{name}, scaled": values for name, values in self.scaled.items()}
+        columns |= {"foreground": self.foreground, "area": self.area}
         return columns | {f"predicted, {name}": names[values] for name, values in self.intervened.items()}
 
 
@@ -75,6 +81,7 @@ def predict(
     batch_size: int = 32,
     workers: int = 0,
     seed: int = 0,
+    temperature: float | None = None,
     track: Callable[[Iterable, int], Iterable] | None = None,
 ) -> Predictions:
     """Run a model over a folder: a forward pass an image; with masks a backward and three forward passes more.
@@ -87,6 +94,7 @@ def predict(
         batch_size: images a batch.
         workers: processes that load images; 0 loads in this one.
         seed: of the order of images, which decides whose background an image is shown on.
+        temperature: what to divide the logits by, for `scaled`.
         track: wraps the batches to show progress: ``track(batches, count)``.
 
     Raises:
@@ -95,7 +103,8 @@ def predict(
     """
     method = known_method(method or default_method(model))
     groups = group_labels(folder, group_columns)
-    batches = loader(Images(folder, model.preprocess), batch_size, workers, shuffle=True, seed=seed)
+    shuffle = any(sample.mask for sample in folder.samples)  # whose background, else nothing; shards are read in order
+    batches = loader(Images(folder, model.preprocess), batch_size, workers, shuffle, seed)
     device = next(model.module.parameters()).device
     columns: dict[str, list[Tensor]] = defaultdict(list)
     for batch in track(batches, len(batches)) if track else batches:
@@ -105,7 +114,11 @@ def predict(
         else:  # nothing to hold a map against
             with torch.inference_mode():
                 maps, logits = mask[:, 0], model(image)
-        found = _of_batch(logits.float(), batch["label"].to(device)) | _reliance(maps, mask[:, 0], has_mask)
+        label = batch["label"].to(device)
+        found = _of_batch(logits.float(), label) | _reliance(maps, mask[:, 0], has_mask)
+        if temperature is not None:
+            scaled = _of_batch(logits.float() / temperature, label)
+            found |= {f"{name}, scaled": scaled[name] for name in _SCALED}
         found |= _intervened(model, image, mask, has_mask)
         for name, values in found.items():
             columns[name].append(values.cpu())
@@ -118,8 +131,25 @@ def predict(
         group=np.array(groups),
         intervened={name: numbers.pop(name) for name in INTERVENTIONS},
         method=method,
+        scaled={name: numbers.pop(f"{name}, scaled") for name in _SCALED if temperature is not None},
         **numbers,
     )
+
+
+def logits_of(
+    model: Classifier,
+    folder: ImageFolder,
+    batch_size: int = 32,
+    workers: int = 0,
+    track: Callable[[Iterable, int], Iterable] | None = None,
+) -> np.ndarray:
+    """The logits of a folder's images, N x classes in float32; one forward pass an image. Raises DataError."""
+    device, found = next(model.module.parameters()).device, []
+    batches = loader(Images(folder, model.preprocess), batch_size, workers)
+    with torch.inference_mode():
+        for batch in track(batches, len(batches)) if track else batches:
+            found.append(model(batch["image"].to(device)).float().cpu())
+    return torch.cat(found).numpy()
 
 
 def foreground_shares(model: Classifier, folder: ImageFolder, batch_size: int = 32, workers: int = 0) -> np.ndarray:
@@ -135,10 +165,15 @@ def foreground_shares(model: Classifier, folder: ImageFolder, batch_size: int = 
     return torch.cat(shares).numpy()
 
 
+_SCALED = "confidence", "loss", "brier"
+
+
 def _of_batch(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    confidence, predicted = logits.softmax(-1).max(-1)
+    probabilities = logits.softmax(-1)
+    confidence, predicted = probabilities.max(-1)
     loss = F.cross_entropy(logits, labels, reduction="none")
-    return {"predicted": predicted, "confidence": confidence, "loss": loss}
+    brier = (probabilities - F.one_hot(labels, logits.shape[-1])).square().sum(-1)
+    return {"predicted": predicted, "confidence": confidence, "loss": loss, "brier": brier}
 
 
 def _reliance(maps: Tensor, mask: Tensor, has_mask: Tensor) -> dict[str, Tensor]:

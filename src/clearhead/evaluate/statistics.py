@@ -139,6 +139,18 @@ def mcnemar(before: np.ndarray, after: np.ndarray) -> McNemar:
     return McNemar(gained, lost, p_value)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of one family of tests, each adjusted by Holm's step-down rule (1979), in the order given.
+
+    Rejecting those below a level makes a false rejection anywhere in the family at most that likely.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = p.argsort(kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    return adjusted.tolist()
+
+
 def number(value: float, unit: str = "") -> str:
     """A number as people read it: '83.1%', '+2.4 pp', '0.0412', '1.20×10⁻⁵', '12,400'; '–' where it is NaN."""
     if math.isnan(value):

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clearhead.data.batches import over_images
 from clearhead.heads.gradients import Layers, head_input_gradients
 from clearhead.models import Classifier
 
@@ -49,8 +50,9 @@ class Diversity:
         gradients, logits = head_input_gradients(
             model, batch["image"], self.layers, differentiable=torch.is_grad_enabled()
         )
-        penalty = torch.stack([diversity_loss(g, self.normalize, self.scaling) for g in gradients]).mean()
-        classification = F.cross_entropy(logits, batch["label"])
+        each = torch.stack([_of_images(g, self.normalize, self.scaling) for g in gradients])  # layers x B
+        penalty = over_images(each.mean(0), batch)
+        classification = over_images(F.cross_entropy(logits, batch["label"], reduction="none"), batch)
         total = classification + self.weight * penalty
         return {"loss": total, "logits": logits, "classification": classification, "diversity": penalty}
 
@@ -69,6 +71,11 @@ def diversity_loss(
     gradients: Tensor, normalize: Literal["token"] | None = "token", scaling: Literal["sum", "mean"] = "sum"
 ) -> Tensor:
     """L_IG of one layer from its input gradients, B x H x N x D; the mean over images. Scalar, 0 for a single head."""
+    return _of_images(gradients, normalize, scaling).mean()
+
+
+def _of_images(gradients: Tensor, normalize: Literal["token"] | None, scaling: Literal["sum", "mean"]) -> Tensor:
+    """L_IG of each image, B."""
     square = similarity(gradients, normalize).square()
     pairs = square.sum((-2, -1)) - square.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return pairs.mean() / (1 if scaling == "sum" else gradients.shape[1] ** 2)
+    return pairs.mean(1) / (1 if scaling == "sum" else gradients.shape[1] ** 2)

@@ -152,14 +152,14 @@ def _coco(
     known = {plain_name(name) for name in names.values()}
 
     def entry(sample: Sample, shared: bool) -> dict[str, Any] | tuple[str, str]:
-        found = entries[sample.path.name]
+        found = entries[sample.own_file.name]
         exact = [image for image in found if f"/{image['file_name']}".endswith(f"/{sample.file}")]
         if exact or not shared:
             found = exact or found
         elif found:
-            return "annotation-ambiguous", f"images of several classes are called {sample.path.name}"
+            return "annotation-ambiguous", f"images of several classes are called {sample.own_file.name}"
         if len(found) > 1:
-            return "annotation-ambiguous", f"{len(found)} annotated images are called {sample.path.name}"
+            return "annotation-ambiguous", f"{len(found)} annotated images are called {sample.own_file.name}"
         return found[0] if found else ("no-annotation", f"no image of this name in {file}")
 
     def read(image: dict[str, Any], sample: Sample) -> np.ndarray:
@@ -168,8 +168,8 @@ def _coco(
         of_class = [(names.get(one.get("category_id"), ""), mask(one, size)) for one in objects[image["id"]]]
         return _union(of_class, data.classes[sample.label], known, size)
 
-    counts = Counter(sample.path.name for sample in data.samples)
-    return _each(((sample, entry(sample, counts[sample.path.name] > 1)) for sample in data.samples), read)
+    counts = Counter(sample.own_file.name for sample in data.samples)
+    return _each(((sample, entry(sample, counts[sample.own_file.name] > 1)) for sample in data.samples), read)
 
 
 def _coco_box(annotation: dict[str, Any]) -> tuple[float, float, float, float]:
@@ -269,14 +269,15 @@ def _files(folder: Path, suffix: str, data: ImageFolder) -> Iterator[tuple[Sampl
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    stems = Counter(sample.path.stem for sample in data.samples)
+    stems = Counter(sample.own_file.stem for sample in data.samples)
     for sample in data.samples:
-        nested, flat = (folder / PurePosixPath(name).with_suffix(suffix) for name in (sample.file, sample.path.name))
+        names = sample.file, sample.own_file.name
+        nested, flat = (folder / PurePosixPath(name).with_suffix(suffix) for name in names)
         if nested.is_file():
             yield sample, nested
         elif not flat.is_file():
             yield sample, ("no-annotation", f"neither {nested} nor {flat} exists")
-        elif stems[sample.path.stem] > 1:
+        elif stems[sample.own_file.stem] > 1:
             yield sample, ("annotation-ambiguous", f"{flat} could be that of several images")
         else:
             yield sample, flat

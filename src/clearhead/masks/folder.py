@@ -240,7 +240,7 @@ def _no_mask(source: Path, seen: list[_Judged]) -> str:
 def _copy(data: ImageFolder, out: Path) -> None:
     """The usable images, and the table of the folder."""
     for sample in data.samples:
-        link(sample.path, out / sample.file)
+        link(sample.own_file, out / sample.file)
     table = data.root / "metadata.csv"
     if table.is_file():
         shutil.copyfile(table, out / table.name)

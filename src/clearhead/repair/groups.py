@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clearhead.data.batches import over_images
 from clearhead.data.folder import ImageFolder, group_labels
 from clearhead.models import Classifier
+from clearhead.processes import mean_over_processes
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Reweight:
         weights = _position(batch["group"], self.weights)
         logits = model(batch["image"])
         losses = F.cross_entropy(logits, batch["label"], reduction="none")
-        return {"loss": (losses * torch.tensor(weights).to(losses)).mean(), "logits": logits}
+        return {"loss": over_images(losses * torch.tensor(weights).to(losses), batch), "logits": logits}
 
 
 @dataclass(eq=False)
@@ -98,11 +100,13 @@ class GroupDRO:
         logits = model(batch["image"])
         losses = F.cross_entropy(logits, batch["label"], reduction="none")
         member = F.one_hot(group.to(losses.device), len(self.groups)).to(losses)
-        sums, counts = losses @ member, member.sum(0)
+        if "counts" in batch:
+            member = member * batch["counts"][:, None].to(losses)
+        # with the counts' mean over processes, the mean of the processes' losses is that of the whole batch
+        sums, counts = losses @ member, mean_over_processes(member.sum(0))
         self.q = self.q.to(losses)
         if model.module.training:
-            # with the counts' mean over processes, the mean of the processes' gradients is that of the whole batch
-            everywhere, counts = _mean_over_processes(torch.stack([sums.detach(), counts]))
+            everywhere = mean_over_processes(sums.detach())
             self.q = (self.q.log() + self.step * everywhere / _divisor(counts)).softmax(0)
         return {"loss": (self.q * sums / _divisor(counts)).sum(), "logits": logits}
 
@@ -131,10 +135,3 @@ def _position(names: Iterable[str], table: Mapping[str, Any]) -> list[Any]:
 def _divisor(counts: Tensor) -> Tensor:
     """The counts, 1 for a group without images: its sum is 0."""
     return counts.where(counts > 0, 1)
-
-
-def _mean_over_processes(values: Tensor) -> Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(values)
-        values = values / torch.distributed.get_world_size()
-    return values

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from clearhead.data.batches import over_images
 from clearhead.models import Classifier
 from clearhead.models.classifier import chosen_logit
 
@@ -85,8 +86,7 @@ def _outside(gradient: Tensor, batch: Mapping[str, Any]) -> Tensor:
 def _parts(
     background: float, size: Tensor, classification: float, logits: Tensor, batch: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    weight = batch["has_mask"].to(size)
-    penalty = (size * weight).sum() / weight.sum().clamp(min=1)
-    fit = F.cross_entropy(logits, batch["label"])
+    penalty = over_images(size, batch, batch["has_mask"])
+    fit = over_images(F.cross_entropy(logits, batch["label"], reduction="none"), batch)
     total = background * penalty + classification * fit
     return {"loss": total, "logits": logits, "background": penalty, "classification": fit}

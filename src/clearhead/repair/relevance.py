@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from clearhead.data.batches import over_images
 from clearhead.data.interventions import intervene
 from clearhead.explain import scale
 from clearhead.explain.attention import attention_map, rollout_map
@@ -84,12 +85,11 @@ class Relevance:
         """
         images = _exchanged(batch, self.exchange) if self.exchange and model.module.training else batch["image"]
         maps, logits = relevance_maps(model, images, batch["label"], self.source, self.second_order)
-        mask, weight = batch["mask"][:, 0], batch["has_mask"].to(maps)
-        count = weight.sum().clamp(min=1)
-        background = (((maps * (1 - mask)) ** 2).mean((1, 2)) * weight).sum() / count
-        foreground = (((maps * mask - mask) ** 2).mean((1, 2)) * weight).sum() / count
+        mask, masked = batch["mask"][:, 0], batch["has_mask"]
+        background = over_images(((maps * (1 - mask)) ** 2).mean((1, 2)), batch, masked)
+        foreground = over_images(((maps * mask - mask) ** 2).mean((1, 2)), batch, masked)
         aim = batch["label"] if self.target == "truth" else logits.detach().argmax(-1)
-        classification = F.cross_entropy(logits / self.temperature, aim)
+        classification = over_images(F.cross_entropy(logits / self.temperature, aim, reduction="none"), batch)
         total = self.relevance * (self.background * background + self.foreground * foreground)
         total = total + self.classification * classification
         parts = {"background": background, "foreground": foreground, "classification": classification}

@@ -49,7 +49,7 @@ def _measures(audit: Audit) -> dict[str, Estimate]:
     found |= {f"accuracy, {name}": value for name, value in audit.intervened.items() if name != "as it is"}
     if audit.foreground:
         found["relevance in the foreground"] = audit.foreground
-    return found | {"calibration error": audit.calibration_error}
+    return found | {"calibration error": audit.calibration.error}
 
 
 def _pairs(c: Comparison) -> list[tuple[str, list[tuple[str, Estimate]]]]:
@@ -59,8 +59,8 @@ def _pairs(c: Comparison) -> list[tuple[str, list[tuple[str, Estimate]]]]:
 
 def differences(c: Comparison) -> Table:
     """Each measure before and after, the paired difference, and the flips."""
-    before = _measures(c.before) | {"loss": c.before.loss}
-    after = _measures(c.after) | {"loss": c.after.loss}
+    before = _measures(c.before) | {"loss": c.before.calibration.loss}
+    after = _measures(c.after) | {"loss": c.after.calibration.loss}
     rows = [
         Row(name, [before[name], after[name], c.differences.get(name, "")], _NOTES.get(name, "")) for name in before
     ]

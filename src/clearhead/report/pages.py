@@ -7,13 +7,15 @@ from clearhead.data.folder import Problem
 from clearhead.evaluate.audit import Audit
 from clearhead.evaluate.compare import Comparison
 from clearhead.evaluate.statistics import Estimate
-from clearhead.report import plots
+from clearhead.report.calibration import calibration_sections
 from clearhead.report.comparisons import MEASURES, comparison_sections
 from clearhead.report.evaluations import evaluation_sections, sufficient_sections
 from clearhead.report.heads import head_sections
-from clearhead.report.page import Figure, Page, Row, Section, Table, Verdict, write
+from clearhead.report.page import Page, Row, Section, Table, Verdict, write
+from clearhead.report.slices import slice_sections
 from clearhead.report.strips import gallery, map_text
 from clearhead.report.studies import study_sections
+from clearhead.report.suites import suite_sections, verdicts
 from clearhead.report.trainings import training_sections
 from clearhead.results import (
     AuditResults,
@@ -21,8 +23,10 @@ from clearhead.results import (
     EvaluationResults,
     HeadsResults,
     Results,
+    SlicesResults,
     StudyResults,
     SufficientResults,
+    SuiteResults,
     TrainingResults,
 )
 
@@ -54,7 +58,8 @@ def page(runs: Sequence[tuple[Results, Path]], title: str = "") -> Page:
     return Page(
         title=title or _title(main),
         lead=_lead(main),
-        verdicts=[Verdict(c.judgement.word, data, c.judgement.sentence) for c, data in _judged([r for r, _ in runs])],
+        verdicts=[Verdict(c.judgement.word, data, c.judgement.sentence) for c, data in _judged([r for r, _ in runs])]
+        + [verdict for run, _ in runs if isinstance(run, SuiteResults) for verdict in verdicts(run)],
         headline=_headline(main),
         sections=sections,
         facts=facts,
@@ -80,6 +85,10 @@ def _title(run: Results) -> str:
         return f"{' and '.join(run.models)}: evaluation"
     if isinstance(run, SufficientResults):
         return f"{run.model}: sufficient input subsets"
+    if isinstance(run, SuiteResults):
+        return f"{' and '.join(run.models)} on shifted data"
+    if isinstance(run, SlicesResults):
+        return f"{run.model}: where it fails"
     return f"{run.model}: {'audit' if isinstance(run, AuditResults) else 'attention heads'}"
 
 
@@ -87,12 +96,14 @@ def _lead(run: Results) -> str:
     if isinstance(run, ComparisonResults):
         count = run.comparison.before.accuracy.count
         return f"Both models on the same {count:,} images of {run.data}; every difference is paired, image by image."
-    if isinstance(run, AuditResults | HeadsResults):
+    if isinstance(run, AuditResults | HeadsResults | SlicesResults):
         return f"{_accuracy(run).count:,} images of {run.data}."
     if isinstance(run, StudyResults):
         return f"Repairs on parts of {run.data}, measured on images that chose nothing."
     if isinstance(run, EvaluationResults):
         return f"On {run.data}."
+    if isinstance(run, SuiteResults):
+        return f"{len({row.set for row in run.rows})} sets of {run.data}."
     if isinstance(run, SufficientResults):
         return f"The fewest pixels that are enough for a label with {100 * run.confidence:g}% confidence."
     if run.method != "train":
@@ -124,12 +135,19 @@ def _headline(run: Results) -> list[tuple[str, Estimate]]:
         if "background alone" in audit.intervened:
             shown.append(("Accuracy on the background alone", audit.intervened["background alone"]))
         return shown
+    if isinstance(run, SuiteResults):
+        return [(f"{row.model}, {row.set}", row.top1) for row in run.rows if row.set == run.reference][:4]
     if isinstance(run, HeadsResults):
         return [("Accuracy, all heads", run.scores.accuracy)]
+    if isinstance(run, SlicesResults):
+        worst = [(f"Errors in slice {part.name}", part.error) for part in run.slices[:3] if part.worse]
+        return [("Accuracy", run.accuracy), *worst]
     return []
 
 
-def _accuracy(run: AuditResults | HeadsResults) -> Estimate:
+def _accuracy(run: AuditResults | HeadsResults | SlicesResults) -> Estimate:
+    if isinstance(run, SlicesResults):
+        return run.accuracy
     return run.scores.accuracy if isinstance(run, HeadsResults) else run.audit.accuracy
 
 
@@ -144,6 +162,10 @@ def _sections(run: Results, folder: Path, several: bool) -> list[Section]:
         sections = study_sections(run)
     elif isinstance(run, EvaluationResults):
         sections = evaluation_sections(run)
+    elif isinstance(run, SuiteResults):
+        sections = suite_sections(run)
+    elif isinstance(run, SlicesResults):
+        sections = slice_sections(run, folder, f": {run.model}" if several else "")
     elif isinstance(run, SufficientResults):
         sections = sufficient_sections(run, folder)
     else:
@@ -163,7 +185,7 @@ def _audit_sections(run: AuditResults, folder: Path, of: str) -> list[Section]:
         text = "The worst group is what a model can be counted on for." + _caution(audit)
         sections.append(Table(f"Groups{of}", ["accuracy"], [Row(n, [e]) for n, e in audit.groups.items()], text))
     sections.append(_classes(audit, of))
-    sections.append(_calibration(audit, of))
+    sections += calibration_sections(audit.calibration, run.rescaled, of)
     if run.least:
         text = f"The images whose relevance lies least on the object. {map_text(audit)}"
         sections.append(gallery(f"Least on the object{of}", text, run.least, folder))
@@ -190,18 +212,8 @@ def _classes(audit: Audit, of: str) -> Table:
     worst = sorted(audit.classes.items(), key=lambda item: (item[1].value, item[0]))
     shown = worst[:MOST_CLASSES]
     text = "" if len(shown) == len(worst) else f"The {len(shown)} of lowest accuracy out of {len(worst)} with images."
-    return Table(f"Classes{of}", ["accuracy"], [Row(name, [value]) for name, value in shown], text)
-
-
-def _calibration(audit: Audit, of: str) -> Figure:
-    bins = audit.bins
-    plot = plots.reliability(bins.confidence, bins.accuracy, bins.counts, f"Reliability{of}")
-    error = f"{100 * audit.calibration_error.value:.1f} points"
-    text = (
-        f"How often the model is right, by how sure it says it is. The expected calibration error, the mean distance "
-        f"from the diagonal, is {error}; the mean negative log-likelihood {audit.loss.value:.3f} nats."
-    )
-    return Figure(f"Calibration{of}", text, plot)
+    balanced = Row("Mean of the classes", [audit.balanced], "balanced accuracy: each class counts alike")
+    return Table(f"Classes{of}", ["accuracy"], [balanced, *(Row(name, [value]) for name, value in shown)], text)
 
 
 # --- all of them -----------------------------------------------------------------------------------------------------

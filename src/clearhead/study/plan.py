@@ -2,7 +2,7 @@
 
     model: timm:deit_small_patch16_224   # as every command takes it
     data: imagenet-s                     # images to train on, with masks
-    tests: {ObjectNet: objectnet}        # folders to measure on; nothing is chosen by them
+    tests: {ObjectNet: objectnet}        # images to measure on, from any source; nothing is chosen by them
     samples: [1, 3]                      # images a class
     classes: [100, 500]                  # classes to train on, drawn by the seed; all others are for validation
     seeds: [0, 1, 2]
@@ -29,6 +29,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from clearhead.data.shards import absolute_source
 from clearhead.repair import mask_loss
 from clearhead.train import Loss, Settings, cross_entropy
 
@@ -82,7 +83,7 @@ class Plan(BaseModel):
 
     model: str
     data: Path
-    tests: dict[Name, Path] = Field(min_length=1)
+    tests: dict[Name, Path | str] = Field(min_length=1)
     methods: dict[str, Method] = Field(min_length=1)
     samples: Counts = [3]
     classes: Counts = [500]
@@ -140,5 +141,8 @@ def read_plan(file: Path) -> Plan:
         plan.loss(name)
     beside = file.resolve().parent
     return plan.model_copy(
-        update={"data": beside / plan.data, "tests": {name: beside / path for name, path in plan.tests.items()}}
+        update={
+            "data": beside / plan.data,
+            "tests": {name: absolute_source(source, beside) for name, source in plan.tests.items()},
+        }
     )

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 
-from clearhead.data.folder import ImageFolder, read_folder
+from clearhead.data.folder import ImageFolder, Sample
 from clearhead.data.interventions import INTERVENTIONS
+from clearhead.data.pixels import Stored
+from clearhead.data.shards import absolute_source, read_images
 from clearhead.data.splits import splits_of
 from clearhead.evaluate.predict import predict
 from clearhead.evaluate.statistics import Estimate, mean
@@ -108,7 +110,7 @@ def _require_same_tests(plan: Plan, out: Path) -> None:
     """Remember which folder each test set is; StudyError where one has become another."""
     file = out / "tests.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    tests = {name: str(path.resolve()) for name, path in plan.tests.items()}
+    tests = {name: absolute_source(path) for name, path in plan.tests.items()}
     for name in known.keys() & tests.keys():
         if known[name] != tests[name]:
             raise StudyError(f"tests: {name} was {known[name]}, now {tests[name]}: give the new set another name")
@@ -118,14 +120,19 @@ def _require_same_tests(plan: Plan, out: Path) -> None:
 
 def _require_other_images(plan: Plan, model: Classifier, chosen: Sequence[ImageFolder]) -> None:
     """Raise StudyError where a test set has an image that is trained on or chosen by."""
-    seen = {sample.path.resolve() for folder in chosen for sample in folder.samples}
+    seen = {_place(sample) for folder in chosen for sample in folder.samples}
     for name in plan.tests:
         for sample in _test(plan, name, model).samples:
-            if sample.path.resolve() in seen:
+            if _place(sample) in seen:
                 raise StudyError(
                     f"tests: {name} has {sample.path}, which is trained on or chooses the epoch; give other images, or "
                     "name a split test in metadata.csv"
                 )
+
+
+def _place(sample: Sample) -> Path | Stored:
+    """Where an image is, the same for two folders that share it."""
+    return sample.path.resolve() if isinstance(sample.path, Path) else sample.path
 
 
 def draw(plan: Plan, data: ImageFolder, variant: Variant) -> tuple[ImageFolder, ImageFolder]:
@@ -146,7 +153,7 @@ def draw(plan: Plan, data: ImageFolder, variant: Variant) -> tuple[ImageFolder, 
     chosen = [s for label in order[: variant.classes] for s in by_class[label][: variant.samples]]
     train = replace(data, samples=tuple(sorted(chosen, key=lambda s: s.file)), problems=())
     if "val" in splits_of(plan.data):
-        return train, read_folder(plan.data, split="val", classes=data.classes, check=False)
+        return train, read_images(plan.data, split="val", classes=data.classes, check=False)
     others = [by_class[label] for label in order[variant.classes :]]
     held = [samples[i] for i in range(max(map(len, others), default=0)) for samples in others if i < len(samples)]
     if not held:
@@ -161,12 +168,12 @@ def _data(plan: Plan, model: Classifier) -> ImageFolder:
     splits = splits_of(plan.data)
     if splits and "train" not in splits:
         raise StudyError(f"data: {plan.data} has the splits {', '.join(sorted(splits))}; train is needed")
-    return read_folder(plan.data, split="train" if splits else None, classes=model.classes)
+    return read_images(plan.data, split="train" if splits else None, classes=model.classes)
 
 
 def _test(plan: Plan, name: str, model: Classifier, check: bool = False) -> ImageFolder:
     path = plan.tests[name]
-    return read_folder(path, split="test" if "test" in splits_of(path) else None, classes=model.classes, check=check)
+    return read_images(path, split="test" if "test" in splits_of(path) else None, classes=model.classes, check=check)
 
 
 def _one(

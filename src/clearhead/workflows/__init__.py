@@ -14,11 +14,14 @@ from clearhead.workflows.evaluation import (
 )
 from clearhead.workflows.maps import run_explain, run_sis
 from clearhead.workflows.pieces import Track, class_index, load_backbone, model_name
+from clearhead.workflows.slices import run_slices
+from clearhead.workflows.suites import compare_suites, run_suite
 from clearhead.workflows.training import run_repair, run_select, run_study, run_train
 
 __all__ = [
     "Track",
     "class_index",
+    "compare_suites",
     "load_backbone",
     "model_name",
     "on_device",
@@ -31,6 +34,8 @@ __all__ = [
     "run_report",
     "run_select",
     "run_sis",
+    "run_slices",
     "run_study",
+    "run_suite",
     "run_train",
 ]

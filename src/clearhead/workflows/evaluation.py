@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from clearhead.data.folder import ImageFolder, attribute_columns, read_folder
+from clearhead.data.folder import ImageFolder, attribute_columns
 from clearhead.data.pixels import DataError
+from clearhead.data.shards import read_images
 from clearhead.data.splits import splits_of
 from clearhead.evaluate.audit import audit
+from clearhead.evaluate.calibration import Rescaled, calibration, fit_temperature
 from clearhead.evaluate.compare import compare
 from clearhead.evaluate.faithfulness import Fill, Target, faithfulness
 from clearhead.evaluate.knn import knn
-from clearhead.evaluate.predict import default_method, predict
+from clearhead.evaluate.predict import default_method, logits_of, predict
 from clearhead.evaluate.segmentation import segment
 from clearhead.evaluate.statistics import accuracy_difference, mean_difference
 from clearhead.explain import methods_for
@@ -34,6 +36,7 @@ from clearhead.workflows.pieces import (
     given,
     load_backbone,
     model_name,
+    once,
     strips,
     titled,
 )
@@ -48,19 +51,34 @@ def run_audit(
     groups: list[str] | None = None,
     method: str | None = None,
     heads: bool = False,
+    temperature: str | None = None,
     batch_size: int = 32,
     workers: int = 0,
     seed: int = 0,
     device: str | None = None,
     track: Track | None = None,
 ) -> AuditResults:
-    """What does it rely on, and how does it hold up? ``clearhead audit``; with `heads`, head by head too."""
+    """What does it rely on, and how does it hold up? ``clearhead audit``.
+
+    With `heads`, head by head too. `temperature` names the split a temperature is fitted on, to tell the calibration
+    before and after; ValueError unless `split` names another.
+    """
+    if temperature is not None and split in (None, temperature):
+        raise ValueError(
+            f"temperature: fitted on the split {temperature!r}, it needs another to be judged on, got split {split!r}: "
+            "give --split, such as test"
+        )
     arguments = given(locals())
     if not begin(out, "audit", arguments):
         started = time.perf_counter()
         classifier = load_model(model)
-        folder = read_folder(data, split=split, classes=classifier.classes)
+        folder = read_images(data, split=split, classes=classifier.classes)
         classifier = on_device(classifier, device)
+        fitted, known = None, None
+        if temperature is not None:
+            known = read_images(data, split=temperature, classes=classifier.classes)
+            logits = logits_of(classifier, known, batch_size, workers, titled(track, "temperature"))
+            fitted = fit_temperature(logits, np.array([sample.label for sample in known.samples]))
         predictions = predict(
             classifier,
             folder,
@@ -69,15 +87,21 @@ def run_audit(
             batch_size=batch_size,
             workers=workers,
             seed=seed,
+            temperature=fitted,
             track=titled(track, "audit"),
         )
         numbers = audit(predictions, classifier.classes, seed, SHOWN)
+        rescaled = None
+        if fitted is not None and known is not None:
+            scaled = calibration(**predictions.scaled, correct=predictions.correct, seed=seed)
+            rescaled = Rescaled(fitted, str(temperature), len(known.samples), scaled)
         write_table(out / "predictions.parquet", predictions.table(classifier.classes))
         least = strips(out, "least", [("", classifier, predictions)], folder, numbers.least)
         scores = _scores(classifier, data, folder, "all", None, batch_size, workers, track) if heads else None
         facts = facts_of(arguments, started, folder.samples, classifier)
-        name, problems = data_name(data, split), list(folder.problems)
-        finish(out, AuditResults("audit", model_name(model), name, numbers, least, problems, facts, scores))
+        problems = list(dict.fromkeys((*folder.problems, *(known.problems if known else ()))))
+        names = model_name(model), data_name(data, split)
+        finish(out, AuditResults("audit", *names, numbers, least, problems, facts, scores, rescaled))
     return read_results(out, Results)
 
 
@@ -104,7 +128,7 @@ def run_heads(
     if not begin(out, "heads", arguments):
         started = time.perf_counter()
         classifier = load_model(model)
-        folder = read_folder(data, split=split, classes=classifier.classes)
+        folder = read_images(data, split=split, classes=classifier.classes)
         classifier = on_device(classifier, device)
         scores = _scores(classifier, data, folder, layers, attributes, batch_size, workers, track)
         facts = facts_of(arguments, started, folder.samples, classifier)
@@ -125,7 +149,7 @@ def _scores(
 ) -> HeadScores:
     """The scores of the heads, with the classes that the attributes go with in training."""
     splits = "train" in splits_of(data)
-    training = read_folder(data, split="train", classes=model.classes, check=False) if splits else folder
+    training = read_images(data, split="train", classes=model.classes, check=False) if splits else folder
     attributes = {}
     for column in attribute_columns(training) if columns is None else columns:
         try:
@@ -167,7 +191,7 @@ def run_compare(
         models = [load_model(name) for name in (before, after)]
         _require_same_classes(before, models[0], after, models[1])
         models = [on_device(classifier, device) for classifier in models]
-        folder = read_folder(data, split=split, classes=models[0].classes)
+        folder = read_images(data, split=split, classes=models[0].classes)
         options: dict[str, Any] = {"group_columns": groups, "method": method, "seed": seed}
         options |= {"batch_size": batch_size, "workers": workers}
         a, b = (
@@ -248,19 +272,19 @@ def run_evaluate(
             for other, classifier in zip(models[1:], loaded[1:], strict=True):
                 _require_same_classes(models[0], loaded[0], other, classifier)
         loaded = [on_device(classifier, device) for classifier in loaded]
-        names = _once([model_name(name) for name in models])
+        names = once([model_name(name) for name in models])
         found = EvaluationResults("evaluation", names, data_name(data, split))
         options: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
         folders = []
         if neighbours:
-            folders.append(read_folder(data, split=split))
+            folders.append(read_images(data, split=split))
             near = [knn(m, folders[-1], k=k, **options, track=titled(track, "features")) for m in loaded]
             found.knn.update({name: n.accuracy for name, n in zip(names, near, strict=True)})
             for name, after in list(zip(names, near, strict=True))[1:]:
                 pairs = {n: (near[0].correct[n], right) for n, right in after.correct.items()}
                 found.knn_change[name] = {n: accuracy_difference(*pair) for n, pair in pairs.items()}
         if faithful or segmented:
-            folders.append(read_folder(data, split=split, classes=loaded[0].classes))
+            folders.append(read_images(data, split=split, classes=loaded[0].classes))
         for name, model in zip(names, loaded, strict=True):
             chosen = _methods(model, methods)
             if faithful:
@@ -329,11 +353,6 @@ def _methods(model: Classifier, methods: Sequence[str] | None) -> list[str]:
     if methods is None:
         return [default_method(model)]
     return methods_for(model) if list(methods) == ["all"] else list(methods)
-
-
-def _once(names: list[str]) -> list[str]:
-    """The names, numbered where some are the same."""
-    return [f"{name} ({i + 1})" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
 def run_report(runs: Sequence[Path], out: Path, title: str = "") -> None:

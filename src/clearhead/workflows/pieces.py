@@ -15,6 +15,7 @@ from PIL import Image
 
 from clearhead.data.batches import Images, loader
 from clearhead.data.folder import ImageFolder, Sample
+from clearhead.data.shards import plain_source, source_name
 from clearhead.evaluate.predict import Predictions
 from clearhead.explain import explain_with_logits
 from clearhead.models import Classifier, NoHead, load_model
@@ -36,7 +37,7 @@ def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
         if name not in ("out", "track", "device", "workers"):
             plain[name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
     if "data" in plain:
-        plain["data"] = str(Path(plain["data"]))
+        plain["data"] = plain_source(plain["data"])
     plain.get("settings", {}).pop("workers", None)
     return plain
 
@@ -87,12 +88,20 @@ def model_name(model: str) -> str:
 
 
 def data_name(data: str | Path, split: str | None) -> str:
-    """How people call the images of a folder."""
-    name = Path(data).resolve().name
+    """How people call the images of a folder or another source."""
+    name = source_name(data)
     return f"{name}, {split} split" if split else name
 
 
-_FACTS = "model models before after data split method methods fill target layers margin".split()  # noqa: SIM905
+def once(names: list[str]) -> list[str]:
+    """The names, numbered where some are the same."""
+    return [f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name for i, name in enumerate(names)]
+
+
+_FACTS = (
+    *("model", "models", "before", "after", "data", "suites", "root", "sets", "baseline", "split"),
+    *("method", "methods", "fill", "target", "layers", "margin"),
+)
 """The arguments that are told."""
 
 

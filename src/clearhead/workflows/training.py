@@ -10,8 +10,9 @@ from typing import Any, Literal, get_args
 import torch
 
 from clearhead import study
-from clearhead.data.folder import ImageFolder, read_folder
+from clearhead.data.folder import ImageFolder
 from clearhead.data.pixels import DataError
+from clearhead.data.shards import read_images
 from clearhead.data.splits import train_and_validation
 from clearhead.evaluate.compare import Comparison, compare
 from clearhead.evaluate.predict import predict
@@ -21,6 +22,7 @@ from clearhead.heads.shrink import shrink_heads
 from clearhead.linear import train_linear
 from clearhead.models import Classifier, NoHead, load_model, save_model
 from clearhead.models.classifier import on_device
+from clearhead.processes import share, wait_for_all
 from clearhead.repair import GroupDRO, MaskLoss, Reweight, mask_loss, retrain_last_layer
 from clearhead.results import Results, StudyResults, TrainingResults
 from clearhead.runs import begin, read_results, written
@@ -81,7 +83,7 @@ def run_train(
     on frozen features (``clearhead.linear``); of the settings it takes the seed, the batch size and the workers.
     """
     arguments = given(locals())
-    if not begin(out, "train", arguments):
+    if not begin(out, "train", arguments, shared=not linear):
         started = time.perf_counter()
         seed = settings.seed
         train, validation = train_and_validation(data, train=train_split, validation=validation_split, seed=seed)
@@ -103,8 +105,10 @@ def run_train(
                 classifier, loss or cross_entropy, train, validation, settings, out / "state", track, device
             )
             results = replace(results, history=history)
-        save_model(trained, out / "checkpoint")
-        _finish(out, arguments, started, classifier, [train, validation], results)
+        if share()[0] == 0:
+            save_model(trained, out / "checkpoint")
+            _finish(out, arguments, started, classifier, [train, validation], results)
+        wait_for_all()
     return read_results(out, Results)
 
 
@@ -134,7 +138,7 @@ def run_repair(
         raise ValueError(f"method: {method!r} is unknown; there is {', '.join(get_args(Method))}")
     loss = loss or mask_loss(method, {})
     arguments = given(locals())
-    if not begin(out, "repair", arguments):
+    if not begin(out, "repair", arguments, shared=method != "dfr"):
         started = time.perf_counter()
         classifier = load_model(model)
         if train_split == validation_split:
@@ -174,7 +178,9 @@ def run_repair(
                 balanced=method == "groupdro",
             )
             results = replace(results, history=history, choose_by=choose_by)
-        _conclude(out, arguments, started, classifier, repaired, [train, validation], results, check)
+        if share()[0] == 0:
+            _conclude(out, arguments, started, classifier, repaired, [train, validation], results, check)
+        wait_for_all()
     return read_results(out, Results)
 
 
@@ -244,7 +250,7 @@ def _test(data: str | Path, split: str | None, chosen_by: list[str], model: Clas
         return None
     if split in chosen_by:
         raise DataError(f"test split {split!r}: the repair is trained or chosen on it; name images it does not see")
-    return read_folder(data, split=split, classes=model.classes)
+    return read_images(data, split=split, classes=model.classes)
 
 
 def _conclude(

@@ -1,0 +1,64 @@
+"""How long corruptions take, against the published code, image by image.
+
+    python -m pip install imagecorruptions-imaug==1.1.5 opencv-python-headless
+    python benchmarks/corruptions.py [TYPE ...]
+
+A batch of images of 224 px on the CPU, severities 1 and 5. The peer is the package imagecorruptions-imaug, the
+published code made to run on today's libraries (its glass blur is compiled, its motion blur is NumPy instead of
+ImageMagick); it is given the same images, one after the other, as it wants them. It works in float64 and returns 8
+bits, we in float32.
+
+The floor is one pass over the images, a product and a cut-off, 0.1 ms an image: every type reads and writes all pixels
+at least once. Noise needs a random number a value on top, blur 2 to 50 multiplications. The target is the peer's time.
+"""
+
+import argparse
+
+import clearhead  # noqa: F401  (before timm and torchvision)
+
+# isort: split
+import numpy as np
+import torch
+from imagecorruptions import corrupt
+from scipy import ndimage
+from timing import seconds
+
+from clearhead.shifts.corruptions import CORRUPTIONS
+from clearhead.shifts.sets import generators
+
+
+def pictures(count: int, size: int) -> np.ndarray:
+    """Smooth coloured images with some texture, 8 bits, B x H x W x 3."""
+    rng = np.random.default_rng(0)
+    rough = rng.normal(size=(count, size, size, 3))
+    smooth = ndimage.gaussian_filter(rough, (0, 12, 12, 0), mode="wrap")
+    return (128 + 60 * smooth / smooth.std() + 12 * rough).clip(0, 255).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("types", nargs="*", default=list(CORRUPTIONS), help="corruption types; all without")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+
+    arrays = pictures(arguments.batch_size, 224)
+    images = torch.from_numpy(arrays).permute(0, 3, 1, 2).float().div_(255).contiguous()
+    drawn = generators(0, range(len(images)))
+    print(f"{torch.get_num_threads()} threads, batches of {len(images)}; ms an image\n")
+    print("| type | severity | ours | published | ratio |\n|---|---|---|---|---|")
+    floor = seconds({"floor": lambda: images.mul(0.5).clamp_(0, 1)})["floor"] / len(images)
+    print(f"| floor | | {1e3 * floor:.2f} | | |")
+    for name in arguments.types:
+        for severity in (1, 5):
+            times = seconds(
+                {
+                    "ours": lambda name=name, severity=severity: CORRUPTIONS[name](images, severity, drawn),
+                    "published": lambda name=name, severity=severity: [
+                        corrupt(array, corruption_name=name, severity=severity) for array in arrays
+                    ],
+                },
+                arguments.rounds,
+            )
+            ours, published = (1e3 * times[who] / len(images) for who in ("ours", "published"))
+            print(f"| {name} | {severity} | {ours:.2f} | {published:.2f} | {ours / published:.2f} |", flush=True)

@@ -1,0 +1,518 @@
+"""Images that are not files in class folders: Parquet files, WebDataset shards, arrays; on disk or behind a URL.
+
+``read_images`` reads any of them as ``read_folder`` reads class folders. Nothing is copied to the local disk: a sample
+knows where its picture lies (``clearhead.data.stored``) and reads that much when it is loaded.
+
+============= ======================================== ======================== =================================
+source        as                                       class names              read when the set is read
+============= ======================================== ======================== =================================
+Parquet       a column image, img, jpg or png (bytes,  the Hub's metadata, or   the labels; with `check` all
+              or a struct with them), one label,       names.txt, classnames.txt
+              fine_label, labels or cls                beside or one above
+WebDataset    {key}.jpg (jpeg, png, webp) with         the labels where they    each shard from end to end, and
+              {key}.cls or the label of {key}.json     are text, or as above    decoded in passing with `check`
+MedMNIST      an .npz of {split}_images, _labels       as above                 all
+============= ======================================== ======================== =================================
+
+What is left out is listed in ``ImageFolder.problems``, besides the kinds at the head of folder.py:
+
+=============== ============================================================= =======
+no-label        no label, or -1, the Hub's sign for one that is kept secret   skipped
+label-range     a number that no class has                                    skipped
+no-image        a key of a tar shard without an image                         skipped
+unreadable-json a {key}.json that is none                                     skipped
+=============== ============================================================= =======
+"""
+
+import json
+import re
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from clearhead.data.folder import (
+    ImageFolder,
+    Problem,
+    Sample,
+    check_samples,
+    image_files,
+    listed,
+    plain_name,
+    read_folder,
+    require_samples,
+    wordnet_ids,
+)
+from clearhead.data.pixels import DataError, Stored
+from clearhead.data.stored import ArrayRow, Held, ParquetCell, TarMember, array_of, forget, opened
+
+HUB = "hf-dataset:"
+_SUFFIXES = (".parquet", ".tar", ".npz")
+_IMAGE_COLUMNS = ("image", "img", "jpg", "png")
+_LABEL_COLUMNS = ("label", "fine_label", "labels", "cls")
+_IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
+_NAME_FILES = ("names.txt", "classnames.txt")
+_SPLITS = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test", "eval": "test"}
+
+
+def read_images(
+    source: str | Path, *, split: str | None = None, classes: Sequence[str] | None = None, check: bool = True
+) -> ImageFolder:
+    """Read images from wherever they are.
+
+    Args:
+        source: a folder of class folders (``read_folder``); a .parquet, .tar or .npz file, a folder of the first two, a
+            glob or numbers in braces (``val-{000..063}.tar``), local or a URL that fsspec opens (s3://, https://,
+            hf://); ``hf-dataset:OWNER/NAME`` or ``hf-dataset:OWNER/NAME/CONFIG``, a set of the Hugging Face Hub.
+        split: in metadata.csv, or of files as their names tell it: ``train-00000-of-00002.parquet``,
+            ``test/0000.parquet``, ``imagenet-val-07.tar``. All by default. ``validation`` and ``val`` are one.
+        classes: the model's class names, in the order of its outputs. Classes of the set are found among them by name:
+            the whole one, case aside and ``_`` = space; WordNet ids where there are 1000; else the part before the
+            first comma. Where both have as many classes and most agree in place, the others are taken by place. Labels
+            without names are the model's where there are as many. Without `classes` the set has its own.
+        check: decode every image, and leave out those that cannot be.
+
+    Raises:
+        DataError: for a source that does not exist or cannot be opened, one without such columns or members, classes
+            that are not the model's, a split that does not exist, no usable image.
+    """
+    if not is_sharded(source):
+        return read_folder(source, split=split, classes=classes, check=check)
+    forget()
+    shards = _of_split(source, _shards(source), split)
+    with ThreadPoolExecutor(8) as pool:
+        contents = list(pool.map(lambda shard: _contents(shard, check), shards))
+    entries = [entry for content in contents for entry in content.entries]
+    problems = [problem for content in contents for problem in content.problems]
+    if not entries and not problems:
+        raise DataError(f"{source}: its {len(shards)} files have no images")
+    names = next((content.names for content in contents if content.names), None)
+    names, samples = _labelled(str(source), entries, names or _names_beside(shards), classes, problems)
+    if check and shards[0].kind != ".tar":  # a tar's were decoded in passing
+        samples, found = check_samples(samples)
+        problems += found
+    require_samples(source, samples, problems)
+    problems.sort(key=lambda p: (p.file, p.kind))
+    return ImageFolder(Path(source), names, tuple(samples), tuple(problems))
+
+
+def splits_in(source: str | Path) -> set[str]:
+    """The splits of a source that is no folder of class folders; none where there is a single one. Raises DataError."""
+    found = {shard.split for shard in _shards(source)} - {""}
+    return found if len(found) > 1 else set()
+
+
+def is_sharded(source: str | Path) -> bool:
+    """Whether a source is something else than a folder of class folders."""
+    text = str(source)
+    if text.startswith(HUB) or "://" in text or text.endswith(_SUFFIXES):
+        return True
+    folder = Path(source)
+    if not folder.is_dir():
+        return any(character in text for character in "*{[") and not folder.exists()
+    if any(entry.is_dir() and image_files(entry) for top in (folder, folder / "images") for entry in _folders(top)):
+        return False
+    return next(_inside(folder), None) is not None
+
+
+def plain_source(source: str | Path) -> str:
+    """A source as text, the same however its path was written."""
+    return str(source) if "://" in str(source) else str(Path(source))
+
+
+def absolute_source(source: str | Path, folder: Path = Path()) -> str:
+    """A source as text that means the same everywhere: a local path, relative to a folder, is made absolute."""
+    text = str(source)
+    return text if text.startswith(HUB) or "://" in text else str((folder / text).resolve())
+
+
+def source_name(source: str | Path) -> str:
+    """How people call a source: the name of a file or folder, OWNER/NAME of a set of the Hub."""
+    text = str(source).rstrip("/")
+    if text.startswith(HUB):
+        return text.removeprefix(HUB)
+    return text.rsplit("/", 1)[-1] if "://" in text else Path(text).resolve().name
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A file with many images, or the part of an .npz that is a split: `name` is its path in the set."""
+
+    url: str
+    kind: str
+    name: str
+    split: str
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An image of a shard and its label as it stands there."""
+
+    file: str
+    path: Stored
+    label: int | str | None
+
+
+@dataclass
+class _Contents:
+    """What is in a shard."""
+
+    entries: list[_Entry] = field(default_factory=list)
+    names: tuple[str, ...] | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+
+@contextmanager
+def _reading(url: str) -> Iterator[None]:
+    """Any failure as a DataError: file systems raise nearly anything."""
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{url}: no such file or folder") from error
+    except Exception as error:
+        raise DataError(f"{url} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _shards(source: str | Path) -> list[_Shard]:
+    """The files of a source, in order. Raises DataError where there is none, or there are several kinds."""
+    text = str(source)
+    with _reading(text):
+        if text.startswith(HUB):
+            fs, base, paths = _on_hub(text)
+        elif "://" not in text and Path(text).is_dir():
+            folder = Path(text).absolute()
+            fs, base, paths = LocalFileSystem(), folder.as_posix(), [path.as_posix() for path in _inside(folder)]
+        else:
+            fs, base, paths = _named(text)
+        kinds = Counter(_suffix(path) for path in paths)
+        if not paths:
+            raise DataError(f"{source}: no {', '.join(_SUFFIXES[:2])} or {_SUFFIXES[2]} file is there")
+        if len(kinds) > 1:
+            told = " and ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+            raise DataError(f"{source}: {told} files; name those of one kind, as in FOLDER/*.parquet")
+    shards, kind = [], next(iter(kinds))
+    for path in sorted(paths):
+        name = path.removeprefix(base).lstrip("/")
+        url = path if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(path)
+        splits = _npz_splits(url) if kind == ".npz" else []
+        parts = [(f"{name}/{split}", split) for split in splits] or [(name, _split(name))]
+        shards += [_Shard(url, kind, part, split) for part, split in parts]
+    return shards
+
+
+def _suffix(path: str) -> str:
+    """The kind of a file, or nothing; what may follow the path of a URL (``?download=true``) aside."""
+    return next((suffix for suffix in _SUFFIXES if path.partition("?")[0].endswith(suffix)), "")
+
+
+def _named(text: str) -> tuple[fsspec.AbstractFileSystem, str, list[str]]:
+    """The file system of a path or URL, the folder that names are relative to, and the files that are meant."""
+    fs, first = url_to_fs(text)
+    if not any(character in text for character in "*{["):
+        if _suffix(first):
+            return fs, first.rpartition("/")[0], [first]
+        return fs, first, [path for path in map(str, fs.find(first)) if _suffix(path)]
+    paths: list[str] = []
+    for each in _braces(first):
+        paths += fs.glob(each) if any(character in each for character in "*[") else [each]
+    base = re.split(r"[*{\[]", first)[0].rpartition("/")[0]
+    return fs, base, [path for path in dict.fromkeys(map(str, paths)) if _suffix(path)]
+
+
+def _braces(text: str) -> list[str]:
+    """``a-{08..10}`` as a-08, a-09, a-10."""
+    found = re.search(r"\{(\d+)\.\.(\d+)\}", text)
+    if not found:
+        return [text]
+    head, tail, (first, last) = text[: found.start()], text[found.end() :], found.groups()
+    return [r for n in range(int(first), int(last) + 1) for r in _braces(f"{head}{n:0{len(first)}d}{tail}")]
+
+
+def _on_hub(text: str) -> tuple[fsspec.AbstractFileSystem, str, list[str]]:
+    """The Parquet files that the Hub makes of every public set, CONFIG/SPLIT/0000.parquet in a branch of their own.
+
+    https://huggingface.co/docs/dataset-viewer/parquet
+    """
+    parts = text.removeprefix(HUB).strip("/").split("/")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise DataError(f"{text}: {HUB}OWNER/NAME or {HUB}OWNER/NAME/CONFIG is needed")
+    set_name = "/".join(parts[:2])
+    fs, root = url_to_fs(f"hf://datasets/{set_name}@refs/convert/parquet")
+    configs = defaultdict(list)
+    for path in map(str, fs.find(root)):
+        inside = path.removeprefix(root).lstrip("/").split("/")
+        if len(inside) == 3 and inside[2].endswith(".parquet"):
+            configs[inside[0]].append(path)
+    config = parts[2] if len(parts) == 3 else "default" if "default" in configs else next(iter(configs), "")
+    if config not in configs or (len(parts) == 2 and config != "default" and len(configs) > 1):
+        there = ", ".join(sorted(configs)) or "none"
+        raise DataError(f"{text}: name a configuration, as in {HUB}{set_name}/CONFIG; there is {there}")
+    if any("/partial-" in path for path in configs[config]):
+        raise DataError(
+            f"{text}: of large sets the Hub converts a part alone; name the set's own files, as in "
+            f"hf://datasets/{set_name}/data/test-*.parquet"
+        )
+    return fs, f"{root}/{config}", configs[config]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """The Parquet and tar files of a folder, at most two folders deep: as sets of the Hub are laid out."""
+    for pattern in ("*", "*/*", "*/*/*"):
+        for path in folder.glob(pattern):
+            if path.suffix in _SUFFIXES[:2] and not path.name.startswith("."):
+                yield path
+
+
+def _split(name: str) -> str:
+    """The split that a shard's name tells, or nothing."""
+    numbered = re.search(r"([^/]+)-\d{5}-of-\d{5}|([^/]+)/\d{4,}\.parquet$", name)
+    if numbered:
+        word = (numbered[1] or numbered[2]).lower()
+        return _SPLITS.get(word, word)
+    words = (_SPLITS.get(word, word) for word in re.split(r"[^a-z]+", name.lower()))
+    return next((word for word in words if word in ("train", "val", "test")), "")
+
+
+def _of_split(source: str | Path, shards: list[_Shard], split: str | None) -> list[_Shard]:
+    """The shards of a split. Raises DataError where it does not exist."""
+    if split is None:
+        return shards
+    wanted = _SPLITS.get(split.lower(), split.lower())
+    found = [shard for shard in shards if shard.split == wanted]
+    if not found:
+        there = ", ".join(sorted({shard.split for shard in shards} - {""})) or "none that its files are named for"
+        raise DataError(f"{source}: no split {split!r}; there is {there}")
+    return found
+
+
+def _contents(shard: _Shard, check: bool) -> _Contents:
+    """The images of a shard."""
+    with _reading(shard.url):
+        if shard.kind == ".parquet":
+            return _of_parquet(shard)
+        return _of_tar(shard, check) if shard.kind == ".tar" else _of_npz(shard)
+
+
+def _of_parquet(shard: _Shard) -> _Contents:
+    with opened(shard.url) as stream:
+        file = pyarrow.parquet.ParquetFile(stream)
+        schema, contents, row = file.schema_arrow, _Contents(), 0
+        image, label = (_column(shard.url, schema.names, names) for names in (_IMAGE_COLUMNS, _LABEL_COLUMNS))
+        kind = schema.field(image).type
+        if pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            kind = kind.field("bytes").type
+        if not (pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)):
+            raise DataError(f"{shard.url}: column {image} holds {kind}; the bytes of image files are needed")
+        for group in range(file.num_row_groups):
+            values = file.read_row_group(group, columns=[label], use_threads=False)[0].to_pylist()
+            for i, value in enumerate(values):
+                if not isinstance(value, int | str | None):
+                    raise DataError(f"{shard.url}: column {label} holds {type(value).__name__}, not one label a row")
+                contents.entries.append(
+                    _Entry(f"{shard.name}/{row + i}", ParquetCell(shard.url, image, group, i), value)
+                )
+            row += len(values)
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    contents.names = tuple(features.get(label, {}).get("names") or ()) or None
+    return contents
+
+
+def _column(url: str, there: Sequence[str], wanted: Sequence[str]) -> str:
+    found = next((name for name in wanted if name in there), None)
+    if found is None:
+        raise DataError(f"{url}: no column {', '.join(wanted[:-1])} or {wanted[-1]}; it has {', '.join(there)}")
+    return found
+
+
+def _of_tar(shard: _Shard, check: bool) -> _Contents:
+    """The images of a WebDataset shard, by one pass over its headers; with `check`, all that is in it."""
+    members: dict[str, dict[str, Any]] = defaultdict(dict)
+    contents, passing = _Contents(), []
+    fs, path = url_to_fs(shard.url)
+    with fs.open(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+        for member in tar:
+            folder, _, base = member.name.rpartition("/")
+            stem, _, extension = base.partition(".")
+            extension = extension.lower()
+            if not member.isreg() or not stem:
+                continue
+            file = f"{shard.name}/{folder}/{stem}" if folder.strip("./") else f"{shard.name}/{stem}"
+            if extension in _IMAGE_MEMBERS and not members[file].keys() & set(_IMAGE_MEMBERS):
+                members[file][extension] = TarMember(shard.url, member.offset_data, member.size)
+                if check:
+                    held = Held(member.name, _bytes(tar, member))
+                    passing.append(Sample(file, held, 0, None, {}))
+            elif extension in ("cls", "json"):
+                members[file][extension] = _bytes(tar, member)
+            else:
+                members[file].setdefault(extension, None)
+            if len(passing) == 64:
+                contents.problems += check_samples(passing)[1]
+                passing = []
+    contents.problems += check_samples(passing)[1] if passing else []
+    broken = {problem.file for problem in contents.problems}
+    for file, parts in members.items():
+        image = next((part for part in parts.values() if isinstance(part, TarMember)), None)
+        if image is None:
+            detail = f"no {', '.join(_IMAGE_MEMBERS)} among its {', '.join(parts)}"
+            contents.problems.append(Problem(file, "no-image", detail, "skipped"))
+        elif file not in broken:
+            try:
+                contents.entries.append(_Entry(file, image, _tar_label(parts)))
+            except ValueError as error:
+                contents.problems.append(Problem(file, "unreadable-json", str(error), "skipped"))
+    return contents
+
+
+def _bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = tar.extractfile(member)
+    return stream.read() if stream else b""
+
+
+def _tar_label(parts: Mapping[str, Any]) -> int | str | None:
+    """A number or a name from {key}.cls, or from {key}.json. Raises ValueError for text or JSON that is none."""
+    if parts.get("cls") is not None:
+        text = parts["cls"].decode().strip()
+        return int(text) if re.fullmatch(r"-?\d+", text) else text or None
+    said = json.loads(parts["json"]) if parts.get("json") is not None else {}
+    found = [said[name] for name in _LABEL_COLUMNS if name in said] if isinstance(said, dict) else []
+    return found[0] if found and isinstance(found[0], int | str) else None
+
+
+def _npz_splits(url: str) -> list[str]:
+    """The splits of a file of MedMNIST. Raises DataError where there is none."""
+    with _reading(url):
+        fs, path = url_to_fs(url)
+        with fs.open(path, "rb") as stream:
+            keys = np.load(stream).files
+        splits = [key.removesuffix("_images") for key in keys if key.endswith("_images")]
+        if not splits:
+            raise DataError(f"{url}: no arrays named as MedMNIST's, such as train_images; it has {', '.join(keys)}")
+        return splits
+
+
+def _of_npz(shard: _Shard) -> _Contents:
+    """The images of a split of MedMNIST (medmnist.com): N x H x W, or with three channels; labels N x 1."""
+    images, labels = (array_of(shard.url, f"{shard.split}_{what}") for what in ("images", "labels"))
+    if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
+        raise DataError(
+            f"{shard.url}: its images are {images.dtype}, {images.shape}; bytes, N x H x W (x 3) are needed"
+        )
+    if labels.size != len(images):
+        raise DataError(f"{shard.url}: its labels are {labels.shape} for {len(images)} images; one each is needed")
+    stored = [ArrayRow(shard.url, f"{shard.split}_images", row) for row in range(len(images))]
+    rows = enumerate(zip(stored, labels.ravel().tolist(), strict=True))
+    return _Contents([_Entry(f"{shard.name}/{row}", image, label) for row, (image, label) in rows])
+
+
+def _names_beside(shards: Sequence[_Shard]) -> tuple[str, ...] | None:
+    """Class names, one a line, from a file beside the shards or one folder above."""
+    folder = shards[0].url.rpartition("/")[0]
+    for place in (folder, folder.rpartition("/")[0]):
+        for file in _NAME_FILES:
+            url = f"{place}/{file}"
+            fs, path = url_to_fs(url)
+            if fs.exists(path):
+                with _reading(url):
+                    return tuple(line.strip() for line in fs.cat_file(path).decode().splitlines() if line.strip())
+    return None
+
+
+def _labelled(
+    source: str,
+    entries: Sequence[_Entry],
+    names: tuple[str, ...] | None,
+    classes: Sequence[str] | None,
+    problems: list[Problem],
+) -> tuple[tuple[str, ...], list[Sample]]:
+    """The class names, the model's where it has been given, and the samples with their labels."""
+    labels = [entry.label for entry in entries]
+    if any(isinstance(label, str) for label in labels):
+        names = tuple(sorted({str(label) for label in labels if label is not None}))
+        places = {name: place for place, name in enumerate(names)}
+        labels = [None if label is None else places[str(label)] for label in labels]
+    numbers = [int(label) for label in labels if label is not None]
+    if names is None:
+        count = max(numbers, default=-1) + 1
+        if classes is not None and count != len(classes):
+            raise DataError(
+                f"{source}: its labels are the numbers 0..{count - 1}, the model has {len(classes)} classes; put the "
+                f"class names, one a line, into {_NAME_FILES[0]} beside it"
+            )
+        names = tuple(classes) if classes is not None else tuple(map(str, range(count)))
+    matched = {place: place for place in range(len(names))}
+    if classes is not None:
+        matched = _matched(source, names, tuple(classes), Counter(numbers), problems)
+    samples = []
+    for entry, label in zip(entries, labels, strict=True):
+        if label is None or label == -1:
+            problems.append(Problem(entry.file, "no-label", "no label", "skipped"))
+        elif not 0 <= int(label) < len(names):
+            problems.append(Problem(entry.file, "label-range", f"{label}, for {len(names)} classes", "skipped"))
+        elif int(label) in matched:
+            samples.append(Sample(entry.file, entry.path, matched[int(label)], None, {}))
+    return tuple(classes) if classes is not None else names, samples
+
+
+def _matched(
+    source: str,
+    names: tuple[str, ...],
+    classes: tuple[str, ...],
+    counts: Mapping[int, int],
+    problems: list[Problem],
+) -> dict[int, int]:
+    """The model's class of each class of the set, as `read_images` says; those without one go to `problems`."""
+    whole, first = defaultdict(list), defaultdict(list)
+    for index, name in enumerate(classes):
+        whole[plain_name(name)].append(index)
+        first[_first(name)].append(index)
+    found = []
+    for name in names:
+        known = whole.get(plain_name(name)) or first.get(_first(name), [])
+        if len(classes) == 1000 and name in (ids := wordnet_ids()):
+            known = [ids[name]]
+        found.append(known)
+    in_place = sum(place in known for place, known in enumerate(found))
+    same_order = len(names) == len(classes) and 2 * in_place > len(names)
+    matched: dict[int, int] = {}
+    for place, (name, known) in enumerate(zip(names, found, strict=True)):
+        if same_order and len(known) != 1:
+            known = [place]
+        if len(known) == 1:
+            matched[place] = known[0]
+        elif counts.get(place):
+            kind, why = "unknown-class", f"not among the model's {len(classes)} classes"
+            if known:
+                kind, why = "ambiguous-class", f"the model's classes {known} are all called so"
+            problems.append(Problem(name, kind, f"{why}; {counts[place]} images", "skipped"))
+    twice = [index for index, times in Counter(matched.values()).items() if times > 1]
+    if twice:
+        same = " and ".join(names[place] for place, index in matched.items() if index == twice[0])
+        raise DataError(f"{source}: its classes {same} are both the model's {classes[twice[0]]}; name them apart")
+    if not matched:
+        raise DataError(
+            f"{source}: none of its classes is one of the model's: it has {listed(names)}, the model {listed(classes)}"
+        )
+    return matched
+
+
+def _first(name: str) -> str:
+    """The first of several words for a class, without a WordNet id behind it: of ``crane (n02012849)`` the crane."""
+    return plain_name(re.sub(r" \(n\d{8}\)$", "", name).partition(",")[0])

@@ -1,0 +1,311 @@
+"""What a model answers on shifted sets: kept image by image, part by part, so that nothing is answered twice.
+
+    predictions/<model>/<set>.parquet   the answers on a set; there, the set is done
+    predictions/<model>/.parts/...      the answers so far, a file for every ``PART`` images
+
+Sets that are shifts of one folder are answered in one pass: an image is decoded once. Which images make a batch
+depends on nothing but the batch size, so a run that was stopped, or is shared by several processes, gives the same
+answers as one that was not.
+"""
+
+import functools
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from clearhead.data.pixels import DataError, load_image
+from clearhead.models import Classifier
+from clearhead.models.preprocessing import Preprocessing, per_channel
+from clearhead.processes import share, wait_for_all
+from clearhead.runs import written
+from clearhead.shifts.sets import Scoring, ShiftedSet, generators
+
+PART = 1024
+"""Images a part, to the next whole batch."""
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model said of the N readable images of a set under one scoring.
+
+    Attributes:
+        file: unique name of each image.
+        label: name of its class, among the set's.
+        predicted: name of the class predicted; None for an output that means none of the set's classes.
+        right: whether that is the label.
+        top5: whether the label is among the first five.
+        confidence: the probability of the prediction.
+        loss: negative log-likelihood of the label in nats.
+        unreadable: for each image that could not be decoded why not, by file.
+    """
+
+    file: np.ndarray
+    label: np.ndarray
+    predicted: np.ndarray
+    right: np.ndarray
+    top5: np.ndarray
+    confidence: np.ndarray
+    loss: np.ndarray
+    unreadable: Mapping[str, str]
+
+
+def answer(
+    model: Classifier,
+    sets: Sequence[ShiftedSet],
+    out: Path,
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    seed: int = 0,
+    most_unreadable: float = 0.01,
+    track: Callable[[Iterable, int], Iterable] | None = None,
+) -> None:
+    """Answer the sets that have no answers in `out` yet; each gets one file there, which ``read_answers`` reads.
+
+    Several processes that run this together share the work; all return when it is done.
+
+    Args:
+        model: the classifier; it runs where its parameters are.
+        sets: each name once.
+        out: the folder of the model's answers.
+        batch_size: images a batch.
+        workers: processes that load images; 0 loads in this one.
+        seed: of the shifts; each image has its own random numbers.
+        most_unreadable: the share of a set's images that may be broken; more of them stop the run.
+        track: wraps the batches to show progress: ``track(batches, count)``.
+
+    Raises:
+        DataError: where more images are broken.
+        ValueError: where the scoring of a set wants outputs that the model does not have.
+    """
+    together: dict[tuple[int, int], list[ShiftedSet]] = defaultdict(list)
+    for one in sets:
+        together[id(one.folder), one.border].append(one)
+    for group in together.values():
+        if not all((out / file_name(one.name)).exists() for one in group):
+            parts = out / ".parts" / Path(file_name(group[0].name)).stem
+            _answer_parts(model, group, parts, batch_size, workers, seed, most_unreadable, track)
+            wait_for_all()
+            if share()[0] == 0:
+                _join(parts, group, out)
+            wait_for_all()
+
+
+def file_name(name: str) -> str:
+    """The file of a set's answers."""
+    plain = re.sub(r"[^\w.]+", "-", name).strip("-")
+    return f"{plain}.parquet"
+
+
+def read_answers(file: Path) -> dict[str, Answers]:
+    """The answers on a set, by scoring."""
+    table = pyarrow.parquet.read_table(file)
+    columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+    found = {}
+    for scoring in dict.fromkeys(columns["scoring"]):
+        mine = columns["scoring"] == scoring
+        read = mine & (columns["problem"] == None)  # noqa: E711 (element by element)
+        broken = mine & ~read
+        found[str(scoring)] = Answers(
+            **{name: columns[name][read] for name in Answers.__dataclass_fields__ if name != "unreadable"},
+            unreadable=dict(zip(columns["file"][broken], columns["problem"][broken], strict=True)),
+        )
+    return found
+
+
+class _Pictures(Dataset[tuple[Tensor, int, int, str]]):
+    """The images of a folder as a model sees them: image, label, index, and why it could not be read, if so."""
+
+    def __init__(self, one: ShiftedSet, preprocess: Preprocessing) -> None:
+        self.samples, self.border, self.preprocess = one.folder.samples, one.border, preprocess
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int, str]:
+        sample = self.samples[index]
+        try:
+            picture = load_image(sample.path)
+        except DataError as error:
+            blank = torch.zeros(3, *self.preprocess.size)
+            return blank, sample.label, index, str(error).removeprefix(f"{sample.path}: ")
+        if self.border:
+            width, height = picture.size
+            picture = picture.crop((self.border, self.border, width - self.border, height - self.border))
+        return self.preprocess.image(picture), sample.label, index, ""
+
+
+def _answer_parts(
+    model: Classifier,
+    group: Sequence[ShiftedSet],
+    parts: Path,
+    batch_size: int,
+    workers: int,
+    seed: int,
+    most_unreadable: float,
+    track: Callable[[Iterable, int], Iterable] | None,
+) -> None:
+    """This process's share of the parts of a group that are not there yet."""
+    samples = group[0].folder.samples
+    size = -(-PART // batch_size) * batch_size
+    rank, processes = share()
+    missing = [
+        range(start, min(start + size, len(samples)))
+        for number, start in enumerate(range(0, len(samples), size))
+        if number % processes == rank and not _part(parts, start).exists()
+    ]
+    batches = [list(part[i : i + batch_size]) for part in missing for i in range(0, len(part), batch_size)]
+    pictures: DataLoader = DataLoader(
+        _Pictures(group[0], model.preprocess),
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    rows: dict[str, list[pa.Table]] = defaultdict(list)
+    unreadable = 0
+    ends = {part[-1]: part[0] for part in missing}
+    device = next(model.module.parameters()).device
+    for image, label, index, problem in track(pictures, len(batches)) if track else pictures:
+        image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
+        for one in group:
+            rows[one.name] += _answer_batch(model, one, image, label, index, problem, seed)
+        unreadable += sum(map(bool, problem))
+        if unreadable > most_unreadable * len(samples):
+            first = next(i for i, why in enumerate(problem) if why)
+            raise DataError(
+                f"{group[0].name}: {unreadable} of {len(samples)} images cannot be read, more than "
+                f"{100 * most_unreadable:g}%; the last is {samples[int(index[first])].path}: {problem[first]}"
+            )
+        if int(index[-1]) in ends:
+            with (
+                written(_part(parts, ends[int(index[-1])])) as path,
+                pyarrow.parquet.ParquetWriter(path, _COLUMNS) as parquet,
+            ):
+                for tables in rows.values():  # a row group a set, so that one can be read without the others
+                    parquet.write_table(pa.concat_tables(tables))
+            rows.clear()
+
+
+_COLUMNS = pa.schema(
+    [(name, pa.string()) for name in ("set", "scoring", "file", "label", "predicted", "problem")]
+    + [("right", pa.bool_()), ("top5", pa.bool_()), ("confidence", pa.float32()), ("loss", pa.float32())]
+)
+
+
+def _part(parts: Path, start: int) -> Path:
+    return parts / f"{start:09d}.parquet"
+
+
+@torch.no_grad()
+def _answer_batch(
+    model: Classifier,
+    one: ShiftedSet,
+    image: Tensor,
+    label: Tensor,
+    index: Tensor,
+    problem: Sequence[str],
+    seed: int,
+) -> list[pa.Table]:
+    """A table for each scoring."""
+    logits = model(_shifted(model, one, image, label, index, seed)).float()
+    names = np.array([*one.folder.classes, None], dtype=object)
+    readable = np.array([not why for why in problem])
+    tables = []
+    for scoring, how in one.scorings.items():
+        said = {name: values.cpu().numpy() for name, values in scored(logits, label, how).items()}
+        columns: dict[str, Any] = {
+            "set": [one.name] * len(index),
+            "scoring": [scoring] * len(index),
+            "file": [one.folder.samples[i].file for i in index.tolist()],
+            "label": names[label.cpu().numpy()],
+            "predicted": np.where(readable, names[said.pop("predicted")], None),
+            "problem": [why or None for why in problem],
+        }
+        tables.append(pa.table(columns | said, _COLUMNS))
+    return tables
+
+
+def _shifted(model: Classifier, one: ShiftedSet, image: Tensor, label: Tensor, index: Tensor, seed: int) -> Tensor:
+    """Normalised images under the shift or the attack of a set."""
+    if one.shift is None and one.attack is None:
+        return image
+    mean, std = (per_channel(v).to(image.device) for v in (model.preprocess.mean, model.preprocess.std))
+    pixels = (image * std + mean).clamp(0, 1)
+    if one.shift is not None:
+        pixels = one.shift(pixels, generators(seed, index.tolist(), image.device))
+    if one.attack is not None:
+        first = torch.tensor([own[0] for own in next(iter(one.scorings.values())).outputs], device=label.device)
+        pixels = one.attack(lambda x: model((x - mean) / std), pixels, first[label])
+    return (pixels - mean) / std
+
+
+def scored(logits: Tensor, label: Tensor, scoring: Scoring) -> dict[str, Tensor]:
+    """Logits (B x K) read as answers among the classes of a set.
+
+    Returns predicted (class index, -1 for an output that means none), right, top5, confidence and loss, B each.
+    """
+    if (most := max(map(max, scoring.outputs))) >= logits.shape[1]:
+        raise ValueError(
+            f"the set's classes go up to output {most} of the model, which has {logits.shape[1]}: a model of the 1000 "
+            "classes of ImageNet-1k, in their order, is needed"
+        )
+    class_of, output, member = _index(scoring, logits.shape[1], logits.device)
+    log_p = logits.log_softmax(-1)
+    if scoring.among == "all":
+        top = logits.topk(min(TOP, logits.shape[1]), -1).indices
+        predicted = class_of[top]
+        loss = -log_p.masked_fill(~member[label], -torch.inf).logsumexp(-1)
+        top5, confidence = member[label].gather(1, top), log_p.amax(-1).exp()
+        return _found(predicted[:, 0], top5[:, 0], top5.any(1), confidence, loss)
+    classes = len(scoring.outputs)
+    if len(output[0]) == classes:
+        scores = logits[:, output[0]]
+    elif scoring.pool == "max":
+        lowest = logits.new_full((len(logits), classes), -torch.inf)
+        scores = lowest.scatter_reduce(1, output[1].expand(len(logits), -1), logits[:, output[0]], "amax")
+    else:
+        scores = (log_p.exp() @ member.T.to(log_p.dtype) / member.sum(1)).log()
+    log_q = scores.log_softmax(-1)
+    top = log_q.topk(min(TOP, classes), -1).indices
+    hits = top == label[:, None]
+    return _found(top[:, 0], hits[:, 0], hits.any(1), log_q.amax(-1).exp(), F.nll_loss(log_q, label, reduction="none"))
+
+
+def _found(predicted: Tensor, right: Tensor, top5: Tensor, confidence: Tensor, loss: Tensor) -> dict[str, Tensor]:
+    return {"predicted": predicted, "right": right, "top5": top5, "confidence": confidence, "loss": loss}
+
+
+@functools.lru_cache(maxsize=32)
+def _index(scoring: Scoring, outputs: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The class of each output (-1: none), the outputs with their classes (2 x M), and which outputs mean a class."""
+    pairs = torch.tensor([(o, c) for c, own in enumerate(scoring.outputs) for o in own], device=device).T
+    class_of = torch.full((outputs,), -1, device=device)
+    class_of[pairs[0]] = pairs[1]
+    member = torch.zeros(len(scoring.outputs), outputs, dtype=torch.bool, device=device)
+    member[pairs[1], pairs[0]] = True
+    return class_of, pairs, member
+
+
+def _join(parts: Path, group: Sequence[ShiftedSet], out: Path) -> None:
+    """The parts of a group as one file a set, in the order of its folder; then the parts go."""
+    files = sorted(parts.glob("*.parquet"))
+    for one in group:
+        if not (target := out / file_name(one.name)).exists():
+            found = pyarrow.parquet.read_table(files, filters=[("set", "==", one.name)])
+            with written(target) as path:
+                pyarrow.parquet.write_table(found, path)
+    shutil.rmtree(parts)

@@ -1,0 +1,1 @@
+"""Shifted data: published sets, and shifts made on the fly."""

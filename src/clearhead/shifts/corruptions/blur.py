@@ -1,0 +1,203 @@
+"""Blur of Hendrycks & Dietterich (arXiv 1903.12261): defocus, glass, motion, zoom and, of the extra types, Gaussian.
+
+Formulas and constants are those of the published code, hendrycks/robustness, ImageNet-C/create_c/make_imagenet_c.py
+and make_cifar_c.py. They are in pixels and are applied as they stand to images of any size; where that code says 224
+(or 32), the height and the width of the image stand here. Its libraries work in float64 or on 8 bits, we in the dtype
+of the images: float32 differs by less than 1e-5 unless said otherwise.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.fft import next_fast_len
+from torch import Tensor
+
+from clearhead.shifts.corruptions.fields import smooth, uniform
+from clearhead.shifts.corruptions.severity import corruption
+
+
+class Glass(NamedTuple):
+    """Glass blur: the sigma of both Gaussians, how far pixels are moved, and how often."""
+
+    sigma: float
+    reach: int
+    times: int
+
+
+@corruption(
+    imagenet=[(3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)],
+    cifar=[(0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)],
+)
+def defocus_blur(images: Tensor, lens: tuple[float, float], generators: Sequence[torch.Generator]) -> Tensor:
+    """Each point becomes a disk of a radius in pixels, its rim softened; edges are mirrored. Nothing is random.
+
+    The published code filters with OpenCV (``filter2D``, border ``REFLECT_101``). Here it is a product of spectra,
+    whose cost does not grow with the disk.
+    """
+    kernel = torch.from_numpy(_disk(*lens)).to(images)
+    reach = len(kernel) // 2
+    height, width = images.shape[-2:]
+    rows, columns = (torch.from_numpy(np.pad(np.arange(n), reach, mode="reflect")) for n in (height, width))
+    padded = images[:, :, rows.to(images.device)][..., columns.to(images.device)]
+    size = [next_fast_len(n + 2 * reach, real=True) for n in (height, width)]
+    spectrum = torch.fft.rfft2(padded, s=size).mul_(torch.fft.rfft2(kernel, s=size))
+    blurred = torch.fft.irfft2(spectrum, s=size)
+    return blurred[..., 2 * reach : 2 * reach + height, 2 * reach : 2 * reach + width]
+
+
+@corruption(
+    imagenet=[Glass(0.7, 1, 2), Glass(0.9, 2, 1), Glass(1, 2, 3), Glass(1.1, 3, 2), Glass(1.5, 4, 2)],
+    cifar=[Glass(0.05, 1, 1), Glass(0.25, 1, 1), Glass(0.4, 1, 1), Glass(0.25, 1, 2), Glass(0.4, 1, 2)],
+)
+def glass_blur(images: Tensor, glass: Glass, generators: Sequence[torch.Generator]) -> Tensor:
+    """Gaussian blur, cut down to 8 bits, pixels overwritten by near ones, Gaussian blur.
+
+    The published code means to swap pixels, one after the other, ``x[h, w], x[h', w'] = x[h', w'], x[h, w]``. In NumPy
+    that reads the first pixel after it has been overwritten: x[h, w] becomes x[h', w'], which stays as it is. The
+    published images are made so, and so are these. It can be done without a loop over pixels, see ``_sources``.
+
+    Cutting down to 8 bits, a value that float rounding has put less than 1e-4 of a grey level under a level counts as
+    that level.
+    """
+    height, width = images.shape[-2:]
+    blurred = _gaussian(images, glass.sigma).mul_(255).add_(1e-4).floor_().div_(255)
+    if min(height, width) > 2 * glass.reach:
+        shape = (2, height - 2 * glass.reach, width - 2 * glass.reach)
+        source = torch.arange(len(images) * height * width, device=images.device)
+        for _ in range(glass.times):
+            moves = torch.empty(len(images), *shape, dtype=torch.long, device=images.device)
+            for one, generator in zip(moves, generators, strict=True):
+                one.random_(-glass.reach, glass.reach, generator=generator)
+            source = source.index_select(0, _sources(moves, glass.reach, height, width))
+        moved = blurred.transpose(0, 1).flatten(1).index_select(1, source)
+        blurred = moved.view(3, len(images), height, width).transpose(0, 1)
+    return _gaussian(blurred, glass.sigma)
+
+
+@corruption(
+    imagenet=[(10, 3), (15, 5), (15, 8), (15, 12), (20, 15)],
+    cifar=[(6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)],
+)
+def motion_blur(images: Tensor, streak: tuple[int, float], generators: Sequence[torch.Generator]) -> Tensor:
+    """A streak of a radius and a sigma in pixels, at an angle drawn from -45..45 degrees.
+
+    The published code has ImageMagick do it, on 8 bits, which rounds the result; see ``motion``.
+    """
+    angles = uniform(images, generators).double() * 90 - 45
+    return motion(images, *streak, angles.tolist())
+
+
+@corruption(
+    imagenet=[np.arange(1, *limit) for limit in [(1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)]],
+    cifar=[np.arange(1, limit, 0.01) for limit in (1.06, 1.11, 1.16, 1.21, 1.26)],
+)
+def zoom_blur(images: Tensor, factors: np.ndarray, generators: Sequence[torch.Generator]) -> Tensor:
+    """The mean of the image and of its enlargements about the middle. Nothing is random."""
+    total = images.clone()
+    for factor in factors:
+        total += zoomed(images, float(factor))
+    return total.div_(len(factors) + 1)
+
+
+@corruption(imagenet=[1, 2, 3, 4, 6], cifar=[0.4, 0.6, 0.7, 0.8, 1])
+def gaussian_blur(images: Tensor, sigma: float, generators: Sequence[torch.Generator]) -> Tensor:
+    """A Gaussian, edges repeated. Nothing is random."""
+    return _gaussian(images, sigma)
+
+
+def motion(images: Tensor, radius: int, sigma: float, angles: Sequence[float]) -> Tensor:
+    """ImageMagick's motion blur: half a Gaussian along a line, each tap at the nearest pixel, edges repeated.
+
+    Tap i of 0..2 radius has the weight exp(-i² / 2 sigma²), normalised, and lies at x + ceil(i cos - 1/2),
+    y + ceil(i sin - 1/2) (MotionBlurImage and GetMotionBlurKernel of ImageMagick's effect.c).
+
+    Args:
+        images: B x C x H x W.
+        radius: in pixels.
+        sigma: in pixels.
+        angles: B angles in degrees; 0 looks to the right, 90 down.
+    """
+    taps = np.arange(2 * math.ceil(radius) + 1)
+    weights = np.exp(-(taps**2) / (2 * sigma**2))
+    weights = (weights / weights.sum()).tolist()
+    turned = np.radians(angles)[:, None]
+    right, down = (np.ceil(taps * way(turned) - 0.5).astype(int) for way in (np.cos, np.sin))
+    left, up = -right.min(initial=0), -down.min(initial=0)
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (left, right.max(initial=0), up, down.max(initial=0)), mode="replicate")
+    right, down = right + left, down + up
+    blurred = torch.zeros_like(images)
+    for one, image, xs, ys in zip(blurred, padded, right.tolist(), down.tolist(), strict=True):
+        for weight, x, y in zip(weights, xs, ys, strict=True):
+            one.add_(image[:, y : y + height, x : x + width], alpha=weight)
+    return blurred
+
+
+def zoomed(images: Tensor, factor: float) -> Tensor:
+    """The middle of images, B x C x H x W, enlarged to their size, bilinear: ``clipped_zoom`` of the published code.
+
+    That one is written for squares; here each axis is cut by its own length. As there, of a result that is larger than
+    the image by rounding, the excess is cut off.
+    """
+    window, sizes, trims = [], [], []
+    for size in images.shape[-2:]:
+        part = math.ceil(size / factor)
+        start = (size - part) // 2
+        window.append(slice(start, start + part))
+        sizes.append(round(part * factor))
+        trims.append(slice((sizes[-1] - size) // 2, (sizes[-1] - size) // 2 + size))
+    cut = images[..., window[0], window[1]]
+    large = F.interpolate(cut, size=sizes, mode="bilinear", align_corners=True)
+    return large[..., trims[0], trims[1]]
+
+
+def _gaussian(images: Tensor, sigma: float) -> Tensor:
+    """The Gaussian of scikit-image in the published code: cut off at 4 sigma, edges repeated."""
+    return smooth(images.flatten(0, 1), sigma, "nearest", 4).unflatten(0, images.shape[:2])
+
+
+def _disk(radius: float, softness: float) -> np.ndarray:
+    """The defocus kernel: a disk of sum 1, blurred by a small Gaussian (OpenCV's, with its mirrored border)."""
+    reach = 8 if radius <= 8 else int(radius)
+    line = np.arange(-reach, reach + 1)
+    disk = (line[:, None] ** 2 + line**2 <= radius**2).astype(np.float64)
+    disk /= disk.sum()
+    small = np.arange(3 if radius <= 8 else 5) - (1 if radius <= 8 else 2)
+    weights = np.exp(-(small**2) / (2 * softness**2))
+    weights /= weights.sum()
+    for axis in (0, 1):
+        padded = np.pad(disk, [(len(small) // 2,) * 2 if a == axis else (0, 0) for a in (0, 1)], mode="reflect")
+        disk = np.apply_along_axis(np.convolve, axis, padded, weights, mode="valid")
+    return disk
+
+
+def _sources(moves: Tensor, reach: int, height: int, width: int) -> Tensor:
+    """Where each pixel's value comes from after one pass of glass blur: indices into the images laid end to end, B H W.
+
+    The pass goes over rows and columns from the last (H - reach, W - reach) down to ``reach + 1``, and gives each
+    pixel what its near one, `moves` away (B x 2 x h x w: across, down), holds at that moment. If that one comes later
+    in the pass, or never, it is its own value; otherwise it is whatever it has been given, from a pixel visited
+    before it. So sources form chains, whose ends are found by jumping to the source's source until none goes on: the
+    number of jumps is the logarithm of the longest chain.
+    """
+    count, pixels = len(moves), height * width
+    inside = torch.zeros(height, width, dtype=torch.bool, device=moves.device)
+    part = slice(reach + 1, height - reach + 1), slice(reach + 1, width - reach + 1)
+    inside[part] = True
+    source = torch.arange(count * pixels, device=moves.device)
+    near = source.view(count, height, width).clone()
+    near[:, *part] += moves[:, 1] * width + moves[:, 0]
+    near = near.flatten()
+    given = inside.repeat(count, 1, 1).flatten().index_select(0, near).logical_and_(near > source)
+    source = near
+    going = given.nonzero()[:, 0]
+    while len(going):
+        ahead = source.index_select(0, going)
+        further, on = source.index_select(0, ahead), given.index_select(0, ahead)
+        source[going], given[going] = further, on
+        going = going[on]
+    return source

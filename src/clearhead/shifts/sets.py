@@ -1,0 +1,81 @@
+"""What every shifted set is: images of known classes, how a model's outputs are read as those classes, what is changed.
+
+A set is an ``ImageFolder`` whose labels are the set's own classes (200 for ImageNet-A, 16 for cue conflict). A
+``Scoring`` says which outputs of the model mean each of them; a set that is scored in several ways names each. What is
+changed on the fly (a corruption, a rotation) is a ``Shift`` of the pixels the model is about to see.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from clearhead.data.folder import ImageFolder
+
+Shift = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
+"""Pixels, B x 3 x H x W in 0..1, to pixels of the same shape; one generator an image, on the images' device."""
+
+
+Attack = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]
+"""(logits of pixels, pixels in 0..1, the right outputs) to pixels that the model does worse on."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How K logits of a model become an answer among the C classes of a set.
+
+    Attributes:
+        outputs: for each class of the set the outputs of the model that mean it, C tuples of one or more.
+        among: ``own``, the answer is one of the set's classes, other outputs do not count; ``all``, any output may be
+            the answer, and one that means none of the set's classes is wrong.
+        pool: of several outputs for one class (with ``own``): the largest logit, or the mean of the probabilities.
+    """
+
+    outputs: tuple[tuple[int, ...], ...]
+    among: Literal["own", "all"] = "own"
+    pool: Literal["max", "mean"] = "max"
+
+
+@dataclass(frozen=True)
+class ShiftedSet:
+    """A set to measure models on.
+
+    Attributes:
+        name: as it stands in tables, ``imagenet-a`` or ``fog 3``.
+        folder: the images; labels index ``folder.classes``, the set's own.
+        scorings: by name, the main one first.
+        border: pixels cut off each side before the model's preprocessing.
+        shift: what is done to the pixels, None for nothing.
+        attack: likewise, by one who knows the model.
+        family: the name of sets that are levels of one curve (``fog``), and `level` which one this is.
+        level: the severity, angle, share, ... of `shift`.
+    """
+
+    name: str
+    folder: ImageFolder
+    scorings: Mapping[str, Scoring]
+    border: int = 0
+    shift: Shift | None = None
+    attack: Attack | None = None
+    family: str = ""
+    level: float | None = None
+
+
+def plain(classes: int) -> Scoring:
+    """Each output is one class of the set."""
+    return Scoring(tuple((i,) for i in range(classes)))
+
+
+def generators(seed: int, indices: Iterable[int], device: torch.device | str = "cpu") -> list[torch.Generator]:
+    """A generator for each image, from the seed and the image's index alone: batches and processes change nothing."""
+    return [torch.Generator(device).manual_seed(_mixed(seed, index)) for index in indices]
+
+
+def _mixed(seed: int, index: int) -> int:
+    """A seed from two numbers, unlike that of their neighbours (splitmix64)."""
+    x = (seed * 0x9E3779B97F4A7C15 + index + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+    return (x ^ x >> 31) >> 1

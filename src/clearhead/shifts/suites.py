@@ -1,0 +1,118 @@
+"""A suite is a name for several sets.
+
+``imagenet`` (val, V2, A, R, Sketch, ObjectNet, ...), ``imagenet-c`` and ``cifar-c`` are read as published;
+``corruptions``, the sweeps (``rotation``, ``occlusion``, ...) and ``adversarial`` are made on the fly of any images.
+"""
+
+import difflib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from clearhead.data.folder import ImageFolder
+from clearhead.data.pixels import DataError
+from clearhead.data.shards import read_images
+from clearhead.shifts.adversarial import attack
+from clearhead.shifts.corruptions import COMMON, EXTRA, corruption_sets
+from clearhead.shifts.corruptions.weather import frost_folder
+from clearhead.shifts.imagenet import read_imagenet
+from clearhead.shifts.published_c import read_cifar_c, read_imagenet_c
+from clearhead.shifts.sets import Scoring, ShiftedSet, plain
+from clearhead.shifts.sweeps import SWEEPS, sweep_sets
+
+PUBLISHED = ("imagenet", "imagenet-c", "cifar-c")
+"""Suites read from the folders they were published in."""
+
+BUDGETS = (0.5, 1, 2)
+"""Of the attacks: the largest change of a pixel, in 255ths."""
+
+
+def _attacks(folder: ImageFolder, scorings: Mapping[str, Scoring]) -> list[ShiftedSet]:
+    """Projected gradient descent at each budget."""
+    return [
+        ShiftedSet(
+            f"pgd {budget:g}/255",
+            folder,
+            scorings,
+            attack=functools.partial(attack, eps=budget / 255),
+            family="adversarial",
+            level=budget,
+        )
+        for budget in BUDGETS
+    ]
+
+
+MADE: dict[str, Callable[..., list[ShiftedSet]]] = {
+    "corruptions": functools.partial(corruption_sets, types=COMMON),
+    "more-corruptions": functools.partial(corruption_sets, types=EXTRA),
+    "adversarial": _attacks,
+    **{name.replace(" ", "-"): functools.partial(sweep_sets, name=name) for name in SWEEPS},
+}
+"""Suites made on the fly, of any images."""
+
+SUITES = (*PUBLISHED, *MADE)
+
+UNCHANGED = "as it is"
+"""The set of the images that shifts are made of, before they are."""
+
+
+def suite_sets(
+    suites: Sequence[str],
+    root: str | Path,
+    classes: Sequence[str],
+    *,
+    size: tuple[int, int],
+    sets: Sequence[str] | None = None,
+    split: str | None = None,
+) -> tuple[list[ShiftedSet], list[str]]:
+    """The sets of suites, the unchanged one first, and the names of those that are not there.
+
+    Args:
+        suites: keys of ``SUITES``.
+        root: the folder the published sets are in, or the images that shifts are made of.
+        classes: the class names of the model.
+        size: H, W of its input; up to 64 pixels corruptions have the weaker constants of CIFAR-10-C.
+        sets: take these alone: names of sets (``fog 3``, ``imagenet-a``) or of families (``fog``).
+        split: of the images that shifts are made of.
+
+    Raises:
+        DataError: for data that cannot be used.
+        ValueError: for a suite or set that does not exist.
+    """
+    for name in suites:
+        if name not in SUITES:
+            close = difflib.get_close_matches(name, SUITES, 3, 0.4)
+            raise ValueError(f"suite {name!r}: there is {', '.join(close or SUITES)}")
+    found: list[ShiftedSet] = []
+    absent: list[str] = []
+    for name in suites:
+        if name == "imagenet":
+            there, missing = read_imagenet(Path(root))
+            found, absent = found + there, absent + missing
+        elif name in PUBLISHED:
+            found += (read_cifar_c if name == "cifar-c" else read_imagenet_c)(Path(root))
+    if made := [name for name in suites if name in MADE]:
+        folder = read_images(root, split=split, classes=classes, check=False)
+        scorings = {f"{len(classes):,} classes": plain(len(classes))}
+        found.insert(0, ShiftedSet(UNCHANGED, folder, scorings))
+        for name in made:
+            small = {"constants": "cifar"} if "corruptions" in name and max(size) <= 64 else {}
+            found += MADE[name](folder, scorings, **small)
+    try:
+        frost_folder()
+    except DataError as error:
+        if any(one.family == "frost" and one.shift is not None for one in found):
+            absent.append(f"frost ({error})")
+            found = [one for one in found if one.family != "frost" or one.shift is None]
+    if not found:
+        raise DataError(f"{root}: none of {', '.join(absent or suites)} is there")
+    if sets is None:
+        return found, absent
+    wanted = [one for one in found if one.name in (*sets, UNCHANGED) or one.family in sets]
+    for name in sets:
+        if missing := [told for told in absent if told.startswith(name)]:
+            raise DataError(f"{root}: not there: {missing[0]}")
+        if not any(name in (one.name, one.family) for one in found):
+            close = difflib.get_close_matches(name, [part for one in found for part in (one.name, one.family)], 3, 0.4)
+            raise ValueError(f"set {name!r} is not of {', '.join(suites)}; there is {', '.join(dict.fromkeys(close))}")
+    return wanted, []

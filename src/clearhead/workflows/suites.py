@@ -1,0 +1,241 @@
+"""evaluate --suite: models on shifted sets, one table; compare: two of them, from the answers that are kept."""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from clearhead.data.folder import Problem
+from clearhead.data.pixels import DataError
+from clearhead.evaluate.answers import Answers, answer, file_name, read_answers
+from clearhead.evaluate.robustness import SetRow, baseline_line, changes, effective_robustness, over_seeds, set_row
+from clearhead.evaluate.summaries import summaries
+from clearhead.models import load_model
+from clearhead.models.classifier import on_device
+from clearhead.processes import share, wait_for_all
+from clearhead.report.tables import read_baselines, write_tables
+from clearhead.results import Results, SuiteResults
+from clearhead.runs import RunError, begin, read_results
+from clearhead.shifts.sets import ShiftedSet
+from clearhead.shifts.suites import suite_sets
+from clearhead.workflows.pieces import (
+    Track,
+    data_name,
+    facts_of,
+    finish,
+    given,
+    model_name,
+    once,
+    titled,
+    versions_told,
+)
+
+Said = Mapping[tuple[str, str], Answers]
+"""A model's answers by set and scoring."""
+
+
+def run_suite(
+    models: Sequence[str],
+    suites: Sequence[str],
+    root: str | Path,
+    out: Path,
+    *,
+    sets: Sequence[str] | None = None,
+    split: str | None = None,
+    baseline: Path | None = None,
+    most_unreadable: float = 0.01,
+    batch_size: int = 32,
+    workers: int = 0,
+    seed: int = 0,
+    device: str | None = None,
+    track: Track | None = None,
+) -> SuiteResults:
+    """How well do models hold up on shifted data? ``clearhead evaluate --suite``.
+
+    Args:
+        models: names as for ``load_model``; the first is what the others are held against. ``LABEL=NAME`` gives a
+            model another name in the table; models of one label are seeds of one training.
+        suites: of ``clearhead.shifts.suites.SUITES``.
+        root: the folder the published sets are in, or the images that shifts are made of.
+        out: folder of the run.
+        sets: the sets of the suites to take; all that are there by default.
+        split: of the images that shifts are made of.
+        baseline: a ``table.csv`` of other models: their line is what effective robustness is measured from.
+        most_unreadable: the share of a set's images that may be broken; more of them stop the run.
+        batch_size: images a batch.
+        workers: processes that load images.
+        seed: of the shifts.
+        device: where to run.
+        track: shows progress.
+
+    Raises:
+        DataError: for sets that cannot be used, or models of different classes.
+        ValueError: for an unknown suite or set.
+    """
+    arguments = given(locals())
+    if not begin(out, "evaluate", arguments, shared=True):
+        started = time.perf_counter()
+        parted = [_labelled(model) for model in models]
+        names = once([label for label, _ in parted])
+        found: list[ShiftedSet] = []
+        absent: list[str] = []
+        for name, (_, model) in zip(names, parted, strict=True):
+            classifier = on_device(load_model(model), device)
+            if not found:
+                first = classifier
+                found, absent = suite_sets(
+                    suites, root, first.classes, size=first.preprocess.size, sets=sets, split=split
+                )
+            elif classifier.classes != first.classes:
+                raise DataError(f"{name} has other classes than {names[0]}: evaluate them in two runs")
+            answer(
+                classifier,
+                found,
+                _predictions(out, name),
+                batch_size=batch_size,
+                workers=workers,
+                seed=seed,
+                most_unreadable=most_unreadable,
+                track=titled(track, name),
+            )
+        if share()[0] == 0:
+            said = {name: _said(out, name, found) for name in names}
+            rows = [
+                set_row(name, one.name, scoring, len(one.folder.classes), answers, one.family, one.level)
+                for name in names
+                for one in found
+                for scoring in one.scorings
+                if (answers := said[name][one.name, scoring])
+            ]
+            reference = found[0].name
+            results = SuiteResults(
+                "suite",
+                names,
+                data_name(root, split),
+                reference,
+                _with_effective(rows, reference, baseline) if baseline else rows,
+                summaries={name: summaries(found, _main(said[name]), seed) for name in names},
+                seeds=over_seeds(rows, {name: label for name, (label, _) in zip(names, parted, strict=True)}),
+                changes=_changes(names, said),
+                absent=absent,
+                problems=_problems(found, said[names[0]]),
+            )
+            folders = {id(one.folder): one.folder for one in found}.values()
+            samples = [sample for folder in folders for sample in folder.samples]
+            _finish(replace(results, facts=facts_of(arguments, started, samples, first)), out)
+        wait_for_all()
+    return read_results(out, Results)
+
+
+def compare_suites(before: Path, after: Path, out: Path) -> SuiteResults:
+    """The first models of two finished suite runs on the sets both have, from the answers kept in their folders.
+
+    Neither model is run. Raises RunError for folders of other runs, or without a set in common.
+    """
+    arguments = {"before": str(before), "after": str(after)}
+    if not begin(out, "compare", arguments):
+        runs = [_suite_of(folder) for folder in (before, after)]
+        names = once([run.models[0] for run in runs])
+        keys = [[(row.set, row.scoring) for row in run.rows if row.model == run.models[0]] for run in runs]
+        shared = [key for key in keys[0] if key in keys[1]]
+        if not shared:
+            raise RunError(f"{before} and {after} have no set in common")
+        said: dict[str, Said] = {}
+        rows: list[SetRow] = []
+        for name, folder, run in zip(names, (before, after), runs, strict=True):
+            files = {key: _predictions(folder, run.models[0]) / file_name(key[0]) for key in shared}
+            said[name] = {key: read_answers(file)[key[1]] for key, file in files.items()}
+            mine = [row for row in run.rows if row.model == run.models[0] and (row.set, row.scoring) in shared]
+            rows += [replace(row, model=name) for row in mine]
+        results = SuiteResults(
+            "suite",
+            names,
+            runs[0].data,
+            runs[0].reference,
+            rows,
+            summaries={name: run.summaries[run.models[0]] for name, run in zip(names, runs, strict=True)},
+            changes=_changes(names, said),
+            problems=runs[0].problems,
+            facts={"before": str(before), "after": str(after), "versions": versions_told()},
+        )
+        _finish(results, out)
+    return read_results(out, Results)
+
+
+def _suite_of(folder: Path) -> SuiteResults:
+    run = read_results(folder, Results)
+    if not isinstance(run, SuiteResults):
+        raise RunError(f"{folder} is not a run of clearhead evaluate --suite; name DATA to compare two models on it")
+    return run
+
+
+def _labelled(model: str) -> tuple[str, str]:
+    """The label and the name of a model given as ``LABEL=NAME`` or as a name alone."""
+    found = re.fullmatch(r"([^:/\\@=]+)=(.+)", model)
+    return (found[1], found[2]) if found else (model_name(model), model)
+
+
+def _predictions(out: Path, name: str) -> Path:
+    return out / "predictions" / Path(file_name(name)).stem
+
+
+def _said(out: Path, name: str, sets: Sequence[ShiftedSet]) -> Said:
+    folder = _predictions(out, name)
+    return {
+        (one.name, scoring): answers
+        for one in sets
+        for scoring, answers in read_answers(folder / file_name(one.name)).items()
+    }
+
+
+def _main(said: Said) -> dict[str, Answers]:
+    """The answers under each set's first scoring."""
+    found: dict[str, Answers] = {}
+    for (name, _), answers in said.items():
+        found.setdefault(name, answers)
+    return found
+
+
+def _changes(names: Sequence[str], said: Mapping[str, Said]) -> list:
+    """Each model but the first against it, on each set under its main scoring."""
+    main: dict[str, tuple[str, str]] = {}
+    for key in said[names[0]]:
+        main.setdefault(key[0], key)
+    first = said[names[0]]
+    return [
+        change
+        for name in names[1:]
+        for change in changes(name, {key: (first[key], said[name][key]) for key in main.values()})
+    ]
+
+
+def _with_effective(rows: Sequence[SetRow], reference: str, baseline: Path) -> list[SetRow]:
+    """The rows with effective robustness where the baselines have the set and the reference."""
+    known = read_baselines(baseline)
+    main = {row.model: row for row in reversed(rows) if row.set == reference}
+    of_reference = known.get((reference, next(iter(main.values())).scoring))
+    if of_reference is None:
+        raise DataError(f"baseline {baseline} has no row of the reference set {reference}")
+    found = []
+    for row in rows:
+        of_set = known.get((row.set, row.scoring))
+        if row.set != reference and of_set:
+            both = [model for model in of_set if model in of_reference]
+            line = baseline_line([of_reference[m] for m in both], [of_set[m] for m in both])
+            row = replace(row, effective=effective_robustness(row.top1, main[row.model].top1.value, line))
+        found.append(row)
+    return found
+
+
+def _problems(sets: Sequence[ShiftedSet], said: Said) -> list[Problem]:
+    """What was wrong with the folders, and the images that could not be read."""
+    found = [problem for one in sets for problem in one.folder.problems]
+    for answers in said.values():
+        found += [Problem(file, "unreadable", why, "skipped") for file, why in answers.unreadable.items()]
+    return list(dict.fromkeys(found))
+
+
+def _finish(results: SuiteResults, out: Path) -> None:
+    write_tables(results.rows, out)
+    finish(out, results)

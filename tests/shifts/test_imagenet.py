@@ -1,0 +1,408 @@
+"""Readers of the published ImageNet sets: layouts, labels, scorings, groups, problems; the mappings behind them."""
+
+import json
+import math
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm.data
+from PIL import Image
+
+from clearhead.data.folder import ImageFolder, Problem, Sample
+from clearhead.data.pixels import DataError
+from clearhead.shifts.imagenet import IMAGENET, read_imagenet, shape_bias
+from clearhead.shifts.sets import Scoring, ShiftedSet, plain
+
+INFO = timm.data.ImageNetInfo("imagenet-1k")
+SYNSETS = INFO.label_names()
+BACKGROUNDS = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t")
+IN9 = ["00_dog", "01_bird", "02_wheeled vehicle", "03_reptile", "04_carnivore", "05_insect"]
+IN9 += ["06_musical instrument", "07_primate", "08_fish"]
+
+
+def put(root: Path, *files: str) -> Path:
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 100, np.uint8)).save(root / file, format="PNG")
+    return root
+
+
+def one(name: str, folder: Path) -> ShiftedSet:
+    (found,) = IMAGENET[name](folder)
+    return found
+
+
+def labels(folder: ImageFolder) -> dict[str, int]:
+    return {sample.file: sample.label for sample in folder.samples}
+
+
+def problem(folder: ImageFolder, kind: str) -> Problem:
+    (found,) = [problem for problem in folder.problems if problem.kind == kind]
+    return found
+
+
+def words(index: int) -> str:
+    return INFO.index_to_description(index)
+
+
+# --- sets by WordNet ids
+
+
+def test_imagenet_labels_are_the_outputs(tmp_path: Path) -> None:
+    put(tmp_path, "n01440764/a.JPEG", "n15075141/b.PNG", "n02007558/c.jpeg")
+    found = one("imagenet", tmp_path)
+    assert labels(found.folder) == {"n01440764/a.JPEG": 0, "n15075141/b.PNG": 999, "n02007558/c.jpeg": 130}
+    assert found.folder.classes == tuple(SYNSETS)
+    assert (found.name, found.scorings, found.border) == ("imagenet", {"1000 classes": plain(1000)}, 0)
+    assert problem(found.folder, "missing-class") == Problem(
+        ".",
+        "missing-class",
+        "997 of 1000 classes have no images: n01443537, n01484850, n01491361, n01494475, n01496331 and 992 more",
+        "counted",
+    )
+
+
+def test_images_are_not_decoded(tmp_path: Path) -> None:
+    put(tmp_path, "n01440764/a.png")
+    (tmp_path / "n01440764/broken.jpg").write_bytes(b"no image")
+    assert len(one("imagenet", tmp_path).folder.samples) == 2
+
+
+def test_an_unknown_wordnet_id_is_skipped_and_said(tmp_path: Path) -> None:
+    put(tmp_path, "n01440764/a.png", "n00000001/b.png", "n00000001/c.png")
+    found = one("imagenet", tmp_path).folder
+    assert labels(found) == {"n01440764/a.png": 0}
+    detail = "not among the set's 1000 classes; 2 images"
+    assert problem(found, "unknown-class") == Problem("n00000001", "unknown-class", detail, "skipped")
+
+
+def test_the_flat_validation_layout_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    put(tmp_path, "ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000002.JPEG")
+    with pytest.raises(DataError, match=r"lie flat.*WordNet id.*devkit's order"):
+        one("imagenet", tmp_path)
+
+
+def test_sketch_in_its_inner_folder(tmp_path: Path) -> None:
+    put(tmp_path, "sketch/n01440764/sketch_0.JPEG")
+    found = one("imagenet-sketch", tmp_path)
+    assert (found.name, labels(found.folder)) == ("imagenet-sketch", {"n01440764/sketch_0.JPEG": 0})
+    assert labels(one("imagenet-sketch", tmp_path / "sketch").folder) == labels(found.folder)
+
+
+@pytest.mark.parametrize("name", ["imagenet-a", "imagenet-r"])
+def test_two_hundred_classes_are_scored_among_themselves_and_among_all(tmp_path: Path, name: str) -> None:
+    inside = {"imagenet-a": "n01498041", "imagenet-r": "n01443537"}[name]  # stingray 6, goldfish 1
+    put(tmp_path, f"{inside}/a.jpg", "n15075141/b.jpg")
+    found = one(name, tmp_path)
+    assert list(found.scorings) == ["200 classes", "1000 classes"]
+    own, everything = found.scorings.values()
+    assert (own.among, everything.among) == ("own", "all")
+    assert len(own.outputs) == 200 == len(set(own.outputs))
+    assert own.outputs == everything.outputs == tuple((SYNSETS.index(synset),) for synset in found.folder.classes)
+    assert labels(found.folder) == {f"{inside}/a.jpg": 0}
+    assert problem(found.folder, "unknown-class").file == "n15075141"  # toilet tissue is in neither
+    # the index lists of the same release, an independent form
+    indices = Path(timm.data.__file__).parent / "_info" / f"{name.replace('-', '_')}_indices.txt"
+    assert [i for (i,) in own.outputs] == sorted(map(int, indices.read_text().split()))
+
+
+# --- ImageNet-V2
+
+
+def test_v2_folders_are_class_indices_not_strings_to_sort(tmp_path: Path) -> None:
+    top = put(tmp_path / "imagenetv2-matched-frequency-format-val", "0/a.jpeg", "2/b.jpeg", "10/c.jpeg", "999/d.jpeg")
+    found = one("imagenet-v2", top)
+    assert found.name == "imagenet-v2 (matched-frequency)"
+    assert labels(found.folder) == {"0/a.jpeg": 0, "10/c.jpeg": 10, "2/b.jpeg": 2, "999/d.jpeg": 999}
+    assert found.folder.classes == tuple(SYNSETS)
+    assert "996 of 1000" in problem(found.folder, "missing-class").detail
+
+
+def test_v2_variants_in_one_folder(tmp_path: Path) -> None:
+    variants = ("matched-frequency", "threshold0.7", "top-images")
+    for variant in variants:
+        put(tmp_path / "imagenet-v2" / f"imagenetv2-{variant}-format-val", "5/a.jpeg")
+    names = [found.name for found in IMAGENET["imagenet-v2"](tmp_path / "imagenet-v2")]
+    wanted = ["imagenet-v2 (matched-frequency)", "imagenet-v2 (threshold-0.7)", "imagenet-v2 (top-images)"]
+    assert names == wanted
+    assert [found.name for found in read_imagenet(tmp_path)[0]] == wanted
+    assert one("imagenet-v2", put(tmp_path / "plain", "7/a.jpeg")).name == "imagenet-v2"
+
+
+# --- ObjectNet
+
+
+def test_objectnet_keeps_the_overlap_and_counts_the_rest_once(tmp_path: Path) -> None:
+    put(tmp_path / "images", "alarm_clock/a.png", "t-shirt/b.png", "air_freshener/c.png", "squeegee/d.png")
+    put(tmp_path / "images", "squeegee/e.png")
+    found = one("objectnet", tmp_path)
+    assert found.border == 2
+    own, everything = found.scorings["113 classes"], found.scorings["1000 classes"]
+    assert list(found.scorings) == ["113 classes", "1000 classes"]
+    assert (own.among, own.pool, everything.among) == ("own", "max", "all")
+    by_class = dict(zip(found.folder.classes, own.outputs, strict=True))
+    assert {found.folder.classes[label] for label in labels(found.folder).values()} == {"alarm_clock", "t-shirt"}
+    assert by_class["alarm_clock"] == (409, 530)
+    detail = "3 images of 2 classes ImageNet does not have: air_freshener, squeegee"
+    assert problem(found.folder, "no-overlap") == Problem(".", "no-overlap", detail, "skipped")
+    assert not [p for p in found.folder.problems if p.kind == "unknown-class"]
+    assert labels(one("objectnet", tmp_path / "images").folder) == labels(found.folder)
+
+
+def test_objectnet_mapping(tmp_path: Path) -> None:
+    found = one("objectnet", put(tmp_path, "banana/a.png"))
+    outputs = found.scorings["113 classes"].outputs
+    flat = [index for indices in outputs for index in indices]
+    assert (len(outputs), len(flat), len(set(flat))) == (113, 125, 125)
+    assert Counter(map(len, outputs)) == {1: 104, 2: 6, 3: 3}
+    by_class = dict(zip(found.folder.classes, outputs, strict=True))
+    named = {  # of objectnet_to_imagenet_1k.json, by the words of the ImageNet classes
+        "chair": ["barber chair", "folding chair", "rocking chair, rocker"],
+        "wheel": ["car wheel", "paddlewheel, paddle wheel"],
+        "coffee_french_press": ["espresso maker"],
+        "full_sized_towel": ["bath towel"],
+        "pop_can": ["pop bottle, soda bottle"],
+        "winter_glove": ["mitten"],
+    }
+    assert {name: [words(index) for index in by_class[name]] for name in named} == named
+
+
+# --- SI-Score
+
+
+HEADER = "image_id,x_coord,y_coord,area,rotation,foreground_class,foreground_instance,background\n"
+
+
+def test_si_score_reads_the_parameters_of_each_factor(tmp_path: Path) -> None:
+    for factor in ("area", "rotation", "location20_area02_min0pc"):
+        put(tmp_path / factor, "saxophone/2.jpg", "ambulance/17.jpg")
+        table = HEADER + "2,0.15000000000000002,0.5,0.2,41,3,0,7\n17,1.0,0.05,0.5,1,0,0,9\n"
+        (tmp_path / factor / "metadata.csv").write_text(table)
+    location, rotation, size = IMAGENET["si-score"](tmp_path)
+    assert [location.name, rotation.name, size.name] == [f"si-score ({f})" for f in ("location", "rotation", "size")]
+
+    def groups(found: ShiftedSet) -> dict[str, dict[str, str]]:
+        return {sample.file: dict(sample.groups) for sample in found.folder.samples}
+
+    assert groups(rotation) == {"ambulance/17.jpg": {"rotation": "1"}, "saxophone/2.jpg": {"rotation": "41"}}
+    assert groups(size) == {"ambulance/17.jpg": {"area": "0.5"}, "saxophone/2.jpg": {"area": "0.2"}}
+    assert groups(location)["saxophone/2.jpg"] == {"x_coord": "0.15", "y_coord": "0.5"}
+    assert list(rotation.scorings) == ["1000 classes", "61 classes"]  # published accuracies are 1000-way
+    assert [p.kind for p in rotation.folder.problems] == ["missing-class"]
+
+
+def test_si_score_mapping(tmp_path: Path) -> None:
+    found = one("si-score", put(tmp_path / "object_size", "pig/0.jpg"))
+    outputs = found.scorings["61 classes"].outputs
+    assert len(outputs) == 61 == len(set(outputs))
+    assert all(len(indices) == 1 for indices in outputs)
+    assert words(outputs[labels(found.folder)["pig/0.jpg"]][0]).startswith("hog, pig")
+    other = {"ipod": "iPod", "taxi": "cab, hack, taxi, taxicab", "jeans": "jean, blue jean, denim"}
+    for name, (index,) in zip(found.folder.classes, outputs, strict=True):
+        assert words(index) == other[name] if name in other else name in words(index)
+
+
+def test_si_score_without_a_row_or_a_table(tmp_path: Path) -> None:
+    top = put(tmp_path / "object_rotation", "pig/0.jpg", "pig/1.jpg")
+    found = one("si-score", top).folder
+    assert problem(found, "no-metadata").detail == "2 images, there is no metadata.csv: pig/0.jpg, pig/1.jpg"
+    (top / "metadata.csv").write_text(HEADER + "0,0.5,0.5,0.2,41,3,0,7\n")
+    found = one("si-score", top).folder
+    assert [dict(sample.groups) for sample in found.samples] == [{"rotation": "41"}, {}]
+    assert problem(found, "no-metadata").detail == "1 images, no row in metadata.csv: pig/1.jpg"
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "image_id,rotation\n0,steep\n", "image_id,rotation\n0\n", "\xff"])
+def test_si_score_with_a_table_of_another_kind(tmp_path: Path, text: str) -> None:
+    top = put(tmp_path / "object_rotation", "pig/0.jpg")
+    (top / "metadata.csv").write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match="must be a table with numbers in image_id, rotation"):
+        one("si-score", top)
+
+
+def test_si_score_without_a_factor(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none of the folders object_location"):
+        one("si-score", put(tmp_path / "si-score", "pig/0.jpg"))
+
+
+# --- cue conflict
+
+
+def test_cue_conflict_shape_is_the_label_and_texture_a_group(tmp_path: Path) -> None:
+    put(tmp_path, "airplane/airplane1-bicycle2.png", "cat/cat3-cat1.png", "cat/other.png", "cat/cat1-unicorn2.png")
+    found = one("cue-conflict", tmp_path)
+    by_file = {sample.file: sample for sample in found.folder.samples}
+    assert by_file["airplane/airplane1-bicycle2.png"].groups == {"texture": "bicycle"}
+    assert found.folder.classes[by_file["airplane/airplane1-bicycle2.png"].label] == "airplane"
+    assert by_file["cat/cat3-cat1.png"].groups == {"texture": "cat"}
+    wrong = [p.file for p in found.folder.problems if p.kind == "no-texture"]
+    assert wrong == ["cat/cat1-unicorn2.png", "cat/other.png"]
+    assert all(by_file[file].groups == {} for file in wrong)
+    (scoring,) = found.scorings.values()
+    assert (list(found.scorings), scoring.among, scoring.pool) == (["16 classes"], "own", "mean")
+
+
+def test_cue_conflict_mapping(tmp_path: Path) -> None:
+    found = one("cue-conflict", put(tmp_path, "oven/oven1-dog2.png"))
+    outputs = dict(zip(found.folder.classes, found.scorings["16 classes"].outputs, strict=True))
+    assert list(outputs) == sorted(outputs)
+    sizes = {"airplane": 1, "bear": 4, "bicycle": 2, "bird": 49, "boat": 5, "bottle": 7, "car": 3, "cat": 6, "chair": 4}
+    sizes |= {"clock": 3, "dog": 109, "elephant": 2, "keyboard": 2, "knife": 1, "oven": 1, "truck": 8}
+    assert {name: len(indices) for name, indices in outputs.items()} == sizes
+    flat = [index for indices in outputs.values() for index in indices]
+    assert len(flat) == len(set(flat)) == 207
+    # the same file's WordNet ids, of which some are no ImageNet-1k classes: an independent form
+    ids = {
+        "bear": "n02132136 n02133161 n02134084 n02134418",
+        "boat": "n02951358 n03344393 n03662601 n04273569 n04612373 n04612504",
+        "bottle": "n02823428 n03937543 n03983396 n04557648 n04560804 n04579145 n04591713",
+        "chair": "n02791124 n03376595 n04099969 n00605023 n04429376",
+        "keyboard": "n03085013 n04505470",
+    }
+    for name, synsets in ids.items():
+        assert [SYNSETS[index] for index in outputs[name]] == [s for s in synsets.split() if s in SYNSETS]
+
+
+def test_shape_bias_leaves_out_what_has_no_conflict() -> None:
+    names = ["airplane", "bear", "bicycle", "bird", "boat", "bottle", "car", "cat", "chair", "clock", "dog"]
+    names += ["elephant", "keyboard", "knife", "oven", "truck"]
+
+    def sample(shape: str, texture: str | None) -> Sample:
+        groups = {"texture": texture} if texture else {}
+        return Sample("x.png", Path("x.png"), names.index(shape), None, groups)
+
+    samples = [sample("cat", "dog")] * 4 + [sample("cat", "cat")] * 3 + [sample("cat", None)]
+    cat, dog, car = (names.index(name) for name in ("cat", "dog", "car"))
+    assert shape_bias([cat, cat, dog, car, cat, cat, cat, cat], samples) == pytest.approx(2 / 3)
+    assert math.isnan(shape_bias([cat, cat], samples[4:6]))
+    with pytest.raises(ValueError, match="longer"):
+        shape_bias([cat], samples)
+
+
+# --- Backgrounds Challenge
+
+
+def test_backgrounds_are_scored_among_all_thousand(tmp_path: Path) -> None:
+    for variant in BACKGROUNDS:
+        put(tmp_path / variant / "val", *(f"{name}/fg_n02085620_1.JPEG" for name in IN9))
+    sets = IMAGENET["imagenet-9"](tmp_path)
+    assert [found.name for found in sets] == [f"imagenet-9 ({variant})" for variant in BACKGROUNDS]
+    for found in sets:
+        assert list(found.folder.classes) == IN9
+        assert sorted(labels(found.folder).values()) == list(range(9))
+        assert (list(found.scorings), found.scorings["9 classes"].among) == (["9 classes"], "all")
+        assert problem(found.folder, "derived-mapping").action == "counted"
+
+
+def test_imagenet9_mapping_has_the_published_sizes(tmp_path: Path) -> None:
+    found = one("imagenet-9", put(tmp_path, "original/val/00_dog/a.JPEG"))
+    outputs = found.scorings["9 classes"].outputs
+    assert [len(indices) for indices in outputs] == [116, 52, 44, 36, 35, 27, 26, 20, 16]  # vehicles: 42 published
+    flat = [index for indices in outputs for index in indices]
+    assert len(flat) == len(set(flat))
+    assert set(outputs[0]) == set(range(151, 269)) - {171, 172}
+    assert set(outputs[7]) == set(range(365, 385))
+    assert {words(index) for index in outputs[2]} >= {"ambulance", "freight car", "tricycle, trike, velocipede"}
+
+
+def test_the_official_table_of_imagenet9_is_taken_where_it_lies(tmp_path: Path) -> None:
+    put(tmp_path / "bg_challenge/mixed_rand/val", "00_dog/a.JPEG")
+    table = {str(index): index % 10 - 1 for index in range(1000)}
+    (tmp_path / "in_to_in9.json").write_text(json.dumps(table))
+    found = one("imagenet-9", tmp_path / "bg_challenge")
+    assert found.scorings["9 classes"].outputs[3] == tuple(range(4, 1000, 10))
+    assert "derived-mapping" not in [p.kind for p in found.folder.problems]
+    (tmp_path / "in_to_in9.json").write_text(json.dumps(dict(list(table.items())[1:])))
+    with pytest.raises(DataError, match=r"must give each of 0\.\.999 one of -1\.\.8; it has 999"):
+        one("imagenet-9", tmp_path / "bg_challenge")
+    (tmp_path / "in_to_in9.json").write_text("[]")
+    with pytest.raises(DataError, match="cannot be read"):
+        one("imagenet-9", tmp_path / "bg_challenge")
+
+
+def test_backgrounds_one_level_off(tmp_path: Path) -> None:
+    put(tmp_path, "original/val/00_dog/a.JPEG")
+    with pytest.raises(DataError, match="has none of original/val, mixed_same/val"):
+        one("imagenet-9", tmp_path / "original")
+
+
+# --- finding the sets under a root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    put(tmp_path / "ImageNet/val", "n01440764/a.JPEG")
+    put(tmp_path / "imagenetv2-matched-frequency-format-val", "3/a.jpeg")
+    put(tmp_path / "imagenet-a", "n01498041/a.jpg")
+    put(tmp_path / "ImageNet-R", "n01443537/a.jpg")
+    put(tmp_path / "sketch", "n01440764/a.JPEG")
+    put(tmp_path / "objectnet-1.0/images", "banana/a.png")
+    put(tmp_path / "SI-Score/rotation", "pig/0.jpg")
+    put(tmp_path / "texture-vs-shape/stimuli/style-transfer-preprocessed-512", "cat/cat1-dog2.png")
+    put(tmp_path / "bg_challenge", "original/val/00_dog/a.JPEG", "mixed_rand/val/00_dog/a.JPEG")
+    return tmp_path
+
+
+def test_every_set_is_found_by_its_published_folder(root: Path) -> None:
+    sets, missing = read_imagenet(root)
+    names = ["imagenet", "imagenet-v2 (matched-frequency)", "imagenet-a", "imagenet-r", "imagenet-sketch", "objectnet"]
+    names += ["si-score (rotation)", "cue-conflict", "imagenet-9 (original)", "imagenet-9 (mixed_rand)"]
+    assert [found.name for found in sets] == names
+    assert missing == []
+    for found in sets:
+        for scoring in found.scorings.values():
+            assert isinstance(scoring, Scoring)
+            assert len(scoring.outputs) == len(found.folder.classes)
+            assert {index for indices in scoring.outputs for index in indices} <= set(range(1000))
+
+
+def test_what_is_not_there_is_said_and_what_was_asked_for_must_be(tmp_path: Path) -> None:
+    put(tmp_path / "val", "n01440764/a.JPEG")
+    sets, missing = read_imagenet(tmp_path)
+    assert [found.name for found in sets] == ["imagenet"]
+    assert missing == [name for name in IMAGENET if name != "imagenet"]
+    assert read_imagenet(tmp_path, ["imagenet"])[1] == []
+    with pytest.raises(
+        DataError, match=r"not there: imagenet-a, objectnet .*imagenet-a as imagenet-a; objectnet as obj"
+    ):
+        read_imagenet(tmp_path, ["imagenet", "imagenet-a", "objectnet"])
+    with pytest.raises(DataError, match="no set is called imagenet-b; there is imagenet, imagenet-v2"):
+        read_imagenet(tmp_path, ["imagenet-b"])
+    with pytest.raises(DataError, match="no such folder"):
+        read_imagenet(tmp_path / "nowhere")
+
+
+# --- bad input
+
+
+def test_a_level_too_high_or_too_low(tmp_path: Path) -> None:
+    put(tmp_path, "train/n01440764/a.JPEG", "val/n01440764/a.JPEG")
+    with pytest.raises(DataError, match=r"imagenet: .*they hold folders themselves, such as train/n01440764"):
+        one("imagenet", tmp_path)
+    with pytest.raises(DataError, match=r"no class folders \(1 images lie directly in it\)"):
+        one("imagenet", tmp_path / "val/n01440764")
+
+
+@pytest.mark.parametrize(
+    "name", ["imagenet", "imagenet-v2", "imagenet-a", "imagenet-sketch", "objectnet", "cue-conflict"]
+)
+def test_folders_of_another_set_and_empty_ones(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=f"{name}: no class folder is a class of the set"):
+        one(name, put(tmp_path / "other", "unicorn/a.png"))
+    (tmp_path / "empty/n01440764").mkdir(parents=True)
+    with pytest.raises(DataError, match=f"{name}: .*are empty"):
+        one(name, tmp_path / "empty")
+
+
+@pytest.mark.skipif("CLEARHEAD_DATA" not in os.environ, reason="CLEARHEAD_DATA (nips17/) is not set")
+def test_real_photographs_in_the_layout_of_the_validation_set() -> None:
+    root = Path(os.environ["CLEARHEAD_DATA"]) / "nips17"
+    found = one("imagenet", root).folder
+    assert sorted(sample.file for sample in found.samples) == sorted(
+        f"{path.parent.name}/{path.name}" for path in root.glob("n*/*.jpg")
+    )
+    assert all(SYNSETS[sample.label] == sample.file.split("/")[0] for sample in found.samples)
+    assert {p.kind for p in found.problems} <= {"missing-class"}
