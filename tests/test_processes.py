@@ -2,9 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -52,3 +55,31 @@ def test_what_runs_in_one_process_says_so(place):
     run = ran(place, TWO, "audit", "model", "data", "--out", "audit-two")
     assert run.returncode != 0
     assert "audit runs in one process" in run.stderr
+
+
+def test_a_killed_process_loses_nothing_and_counts_nothing_twice(place):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (3000, 32, 32, 3), dtype=np.uint8), np.arange(3000)[:, None] % 3
+    np.savez(place / "noise.npz", test_images=images, test_labels=labels)
+    arguments = ("evaluate", "model", "noise.npz", "--suite", "occlusion", "--batch-size", 128)
+    killed = place / "killed"
+    command = [*TWO, *map(str, arguments), "--out", "killed"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = subprocess.Popen(command, cwd=place, env=environment, stderr=subprocess.DEVNULL)
+    while not list(killed.glob("predictions/model/.parts/*/*.parquet")):
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    assert launcher.wait(120) != 0
+    assert not (killed / "results.json").exists()
+
+    for how, out in ((TWO, "killed"), (ONE, "whole")):
+        run = ran(place, how, *arguments, "--out", out)
+        assert run.returncode == 0, run.stderr
+    files = sorted(path.name for path in (place / "whole" / "predictions" / "model").glob("*.parquet"))
+    assert len(files) > 5
+    for name in files:
+        one, two = (place / out / "predictions" / "model" / name for out in ("whole", "killed"))
+        assert one.read_bytes() == two.read_bytes()
+    assert (place / "whole" / "table.csv").read_text() == (place / "killed" / "table.csv").read_text()

@@ -185,18 +185,24 @@ def tell_evaluation(results: EvaluationResults, folder: Path) -> None:
 def tell_suite(results: SuiteResults, folder: Path) -> None:
     """The accuracy on every set that is not a level of a curve, of curves the means, and what changed for certain."""
     tell_problems(results.problems)
-    table = _table("top-1", "95% interval", "top-5", "n")
+    alone = len(results.models) == 1
+    table = _table("top-1", "95% interval", "top-5", "n") if alone else _table(*results.models)
+    top1 = {(row.model, row.set, row.scoring): row for row in results.rows}
     for row in results.rows:
-        if not row.family:
-            name = f"{row.model}, {row.set}, {row.scoring}"
-            top5 = number(row.top5.value, "%") if row.top5 else ""
-            table.add_row(escape(name), number(row.top1.value, "%"), interval(row.top1), top5, f"{row.images:,}")
-    for model in results.models:
-        for family in dict.fromkeys(row.family for row in results.rows if row.family):
-            mine = [row.top1.value for row in results.rows if (row.model, row.family) == (model, family)]
-            table.add_row(escape(f"{model}, {family}, mean of {len(mine)}"), number(sum(mine) / len(mine), "%"))
-        for name, estimate in results.summaries[model].items():
-            table.add_row(f"{escape(model)}, {name}", number(estimate.value, estimate.unit), interval(estimate))
+        if not row.family and row.model == results.models[0]:
+            rows = [top1[model, row.set, row.scoring] for model in results.models]
+            cells = [number(r.top1.value, "%") for r in rows]
+            if alone:
+                top5 = number(row.top5.value, "%") if row.top5 else ""
+                cells += [interval(row.top1), top5, f"{row.images:,}"]
+            table.add_row(escape(f"{row.set}, {row.scoring}"), *cells)
+    for family in dict.fromkeys(row.family for row in results.rows if row.family):
+        each = [[r.top1.value for r in results.rows if (r.model, r.family) == (m, family)] for m in results.models]
+        table.add_row(escape(f"{family}, mean of {len(each[0])}"), *(number(sum(v) / len(v), "%") for v in each))
+    for name in dict.fromkeys(name for found in results.summaries.values() for name in found):
+        each_one = [found.get(name) for found in results.summaries.values()]
+        cells = [number(e.value, e.unit) if e else "" for e in each_one]
+        table.add_row(name, *cells, *([interval(e) for e in each_one if e] if alone else []))
     out.print(table)
     for verdict in verdicts(results):
         out.print(f"[bold {_COLOURS[verdict.word]}]{verdict.word}[/]: {escape(verdict.sentence)}")

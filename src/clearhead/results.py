@@ -228,6 +228,7 @@ class SuiteResults:
         models: their names, each once.
         data: what the sets are of.
         reference: the set whose accuracy effective robustness is measured from.
+        constants: of the corruptions made on the fly: ``imagenet`` or ``cifar``.
         rows: a model, set and scoring each.
         summaries: of each model over several sets.
         seeds: means over models of one label.
@@ -245,6 +246,7 @@ class SuiteResults:
     summaries: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     seeds: list[SeedRow] = field(default_factory=list)
     changes: list[SetChange] = field(default_factory=list)
+    constants: str = "imagenet"
     absent: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)

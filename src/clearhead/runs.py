@@ -28,7 +28,7 @@ import pyarrow.parquet
 import yaml
 from pydantic import TypeAdapter
 
-from clearhead.processes import first_alone, share
+from clearhead.processes import first_alone, share, wait_for_all
 
 
 class RunError(ValueError):
@@ -48,12 +48,20 @@ def written(path: Path) -> Iterator[Path]:
 
 
 def replace_folder(unfinished: Path, path: Path) -> None:
-    """Move a file or a folder to `path`, in place of what is there."""
-    old = unfinished.with_name(f".{unfinished.name}.old")
+    """Move a file or a folder to `path`, in place of what is there; ``restore`` mends it after a kill in between."""
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if unfinished.is_dir() and path.exists():
         os.replace(path, old)
     os.replace(unfinished, path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def restore(path: Path) -> None:
+    """Put back the folder that ``replace_folder`` was stopped in replacing."""
+    old = path.with_name(f".{path.name}.old")
+    if old.is_dir() and not path.exists():
+        os.replace(old, path)
 
 
 def begin(folder: Path, command: str, arguments: Mapping[str, Any], shared: bool = False) -> bool:
@@ -66,7 +74,9 @@ def begin(folder: Path, command: str, arguments: Mapping[str, Any], shared: bool
     if share()[1] > 1 and not shared:
         raise RunError(f"{command} runs in one process: start it without torchrun or accelerate launch")
     with first_alone():
-        return _begin(folder, command, arguments)
+        finished = _begin(folder, command, arguments)
+    wait_for_all()  # else a slow process could see the first one's results as those of an earlier run
+    return finished
 
 
 def _begin(folder: Path, command: str, arguments: Mapping[str, Any]) -> bool:

@@ -29,7 +29,7 @@ from clearhead.data.batches import Images, Shuffle, loader, over_images
 from clearhead.data.folder import ImageFolder
 from clearhead.models import Classifier
 from clearhead.processes import mean_over_processes
-from clearhead.runs import replace_folder
+from clearhead.runs import replace_folder, restore
 
 Batch = Mapping[str, Any]
 Loss = Callable[[Classifier, Batch], dict[str, Tensor]]
@@ -295,7 +295,12 @@ def _keep(accelerator: Accelerator, state: Path | None, history: list[Epoch], be
 
 
 def _resume(accelerator: Accelerator, state: Path | None) -> tuple[list[Epoch], dict[str, Tensor]]:
-    if state is None or not state.is_dir():
+    if state is None:
+        return [], {}
+    if accelerator.is_main_process:
+        restore(state)
+    accelerator.wait_for_everyone()
+    if not state.is_dir():
         return [], {}
     accelerator.load_state(str(state))
     history = json.loads((state / "history.json").read_text(encoding="utf-8"))

@@ -15,9 +15,9 @@ from PIL import Image
 from clearhead.data.folder import read_folder
 from clearhead.data.pixels import DataError
 from clearhead.evaluate import answers as module
-from clearhead.evaluate.answers import answer, file_name, read_answers, scored
+from clearhead.evaluate.answers import answer, read_answers, scored
 from clearhead.models import Preprocessing, from_module
-from clearhead.shifts.sets import Scoring, ShiftedSet, generators, plain
+from clearhead.shifts.sets import Scoring, ShiftedSet, file_name, generators, plain
 
 CLASSES = ("red", "green", "blue")
 
@@ -65,7 +65,7 @@ def test_scorings_are_what_they_say(seed, among, pool):
     ends = np.sort(rng.choice(np.arange(1, 12), 7, replace=False))
     means = [tuple(part.tolist()) for part in np.split(outputs, ends)][:-1]  # 7 classes; the last outputs mean none
     logits, label = rng.normal(size=(5, 12)) * 3, rng.integers(0, 7, 5)
-    found = scored(torch.tensor(logits), torch.tensor(label), Scoring(tuple(means), among, pool))
+    found = scored(torch.tensor(logits), torch.tensor(label), Scoring(tuple(means), 12, among, pool))
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     for i in range(5):
         if among == "all":
@@ -83,8 +83,8 @@ def test_scorings_are_what_they_say(seed, among, pool):
         assert found["loss"][i].item() == pytest.approx(loss)
 
 
-def test_a_scoring_for_more_outputs_than_the_model_has_is_refused():
-    with pytest.raises(ValueError, match="output 11 of the model, which has 3"):
+def test_a_scoring_for_another_number_of_outputs_is_refused():
+    with pytest.raises(ValueError, match="models of 12 classes, in their usual order; this one has 3"):
         scored(torch.zeros(1, 3), torch.tensor([0]), plain(12))
 
 
@@ -111,7 +111,7 @@ def test_answers_are_those_of_the_model(model, folder, tmp_path):
 
 
 def test_a_stopped_run_goes_on_and_answers_nothing_twice(model, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PART", 4)
+    monkeypatch.setattr(module, "PART", 8)
     asked = []
 
     def counted(x):
@@ -129,7 +129,7 @@ def test_a_stopped_run_goes_on_and_answers_nothing_twice(model, folder, tmp_path
     answer(model, sets_of(folder), tmp_path / "whole", batch_size=4)
     for name in ("as it is", "noise 1"):
         assert (tmp_path / "said" / file_name(name)).read_bytes() == (tmp_path / "whole" / file_name(name)).read_bytes()
-    assert not (tmp_path / "said" / ".parts" / "as-it-is").exists()
+    assert not (tmp_path / "said" / ".parts").exists()
 
 
 class _Call(torch.nn.Module):
@@ -148,8 +148,45 @@ def test_broken_images_are_listed_and_too_many_stop_the_run(model, folder, tmp_p
     found = read_answers(tmp_path / "said" / file_name("as it is"))["all"]
     assert len(found.file) == 20
     assert list(found.unreadable) == [folder.samples[3].file]
-    with pytest.raises(DataError, match=r"1 of 21 images cannot be read, more than 1%.*3\.png"):
-        answer(model, sets_of(folder), tmp_path / "strict", batch_size=4)
+    for _ in range(2):  # starting again does not get past the limit
+        with pytest.raises(DataError, match=r"1 of 21 images cannot be read, more than 1%.*3\.png"):
+            answer(model, sets_of(folder), tmp_path / "strict", batch_size=4)
+
+
+def test_the_limit_counts_what_earlier_runs_could_not_read(model, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 8)
+    for i in (1, 9, 17):
+        folder.samples[i].path.write_bytes(b"no image")
+    for _ in range(3):
+        with pytest.raises(DataError, match="3 of 21 images cannot be read, more than 10%"):
+            answer(model, sets_of(folder), tmp_path / "said", batch_size=4, most_unreadable=0.1)
+    assert not list((tmp_path / "said").glob("*.parquet"))
+
+
+def test_parts_of_other_sets_or_sizes_are_not_mixed_in(model, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 8)
+    one, two = sets_of(folder)
+    three = replace(two, name="noise 2")
+
+    def stopped(batches, count):
+        for i, batch in enumerate(batches):
+            if i == 3:
+                raise KeyboardInterrupt
+            yield batch
+
+    with pytest.raises(KeyboardInterrupt):
+        answer(model, [one, two], tmp_path / "said", batch_size=4, track=stopped)
+    answer(model, [one, two, three], tmp_path / "said", batch_size=4)
+    for name in ("as it is", "noise 1", "noise 2"):
+        for found in read_answers(tmp_path / "said" / file_name(name)).values():
+            assert found.file.tolist() == [sample.file for sample in folder.samples]
+    assert not (tmp_path / "said" / ".parts").exists()
+
+
+def test_sets_that_would_share_a_file_are_refused(model, folder, tmp_path):
+    one, two = sets_of(folder)
+    with pytest.raises(DataError, match="'noise 1', 'noise-1' cannot be told apart"):
+        answer(model, [one, two, replace(two, name="noise-1")], tmp_path / "said")
 
 
 PROCESS = """
@@ -161,7 +198,7 @@ from clearhead.data.folder import read_folder
 from clearhead.evaluate import answers
 from clearhead.models import Preprocessing, from_module
 from tests.evaluate.test_answers import CLASSES, brightest, sets_of
-answers.PART = 4
+answers.PART = 8
 model = from_module(brightest(), preprocess=Preprocessing((8, 8), (8, 8), (0.5,) * 3, (0.25,) * 3), classes=CLASSES)
 folder = read_folder({data!r}, classes=CLASSES, check=False)
 answers.answer(model, sets_of(folder), Path({out!r}), batch_size=4)
@@ -170,7 +207,7 @@ answers.answer(model, sets_of(folder), Path({out!r}), batch_size=4)
 
 @pytest.mark.slow
 def test_two_processes_answer_as_one(model, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PART", 4)
+    monkeypatch.setattr(module, "PART", 8)
     answer(model, sets_of(folder), tmp_path / "one", batch_size=4)
     script = tmp_path / "run.py"
     here = str(module.Path(__file__).parents[2])

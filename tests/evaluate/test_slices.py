@@ -8,12 +8,11 @@ import pyarrow.parquet
 import pytest
 import timm
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import fisher_exact
 
-from clearhead.evaluate.slices import find_slices, holm
+from clearhead.evaluate.slices import find_slices
+from clearhead.evaluate.statistics import holm
 from clearhead.models import load_model, save_model
 from clearhead.workflows import run_audit, run_slices
 
@@ -108,19 +107,6 @@ def test_noise_rarely_gives_a_slice():
 @pytest.mark.slow
 def test_noise_gives_a_slice_no_more_often_than_it_may():
     assert _told_of_noise(100) <= 12  # 13 or more: 0.2% at 5%
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_holm_keeps_the_order_and_lies_between_no_correction_and_bonferronis(values):
-    p = np.array(values)
-    corrected = holm(p)
-    assert ((corrected >= p) & (corrected <= np.minimum(1, len(p) * p) + 1e-12)).all()
-    assert (np.diff(corrected[np.argsort(p)]) >= 0).all()
-
-
-def test_holm_by_hand():
-    np.testing.assert_allclose(holm(np.array([0.04, 0.01, 0.03])), [0.06, 0.03, 0.06])
-    assert len(holm(np.array([]))) == 0
 
 
 def test_a_class_with_few_images_and_one_without_mistakes():

@@ -177,6 +177,6 @@ def test_what_is_refused(model: OnPixels, pixels: Tensor, labels: Tensor) -> Non
 
 
 def test_without_the_toolbox(model: OnPixels, pixels: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "art.attacks.evasion", None)
-    with pytest.raises(ImportError, match=r"pip install clearhead\[adversarial\]"):
+    monkeypatch.setitem(sys.modules, "art", None)
+    with pytest.raises(ValueError, match=r"pip install 'clearhead\[adversarial\]'"):
         attack(model, pixels, labels)

@@ -372,5 +372,3 @@ def test_the_mean_corruption_error_refuses_what_it_cannot_average():
         mean_corruption_error(errors | {"snow": [0.5] * 4})
     with pytest.raises(ValueError, match="not percent"):
         mean_corruption_error(errors | {"snow": [50.0] * 5})
-    with pytest.raises(ValueError, match="alexnet"):
-        mean_corruption_error(errors, "resnet")

@@ -1,19 +1,21 @@
 """Readers of the published ImageNet sets: layouts, labels, scorings, groups, problems; the mappings behind them."""
 
+import io
 import json
-import math
 import os
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import timm.data
 from PIL import Image
 
-from clearhead.data.folder import ImageFolder, Problem, Sample
+from clearhead.data.folder import ImageFolder, Problem
 from clearhead.data.pixels import DataError
-from clearhead.shifts.imagenet import IMAGENET, read_imagenet, shape_bias
+from clearhead.shifts.imagenet import IMAGENET, read_imagenet, read_shards, subset
 from clearhead.shifts.sets import Scoring, ShiftedSet, plain
 
 INFO = timm.data.ImageNetInfo("imagenet-1k")
@@ -266,22 +268,6 @@ def test_cue_conflict_mapping(tmp_path: Path) -> None:
         assert [SYNSETS[index] for index in outputs[name]] == [s for s in synsets.split() if s in SYNSETS]
 
 
-def test_shape_bias_leaves_out_what_has_no_conflict() -> None:
-    names = ["airplane", "bear", "bicycle", "bird", "boat", "bottle", "car", "cat", "chair", "clock", "dog"]
-    names += ["elephant", "keyboard", "knife", "oven", "truck"]
-
-    def sample(shape: str, texture: str | None) -> Sample:
-        groups = {"texture": texture} if texture else {}
-        return Sample("x.png", Path("x.png"), names.index(shape), None, groups)
-
-    samples = [sample("cat", "dog")] * 4 + [sample("cat", "cat")] * 3 + [sample("cat", None)]
-    cat, dog, car = (names.index(name) for name in ("cat", "dog", "car"))
-    assert shape_bias([cat, cat, dog, car, cat, cat, cat, cat], samples) == pytest.approx(2 / 3)
-    assert math.isnan(shape_bias([cat, cat], samples[4:6]))
-    with pytest.raises(ValueError, match="longer"):
-        shape_bias([cat], samples)
-
-
 # --- Backgrounds Challenge
 
 
@@ -406,3 +392,33 @@ def test_real_photographs_in_the_layout_of_the_validation_set() -> None:
     )
     assert all(SYNSETS[sample.label] == sample.file.split("/")[0] for sample in found.samples)
     assert {p.kind for p in found.problems} <= {"missing-class"}
+
+
+# --- shards
+
+
+def parquet(path: Path, names: list[str], labels: list[int]) -> Path:
+    """A Parquet file as the Hub makes it: encoded images, and the names of the labels in the metadata."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), 100, np.uint8)).save(buffer, "PNG")
+    table = pa.table({"image": [{"bytes": buffer.getvalue(), "path": None}] * len(labels), "label": labels})
+    features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), path)
+    return path
+
+
+@pytest.mark.parametrize("by", ["WordNet id", "name"])
+def test_a_set_of_the_hub_is_scored_as_the_published_folder(tmp_path: Path, by: str) -> None:
+    ids = subset("imagenet-r")
+    classes = INFO.label_descriptions()
+    names = list(ids) if by == "WordNet id" else [classes[SYNSETS.index(i)] for i in ids]
+    found = read_shards("imagenet-r", parquet(tmp_path / "test.parquet", names, [3, 199]), classes)
+    assert [sample.label for sample in found.folder.samples] == [3, 199]
+    assert found.folder.classes == ids
+    assert found.scorings["200 classes"].outputs[3] == (SYNSETS.index(ids[3]),)
+    assert found.scorings["1000 classes"].among == "all"
+
+
+def test_a_set_that_needs_its_files_is_not_read_from_shards(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="objectnet is read from its published folder"):
+        read_shards("objectnet", tmp_path / "x.parquet", SYNSETS)

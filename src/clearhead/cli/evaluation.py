@@ -254,6 +254,8 @@ def evaluate(
     if not models:
         raise typer.BadParameter("a model and data are needed: MODEL DATA, or MODEL --root DATA")
     options: dict[str, Any] = {"split": split, "batch_size": batch_size, "workers": workers, "seed": seed}
+    if not suite and (root or sets or baseline):
+        raise typer.BadParameter("--root, --sets and --baseline belong to --suite")
     if suite:
         if faithfulness or segmentation or knn:
             raise typer.BadParameter("--suite is a run of its own, without --faithfulness, --segmentation and --knn")

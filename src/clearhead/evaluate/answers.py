@@ -1,7 +1,7 @@
 """What a model answers on shifted sets: kept image by image, part by part, so that nothing is answered twice.
 
     predictions/<model>/<set>.parquet   the answers on a set; there, the set is done
-    predictions/<model>/.parts/...      the answers so far, a file for every ``PART`` images
+    predictions/<model>/.parts/...      the answers so far, a file for about every ``PART`` of them
 
 Sets that are shifts of one folder are answered in one pass: an image is decoded once. Which images make a batch
 depends on nothing but the batch size, so a run that was stopped, or is shared by several processes, gives the same
@@ -9,7 +9,7 @@ answers as one that was not.
 """
 
 import functools
-import re
+import hashlib
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,10 +30,10 @@ from clearhead.models import Classifier
 from clearhead.models.preprocessing import Preprocessing, per_channel
 from clearhead.processes import share, wait_for_all
 from clearhead.runs import written
-from clearhead.shifts.sets import Scoring, ShiftedSet, generators
+from clearhead.shifts.sets import Scoring, ShiftedSet, file_name, generators, require_files
 
 PART = 1024
-"""Images a part, to the next whole batch."""
+"""Answers a part, to the next whole batch of images."""
 
 TOP = 5
 
@@ -92,23 +92,22 @@ def answer(
         DataError: where more images are broken.
         ValueError: where the scoring of a set wants outputs that the model does not have.
     """
+    require_files([one.name for one in sets], "sets")
     together: dict[tuple[int, int], list[ShiftedSet]] = defaultdict(list)
     for one in sets:
         together[id(one.folder), one.border].append(one)
     for group in together.values():
         if not all((out / file_name(one.name)).exists() for one in group):
-            parts = out / ".parts" / Path(file_name(group[0].name)).stem
-            _answer_parts(model, group, parts, batch_size, workers, seed, most_unreadable, track)
+            size = -(-PART // (batch_size * len(group))) * batch_size
+            parts = out / ".parts" / _digest(group, size, batch_size, seed)
+            _answer_parts(model, group, parts, size, batch_size, workers, seed, most_unreadable, track)
             wait_for_all()
             if share()[0] == 0:
+                _require_readable(group, parts, most_unreadable)
                 _join(parts, group, out)
             wait_for_all()
-
-
-def file_name(name: str) -> str:
-    """The file of a set's answers."""
-    plain = re.sub(r"[^\w.]+", "-", name).strip("-")
-    return f"{plain}.parquet"
+    if share()[0] == 0:
+        shutil.rmtree(out / ".parts", ignore_errors=True)
 
 
 def read_answers(file: Path) -> dict[str, Answers]:
@@ -153,6 +152,7 @@ def _answer_parts(
     model: Classifier,
     group: Sequence[ShiftedSet],
     parts: Path,
+    size: int,
     batch_size: int,
     workers: int,
     seed: int,
@@ -161,7 +161,6 @@ def _answer_parts(
 ) -> None:
     """This process's share of the parts of a group that are not there yet."""
     samples = group[0].folder.samples
-    size = -(-PART // batch_size) * batch_size
     rank, processes = share()
     missing = [
         range(start, min(start + size, len(samples)))
@@ -176,7 +175,7 @@ def _answer_parts(
         pin_memory=torch.cuda.is_available(),
     )
     rows: dict[str, list[pa.Table]] = defaultdict(list)
-    unreadable = 0
+    unreadable = _require_readable(group, parts, most_unreadable)
     ends = {part[-1]: part[0] for part in missing}
     device = next(model.module.parameters()).device
     for image, label, index, problem in track(pictures, len(batches)) if track else pictures:
@@ -186,10 +185,7 @@ def _answer_parts(
         unreadable += sum(map(bool, problem))
         if unreadable > most_unreadable * len(samples):
             first = next(i for i, why in enumerate(problem) if why)
-            raise DataError(
-                f"{group[0].name}: {unreadable} of {len(samples)} images cannot be read, more than "
-                f"{100 * most_unreadable:g}%; the last is {samples[int(index[first])].path}: {problem[first]}"
-            )
+            raise _too_many(group, unreadable, most_unreadable, samples[int(index[first])].file, problem[first])
         if int(index[-1]) in ends:
             with (
                 written(_part(parts, ends[int(index[-1])])) as path,
@@ -198,6 +194,31 @@ def _answer_parts(
                 for tables in rows.values():  # a row group a set, so that one can be read without the others
                     parquet.write_table(pa.concat_tables(tables))
             rows.clear()
+
+
+def _digest(group: Sequence[ShiftedSet], size: int, batch_size: int, seed: int) -> str:
+    """A name for parts that answer just this: other sets, images or parts of another size are not mixed in."""
+    told = [*(one.name for one in group), size, batch_size, seed, *(s.file for s in group[0].folder.samples)]
+    return hashlib.sha256("\n".join(map(str, told)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _require_readable(group: Sequence[ShiftedSet], parts: Path, most: float) -> int:
+    """How many images of the parts could not be read; raises DataError where they are too many."""
+    first = group[0]
+    found: dict[str, str] = {}
+    for file in sorted(parts.glob("*.parquet")):
+        table = pyarrow.parquet.read_table(file, columns=["file", "problem"], filters=[("set", "==", first.name)])
+        found |= {row["file"]: row["problem"] for row in table.to_pylist() if row["problem"] is not None}
+    if len(found) > most * len(first.folder.samples):
+        raise _too_many(group, len(found), most, *list(found.items())[-1])
+    return len(found)
+
+
+def _too_many(group: Sequence[ShiftedSet], count: int, most: float, file: str, why: str) -> DataError:
+    return DataError(
+        f"{group[0].name}: {count} of {len(group[0].folder.samples)} images cannot be read, more than {100 * most:g}%; "
+        f"the last is {file}: {why}"
+    )
 
 
 _COLUMNS = pa.schema(
@@ -223,16 +244,19 @@ def _answer_batch(
     """A table for each scoring."""
     logits = model(_shifted(model, one, image, label, index, seed)).float()
     names = np.array([*one.folder.classes, None], dtype=object)
-    readable = np.array([not why for why in problem])
+    readable = [not why for why in problem]
     tables = []
     for scoring, how in one.scorings.items():
-        said = {name: values.cpu().numpy() for name, values in scored(logits, label, how).items()}
+        # as lists: small arrays that live on between freed batches would break up the memory
+        said = {name: values.tolist() for name, values in scored(logits, label, how).items()}
         columns: dict[str, Any] = {
             "set": [one.name] * len(index),
             "scoring": [scoring] * len(index),
             "file": [one.folder.samples[i].file for i in index.tolist()],
             "label": names[label.cpu().numpy()],
-            "predicted": np.where(readable, names[said.pop("predicted")], None),
+            "predicted": [
+                name if read else None for name, read in zip(names[said.pop("predicted")], readable, strict=True)
+            ],
             "problem": [why or None for why in problem],
         }
         tables.append(pa.table(columns | said, _COLUMNS))
@@ -258,10 +282,10 @@ def scored(logits: Tensor, label: Tensor, scoring: Scoring) -> dict[str, Tensor]
 
     Returns predicted (class index, -1 for an output that means none), right, top5, confidence and loss, B each.
     """
-    if (most := max(map(max, scoring.outputs))) >= logits.shape[1]:
+    if scoring.of != logits.shape[1]:
         raise ValueError(
-            f"the set's classes go up to output {most} of the model, which has {logits.shape[1]}: a model of the 1000 "
-            "classes of ImageNet-1k, in their order, is needed"
+            f"the set is scored by models of {scoring.of:,} classes, in their usual order; this one has "
+            f"{logits.shape[1]:,}"
         )
     class_of, output, member = _index(scoring, logits.shape[1], logits.device)
     log_p = logits.log_softmax(-1)
@@ -278,7 +302,8 @@ def scored(logits: Tensor, label: Tensor, scoring: Scoring) -> dict[str, Tensor]
         lowest = logits.new_full((len(logits), classes), -torch.inf)
         scores = lowest.scatter_reduce(1, output[1].expand(len(logits), -1), logits[:, output[0]], "amax")
     else:
-        scores = (log_p.exp() @ member.T.to(log_p.dtype) / member.sum(1)).log()
+        each = log_p[:, None].masked_fill(~member, -torch.inf).logsumexp(-1)  # not exp and log: far classes stay finite
+        scores = each - member.sum(1).log()
     log_q = scores.log_softmax(-1)
     top = log_q.topk(min(TOP, classes), -1).indices
     hits = top == label[:, None]
@@ -306,6 +331,7 @@ def _join(parts: Path, group: Sequence[ShiftedSet], out: Path) -> None:
     for one in group:
         if not (target := out / file_name(one.name)).exists():
             found = pyarrow.parquet.read_table(files, filters=[("set", "==", one.name)])
+            assert len(found) == len(one.folder.samples) * len(one.scorings), f"{one.name}: parts are missing"
             with written(target) as path:
                 pyarrow.parquet.write_table(found, path)
     shutil.rmtree(parts)

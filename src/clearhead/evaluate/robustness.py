@@ -120,22 +120,22 @@ def _calibration_error(answers: Answers) -> float:
     return float(np.average(gaps, weights=bins.counts)) if bins.counts else math.nan
 
 
-def changes(model: str, pairs: Mapping[tuple[str, str], tuple[Answers, Answers]]) -> list[SetChange]:
-    """A model against another on many sets, by set and scoring: (before, after) of the same images.
+def changes(pairs: Mapping[tuple[str, str, str], tuple[Answers, Answers]]) -> list[SetChange]:
+    """Models against another on many sets, by model, set and scoring: (before, after) of the same images.
 
     All p-values together are corrected by Holm's step-down rule, so that the chance of one false word in the whole
     table is at most ``ALPHA``. Raises ValueError where two answers are of different images.
     """
     found = []
-    for (name, scoring), (before, after) in pairs.items():
-        if not np.array_equal(before.file, after.file):
+    for (model, name, scoring), (before, after) in pairs.items():
+        if not (np.array_equal(before.file, after.file) and np.array_equal(before.label, after.label)):
             raise ValueError(f"compare: the models were asked about different images of {name}")
         if len(before.file):
             test = mcnemar(before.right, after.right)
-            found.append((name, scoring, accuracy_difference(before.right, after.right), test))
+            found.append((model, name, scoring, accuracy_difference(before.right, after.right), test))
     adjusted = holm([test.p_value for *_, test in found])
     rows = []
-    for (name, scoring, change, test), p in zip(found, adjusted, strict=True):
+    for (model, name, scoring, change, test), p in zip(found, adjusted, strict=True):
         word: Literal["helped", "harmed", "no difference shown"] = "no difference shown"
         if p < ALPHA:
             word = "helped" if change.value > 0 else "harmed"
@@ -161,19 +161,17 @@ def over_seeds(rows: Sequence[SetRow], labels: Mapping[str, str]) -> list[SeedRo
     return result
 
 
-def baseline_line(reference: Sequence[float], shifted: Sequence[float]) -> tuple[float, float]:
+def baseline_line(reference: Sequence[float], shifted: Sequence[float]) -> tuple[float, float] | None:
     """Intercept and slope of the baselines' accuracy on a shifted set by that on the reference, both as logits.
 
-    As in Taori et al. (arXiv 2007.00644), by least squares. Raises ValueError for fewer than two baselines of
-    different accuracy, or an accuracy of 0 or 1.
+    As in Taori et al. (arXiv 2007.00644), by least squares. A baseline with an accuracy of 0 or 1 has no logit and is
+    left out; None where fewer than two of different accuracy on the reference are left.
     """
     x, y = np.asarray(reference, dtype=float), np.asarray(shifted, dtype=float)
-    values = np.concatenate([x, y])
-    if len(x) < 2 or np.ptp(x) == 0 or not ((values > 0) & (values < 1)).all():
-        raise ValueError(
-            "baseline: at least two models of different accuracy on the reference set are needed, and none with an "
-            f"accuracy of 0 or 1; got {[round(v, 4) for v in x.tolist()]} and {[round(v, 4) for v in y.tolist()]}"
-        )
+    usable = (x > 0) & (x < 1) & (y > 0) & (y < 1)
+    x, y = x[usable], y[usable]
+    if len(x) < 2 or np.ptp(x) == 0:
+        return None
     slope, intercept = np.polyfit(logit(x), logit(y), 1)
     return float(intercept), float(slope)
 

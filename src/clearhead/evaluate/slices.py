@@ -20,7 +20,7 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from clearhead.evaluate.statistics import LEVEL, Estimate, proportion
+from clearhead.evaluate.statistics import LEVEL, Estimate, holm, proportion
 
 MOST_PARTS = 6
 """Parts a class is divided into at most; how many, the Bayesian information criterion says."""
@@ -160,18 +160,9 @@ def find_slices(
                 files=names[wrong[np.argsort(-typical[wrong], kind="stable")]][:show].tolist(),
             )
         )
-    corrected = holm(np.array(raw))
+    corrected = holm(raw)
     told = [replace(slices[i], p_value=float(corrected[i])) for i in np.argsort(raw, kind="stable")]
     return Slices(told, part, held_out)
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """p-values (N) corrected so that any at most α is wrong in no more than α of all families (Holm, 1979)."""
-    order = np.argsort(p)
-    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    corrected = np.empty(len(p))
-    corrected[order] = np.minimum(steps, 1)
-    return corrected
 
 
 def _blocks(features: np.ndarray | None, maps: np.ndarray | None, count: int) -> list[np.ndarray]:

@@ -98,6 +98,15 @@ def accuracy_difference(before: np.ndarray, after: np.ndarray, level: float = LE
     return Estimate(value, min(low, value), max(high, value), count, "pp")
 
 
+def independent_difference(before: np.ndarray, after: np.ndarray) -> Estimate:
+    """Share right after minus share right before, on other images, with Newcombe's interval from Wilson's."""
+    a, b = proportion(before), proportion(after)
+    value = b.value - a.value
+    low = value - math.hypot(b.value - b.low, a.high - a.value)
+    high = value + math.hypot(b.high - b.value, a.value - a.low)
+    return Estimate(value, low, high, min(a.count, b.count), "pp")
+
+
 def mean_difference(before: np.ndarray, after: np.ndarray, unit: str = "", seed: int = 0) -> Estimate:
     """The mean of after - before over the same N images, with the interval of its bootstrap."""
     _paired(before, after)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from clearhead.evaluate.answers import Answers
-from clearhead.evaluate.statistics import Estimate, accuracy_difference, mean, proportion
+from clearhead.evaluate.statistics import Estimate, accuracy_difference, independent_difference, mean, proportion
 from clearhead.shifts.corruptions import ALEXNET_ERRORS, COMMON
 from clearhead.shifts.sets import ShiftedSet
 
@@ -28,25 +28,36 @@ def summaries(sets: Sequence[ShiftedSet], said: Mapping[str, Answers], seed: int
           (arXiv 2006.09994); paired where the files are.
     """
     found: dict[str, Estimate] = {}
-    levels = {(one.family, one.level): said[one.name] for one in sets if one.family}
-    if all((name, severity) in levels for name in COMMON for severity in range(1, 6)):
-        right = {name: np.mean([levels[name, severity].right for severity in range(1, 6)], axis=0) for name in COMMON}
+    levels = {(one.family, one.level): one for one in sets if one.family in COMMON}
+    if len(levels) == 5 * len(COMMON):
+        each = {key: dict(zip(said[one.name].file, said[one.name].right, strict=True)) for key, one in levels.items()}
+        # an image that could not be read under one of them counts under none
+        files = [file for file in next(iter(each.values())) if all(file in right for right in each.values())]
+        right = {
+            name: np.mean([[each[name, severity][file] for file in files] for severity in range(1, 6)], axis=0)
+            for name in COMMON
+        }
         found["mean corruption accuracy"] = mean(np.mean(list(right.values()), axis=0), "%", seed)
-        if len(sets[0].folder.classes) == 1000:
+        if next(iter(next(iter(levels.values())).scorings.values())).of == 1000:
             errors = [(1 - right[name]) / ALEXNET_ERRORS[name] for name in COMMON]
             found["mCE"] = mean(100 * np.mean(errors, axis=0), "", seed)
     by_name = {one.name: one for one in sets}
     if "cue-conflict" in by_name:
         found["shape bias"] = _shape_bias(by_name["cue-conflict"], said["cue-conflict"])
     same, random = (said.get(f"imagenet-9 ({variant})") for variant in ("mixed_same", "mixed_rand"))
-    if same and random and np.array_equal(same.file, random.file):
-        found["background gap"] = accuracy_difference(random.right, same.right)
+    if same and random:
+        paired = np.array_equal(same.file, random.file)
+        difference = accuracy_difference if paired else independent_difference
+        found["background gap"] = difference(random.right, same.right)
     return found
 
 
 def _shape_bias(one: ShiftedSet, said: Answers) -> Estimate:
-    """Shape decisions among the decisions for shape or texture, images where both are one class left out."""
-    textures = {sample.file: sample.groups["texture"] for sample in one.folder.samples}
+    """Shape decisions among the decisions for shape or texture, images where both are one class left out.
+
+    As in bethgelab/model-vs-human, plotting/analyses.py. An image of unknown texture does not count.
+    """
+    textures = {s.file: s.groups.get("texture", one.folder.classes[s.label]) for s in one.folder.samples}
     texture = np.array([textures[file] for file in said.file], dtype=object)
     decided = (texture != said.label) & ((said.predicted == said.label) | (said.predicted == texture))
     return proportion(said.right[decided])

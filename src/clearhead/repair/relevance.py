@@ -31,6 +31,7 @@ from clearhead.explain.gae import relevance, token_grid
 from clearhead.explain.gradients import input_gradient_map, input_x_gradient_map
 from clearhead.models import Classifier
 from clearhead.models.classifier import chosen_logit
+from clearhead.processes import share
 from clearhead.repair.pixels import pixel_gradient
 from clearhead.tap import tap
 
@@ -83,6 +84,8 @@ class Relevance:
         Images without a mask count in the classification term alone. Raises ValueError for a model without a grid,
         where the source needs one.
         """
+        if self.exchange and share()[1] > 1:
+            raise ValueError("exchange: images change backgrounds within a batch, which one process must hold whole")
         images = _exchanged(batch, self.exchange) if self.exchange and model.module.training else batch["image"]
         maps, logits = relevance_maps(model, images, batch["label"], self.source, self.second_order)
         mask, masked = batch["mask"][:, 0], batch["has_mask"]

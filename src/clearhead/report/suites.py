@@ -1,13 +1,14 @@
 """Models on shifted sets on the page: the verdict over all sets, the accuracies, the curves, the numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from clearhead.evaluate.robustness import ALPHA, SetChange, SetRow
 from clearhead.evaluate.statistics import Estimate, number
 from clearhead.report import plots
 from clearhead.report.page import Figure, Row, Section, Table, Verdict
 from clearhead.results import SuiteResults
+from clearhead.shifts.corruptions import CORRUPTIONS
 from clearhead.shifts.sweeps import SWEEPS
 
 
@@ -45,12 +46,17 @@ def verdicts(run: SuiteResults) -> list[Verdict]:
         mine = [change for change in run.changes if change.model == model]
         worse, better = ([c for c in mine if c.word == word] for word in ("harmed", "helped"))
         word = "harmed" if worse else "helped" if better else "cannot tell"
+        tested = f"by paired tests at {ALPHA:.0%} over all sets together (Holm)"
         parts = [
-            f"{direction} than {run.models[0]} on {len(some)} of {len(mine)} sets"
-            + (f" ({_named(some)})" if some else "")
+            f"{direction} on {len(some)} of {len(mine)} sets ({_named(some)})"
             for direction, some in (("worse", worse), ("better", better))
+            if some
         ]
-        sentence = f"{model} is {' and '.join(parts)}, by paired tests at {ALPHA:.0%} over all sets together (Holm)."
+        sentence = f"{model} is {' and '.join(parts)} than {run.models[0]}, {tested}."
+        if not parts:
+            sentence = (
+                f"No difference between {model} and {run.models[0]} is shown on any of {len(mine)} sets, {tested}."
+            )
         found.append(Verdict(word, run.data, sentence))  # type: ignore[arg-type]
     return found
 
@@ -75,27 +81,44 @@ def _families(run: SuiteResults) -> list[Section]:
     """Severities of corruptions as a table for each model, other levels as curves."""
     sections: list[Section] = []
     families = list(dict.fromkeys(row.family for row in run.rows if row.family))
-    levels = {family: sorted({row.level or 0.0 for row in run.rows if row.family == family}) for family in families}
-    graded = [family for family in families if set(levels[family]) <= {1, 2, 3, 4, 5}]
-    for model in run.models if graded else []:
-        mine = {(row.family, row.level): row.top1 for row in run.rows if row.model == model}
-        severities = sorted({level for family in graded for level in levels[family]})
-        rows = []
-        for family in graded:
-            cells = [mine.get((family, severity)) for severity in severities]
-            there = [cell.value for cell in cells if cell]
-            told = [number(cell.value, "%") if cell else "" for cell in cells]
-            rows.append(Row(family.replace("_", " "), [*told, number(sum(there) / len(there), "%")]))
-        of = f": {model}" if len(run.models) > 1 else ""
-        columns = [*(f"severity {level:g}" for level in severities), "mean"]
-        sections.append(Table(f"Corruptions{of}", columns, rows, _CORRUPTIONS, names="corruption"))
+    graded = [family for family in families if family in CORRUPTIONS]
+    if graded:
+        sections.append(_corruptions(run, graded))
     for family in families:
         if family not in graded:
             sections.append(_curve(run, family))
     return sections
 
 
-_CORRUPTIONS = "Top-1 accuracy; the intervals are in table.csv."
+def _corruptions(run: SuiteResults, families: Sequence[str]) -> Table:
+    """Severities side by side for one model, models side by side for several."""
+    found: dict[tuple[str, str], dict[float, float]] = {}
+    for row in run.rows:
+        if row.family in families:
+            found.setdefault((row.model, row.family), {})[row.level or 0.0] = row.top1.value
+    severities = sorted({level for by_level in found.values() for level in by_level})
+    text = "Top-1 accuracy; the intervals are in table.csv."
+    if len(run.models) > 1:
+        rows = [
+            Row(family.replace("_", " "), [_mean(found[model, family].values()) for model in run.models])
+            for family in families
+        ]
+        levels = ", ".join(
+            f"{level:g}" for level in sorted({level for by_level in found.values() for level in by_level})
+        )
+        return Table("Corruptions", run.models, rows, f"{text} Mean over the severities {levels}.", names="corruption")
+    severities = sorted({level for by_level in found.values() for level in by_level})
+    rows = []
+    for family in families:
+        by_level = found[run.models[0], family]
+        cells = [_plain(by_level.get(severity, math.nan), "%") for severity in severities]
+        rows.append(Row(family.replace("_", " "), [*cells, _mean(by_level.values())]))
+    columns = [*(f"severity {level:g}" for level in severities), "mean"]
+    return Table("Corruptions", columns, rows, text, names="corruption")
+
+
+def _mean(values: Collection[float]) -> str:
+    return number(sum(values) / len(values), "%")
 
 
 _AXES = {name: sweep.axis for name, sweep in SWEEPS.items()} | {"adversarial": "largest change of a pixel, in 255ths"}
@@ -134,7 +157,7 @@ def _changes(run: SuiteResults, changes: Sequence[SetChange]) -> Table:
     ]
     text = (
         f"Accuracy less that of {run.models[0]} on the same images. p: McNemar's exact test; Holm: the same corrected "
-        f"for all {len(rows)} sets, which decides the word at {ALPHA:.0%}."
+        f"for all sets and models of this page, which decides the word at {ALPHA:.0%}."
     )
     columns = ["change", "gained", "lost", "p", "Holm", ""]
     return Table(f"{changes[0].model} against {run.models[0]}", columns, rows, text, names="set")
@@ -160,7 +183,10 @@ def _table(rows: Sequence[SetRow], of: str, run: SuiteResults) -> Table:
         told.append(Row(row.set, cells, ", ".join(notes)))
     text = "NLL in nats; ECE: expected calibration error."
     if robust:
-        text += f" Effective robustness: accuracy beyond what the baselines' line gives for that on {run.reference}."
+        text += (
+            f" Effective robustness: accuracy beyond what the baselines' line gives for that on {run.reference}; none "
+            "where fewer than two baselines can be used."
+        )
     if run.absent:
         text += f" Not there: {', '.join(run.absent)}."
     return Table(f"Sets{of}", columns, told, text, names="set")

@@ -1,8 +1,9 @@
 """The table of a suite as files for other programs: table.csv, table.parquet, table.md, table.tex; and back."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,17 @@ import numpy as np
 from tabulate import tabulate
 
 from clearhead.data.pixels import DataError
-from clearhead.evaluate.robustness import SetRow
+from clearhead.evaluate.robustness import SeedRow, SetRow
 from clearhead.evaluate.statistics import Estimate, interval, number
 from clearhead.runs import write_table, written
 
 
-def write_tables(rows: Sequence[SetRow], out: Path) -> None:
-    """One line a model, set and scoring; shares in 0..1 in the first two files, in percent in the other two."""
+def write_tables(rows: Sequence[SetRow], out: Path, seeds: Sequence[SeedRow] = ()) -> None:
+    """One line a model, set and scoring, then the means over seeds.
+
+    Shares are in 0..1 in the first two files, in percent in the other two.
+    """
+    rows = [*rows, *(_mean(row, rows) for row in seeds)]
     columns = columns_of(rows)
     write_table(out / "table.parquet", {name: np.array(values) for name, values in columns.items()})
     with written(out / "table.csv") as path, path.open("w", encoding="utf-8", newline="") as opened:
@@ -30,6 +35,14 @@ def write_tables(rows: Sequence[SetRow], out: Path) -> None:
     for name, form in (("table.md", "github"), ("table.tex", "latex_booktabs")):
         with written(out / name) as path:
             path.write_text(tabulate(told, header, form, disable_numparse=True) + "\n", encoding="utf-8")
+
+
+def _mean(mean: SeedRow, rows: Sequence[SetRow]) -> SetRow:
+    """A mean over seeds as a line of the table."""
+    like = next(row for row in rows if (row.set, row.scoring) == (mean.set, mean.scoring))
+    name = f"{mean.label}, mean of {mean.top1.count}"
+    like = replace(like, model=name, top1=mean.top1, top5=None, effective=None, unreadable=0)
+    return replace(like, loss=math.nan, calibration_error=math.nan)
 
 
 def columns_of(rows: Sequence[SetRow]) -> dict[str, list[Any]]:

@@ -5,6 +5,7 @@ libraries the one that is still released and installs beside current ones. It ex
 NumPy's global random numbers; here it is given neither.
 """
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, get_args
@@ -16,6 +17,12 @@ from torch import Tensor, nn
 from clearhead.models.classifier import evaluation_mode
 
 Attack = Literal["pgd", "apgd-ce"]
+
+
+def require_toolbox() -> None:
+    """Raise ValueError where the toolbox is not installed."""
+    if importlib.util.find_spec("art") is None:
+        raise ValueError("attacks need the Adversarial Robustness Toolbox: pip install 'clearhead[adversarial]'")
 
 
 def attack(
@@ -51,8 +58,8 @@ def attack(
         seed: of the random start.
 
     Raises:
-        ImportError: where the toolbox is not installed.
-        ValueError: for images outside 0..1, labels that are no outputs, eps <= 0, steps < 1, an unknown name.
+        ValueError: where the toolbox is not installed; for images outside 0..1, labels that are no outputs, eps <= 0,
+            steps < 1, an unknown name.
     """
     if name not in get_args(Attack):
         raise ValueError(f"name: there is no attack {name!r}; there is {', '.join(get_args(Attack))}")
@@ -100,13 +107,9 @@ def _attacked(
     seed: int,
 ) -> Tensor:
     """What the toolbox makes of the images."""
-    try:
-        from art.attacks.evasion import AutoProjectedGradientDescent, ProjectedGradientDescentPyTorch
-        from art.estimators.classification import PyTorchClassifier
-    except ImportError as error:
-        raise ImportError(
-            "attacks need the Adversarial Robustness Toolbox; pip install clearhead[adversarial]"
-        ) from error
+    require_toolbox()
+    from art.attacks.evasion import AutoProjectedGradientDescent, ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
 
     with torch.cuda.device(images.device) if images.is_cuda else nullcontext(), _drawing_from(seed):
         classifier = PyTorchClassifier(

@@ -39,8 +39,9 @@ from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
-from clearhead.data.folder import ImageFolder, Problem, Sample, image_files, listed, read_folder, wordnet_ids
+from clearhead.data.folder import ImageFolder, Problem, image_files, listed, read_folder, wordnet_ids
 from clearhead.data.pixels import DataError
+from clearhead.data.shards import read_images
 from clearhead.shifts.sets import Scoring, ShiftedSet, plain
 
 PLACES: dict[str, tuple[str, ...]] = {
@@ -74,6 +75,10 @@ _FACTORS = {
 _BACKGROUNDS = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t")
 
 
+SHARDED = ("imagenet", "imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch")
+"""The sets that ``read_shards`` reads."""
+
+
 def read_imagenet(root: str | Path, names: Sequence[str] | None = None) -> tuple[list[ShiftedSet], list[str]]:
     """The published sets found under a root, and the names of those that are not there.
 
@@ -98,20 +103,22 @@ def read_imagenet(root: str | Path, names: Sequence[str] | None = None) -> tuple
     return sets, missing
 
 
-def shape_bias(predicted: Sequence[int], samples: Sequence[Sample]) -> float:
-    """Shape decisions among shape and texture decisions, 0..1, on cue conflict; NaN when there are neither.
+def read_shards(name: str, source: str | Path, classes: Sequence[str], split: str | None = None) -> ShiftedSet:
+    """One of the sets from Parquet or WebDataset shards, or a set of the Hugging Face Hub, by ``read_images``.
 
-    `predicted` are labels of the 16 classes. Images whose shape is their texture are left out. Geirhos et al. 2019;
-    bethgelab/model-vs-human, plotting/analyses.py.
+    `name` is imagenet, imagenet-v2, imagenet-a, imagenet-r or imagenet-sketch: the others need files that shards do not
+    hold. Labels are named by WordNet id or as the model's 1000 `classes` are. Raises DataError.
     """
-    names = sorted(_classes("cue_conflict"))
-    shape = texture = 0
-    for guess, sample in zip(predicted, samples, strict=True):
-        other = sample.groups.get("texture", names[sample.label])
-        if other != names[sample.label]:
-            shape += guess == sample.label
-            texture += names.index(other) == guess
-    return shape / (shape + texture) if shape + texture else float("nan")
+    if name not in SHARDED:
+        raise DataError(f"{name} is read from its published folder; from shards there is {', '.join(SHARDED)}")
+    ids = subset(name) if name in ("imagenet-a", "imagenet-r") else _wordnet()
+    try:
+        found = read_images(source, split=split, classes=ids, check=False)
+    except DataError:
+        found = read_images(source, split=split, classes=[classes[wordnet_ids()[i]] for i in ids], check=False)
+    whole = len(ids) == 1000
+    scorings = {"1000 classes": plain(1000)} if whole else _own_and_all([(wordnet_ids()[i],) for i in ids])
+    return ShiftedSet(name, replace(found, classes=ids), scorings)
 
 
 def _imagenet(folder: Path) -> list[ShiftedSet]:
@@ -198,7 +205,7 @@ def _cue_conflict(folder: Path) -> list[ShiftedSet]:
         samples.append(sample)
     found = replace(found, samples=tuple(samples), problems=tuple(problems))
     # the mean of the probabilities: bethgelab/model-vs-human, datasets/decision_mappings.py
-    return [ShiftedSet("cue-conflict", found, {"16 classes": Scoring(tuple(outputs.values()), pool="mean")})]
+    return [ShiftedSet("cue-conflict", found, {"16 classes": Scoring(tuple(outputs.values()), 1000, pool="mean")})]
 
 
 def _backgrounds(folder: Path) -> list[ShiftedSet]:
@@ -217,7 +224,7 @@ def _backgrounds(folder: Path) -> list[ShiftedSet]:
         outputs = dict(zip(outputs, _in_to_in9(tables[0]), strict=True))
     detail = f"not in {folder}: the classes are derived from WordNet, two vehicles more than the official 370 classes"
     derived = () if tables else (Problem("in_to_in9.json", "derived-mapping", detail, "counted"),)
-    scorings = {"9 classes": Scoring(tuple(outputs.values()), among="all")}
+    scorings = {"9 classes": Scoring(tuple(outputs.values()), 1000, among="all")}
     sets = []
     for name in there:
         found = _read(f"imagenet-9 ({name})", folder / name / "val", outputs)
@@ -262,7 +269,7 @@ def _classes(name: str) -> dict[str, tuple[int, ...]]:
 def _own_and_all(outputs: Iterable[tuple[int, ...]]) -> dict[str, Scoring]:
     """The answer sought among the set's own classes, and among all 1000."""
     outputs = tuple(outputs)
-    return {f"{len(outputs)} classes": Scoring(outputs), "1000 classes": Scoring(outputs, among="all")}
+    return {f"{len(outputs)} classes": Scoring(outputs, 1000), "1000 classes": Scoring(outputs, 1000, "all")}
 
 
 def _in_to_in9(table: Path) -> list[tuple[int, ...]]:

@@ -98,7 +98,7 @@ def read_imagenet_c(root: str | Path) -> list[ShiftedSet]:
                     raise DataError(f"{found.root}: {others[0]} is no WordNet id of ImageNet-1k, such as n01440764")
                 samples = tuple(replace(sample, file=sys.intern(sample.file)) for sample in found.samples)
                 outputs = tuple((wordnet_ids()[wnid],) for wnid in found.classes)
-                scoring = plain(1000) if len(outputs) == 1000 else Scoring(outputs, among="all")
+                scoring = plain(1000) if len(outputs) == 1000 else Scoring(outputs, 1000, "all")
                 sets.append(_set(name, severity, replace(found, samples=samples), scoring))
     return sets
 

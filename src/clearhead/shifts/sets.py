@@ -5,6 +5,7 @@ A set is an ``ImageFolder`` whose labels are the set's own classes (200 for Imag
 changed on the fly (a corruption, a rotation) is a ``Shift`` of the pixels the model is about to see.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from clearhead.data.folder import ImageFolder
+from clearhead.data.pixels import DataError
 
 Shift = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
 """Pixels, B x 3 x H x W in 0..1, to pixels of the same shape; one generator an image, on the images' device."""
@@ -31,9 +33,11 @@ class Scoring:
         among: ``own``, the answer is one of the set's classes, other outputs do not count; ``all``, any output may be
             the answer, and one that means none of the set's classes is wrong.
         pool: of several outputs for one class (with ``own``): the largest logit, or the mean of the probabilities.
+        of: how many outputs the model has.
     """
 
     outputs: tuple[tuple[int, ...], ...]
+    of: int
     among: Literal["own", "all"] = "own"
     pool: Literal["max", "mean"] = "max"
 
@@ -65,7 +69,20 @@ class ShiftedSet:
 
 def plain(classes: int) -> Scoring:
     """Each output is one class of the set."""
-    return Scoring(tuple((i,) for i in range(classes)))
+    return Scoring(tuple((i,) for i in range(classes)), classes)
+
+
+def file_name(name: str) -> str:
+    """The name of the file that holds what belongs to a set or a model of this name."""
+    plain_text = re.sub(r"[^\w.]+", "-", name).strip("-.")
+    return f"{plain_text}.parquet"
+
+
+def require_files(names: Sequence[str], what: str) -> None:
+    """Raise DataError unless each name has a file of its own."""
+    files = [file_name(name) for name in names]
+    if wrong := [name for name, file in zip(names, files, strict=True) if files.count(file) > 1 or file == ".parquet"]:
+        raise DataError(f"{what}: {', '.join(map(repr, wrong))} cannot be told apart as files; give other names")
 
 
 def generators(seed: int, indices: Iterable[int], device: torch.device | str = "cpu") -> list[torch.Generator]:

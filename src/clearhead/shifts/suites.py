@@ -9,26 +9,27 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from clearhead.data.folder import ImageFolder
+from clearhead.data.folder import ImageFolder, listed
 from clearhead.data.pixels import DataError
-from clearhead.data.shards import read_images
-from clearhead.shifts.adversarial import attack
+from clearhead.data.shards import is_sharded, read_images
+from clearhead.shifts.adversarial import attack, require_toolbox
 from clearhead.shifts.corruptions import COMMON, EXTRA, corruption_sets
 from clearhead.shifts.corruptions.weather import frost_folder
-from clearhead.shifts.imagenet import read_imagenet
+from clearhead.shifts.imagenet import IMAGENET, read_imagenet, read_shards
 from clearhead.shifts.published_c import read_cifar_c, read_imagenet_c
-from clearhead.shifts.sets import Scoring, ShiftedSet, plain
+from clearhead.shifts.sets import Scoring, ShiftedSet, plain, require_files
 from clearhead.shifts.sweeps import SWEEPS, sweep_sets
 
-PUBLISHED = ("imagenet", "imagenet-c", "cifar-c")
-"""Suites read from the folders they were published in."""
+PUBLISHED = (*IMAGENET, "imagenet-c", "cifar-c")
+"""Suites read from the folders they were published in; ``imagenet`` is all of its family that is there."""
 
 BUDGETS = (0.5, 1, 2)
 """Of the attacks: the largest change of a pixel, in 255ths."""
 
 
 def _attacks(folder: ImageFolder, scorings: Mapping[str, Scoring]) -> list[ShiftedSet]:
-    """Projected gradient descent at each budget."""
+    """Projected gradient descent at each budget. Raises ValueError where the toolbox is not installed."""
+    require_toolbox()
     return [
         ShiftedSet(
             f"pgd {budget:g}/255",
@@ -51,6 +52,12 @@ MADE: dict[str, Callable[..., list[ShiftedSet]]] = {
 """Suites made on the fly, of any images."""
 
 SUITES = (*PUBLISHED, *MADE)
+
+
+def is_small(size: tuple[int, int]) -> bool:
+    """Whether images of this size get the weaker corruptions of CIFAR-10-C."""
+    return max(size) <= 64
+
 
 UNCHANGED = "as it is"
 """The set of the images that shifts are made of, before they are."""
@@ -79,6 +86,7 @@ def suite_sets(
         DataError: for data that cannot be used.
         ValueError: for a suite or set that does not exist.
     """
+    suites = list(dict.fromkeys(suites))
     for name in suites:
         if name not in SUITES:
             close = difflib.get_close_matches(name, SUITES, 3, 0.4)
@@ -86,8 +94,10 @@ def suite_sets(
     found: list[ShiftedSet] = []
     absent: list[str] = []
     for name in suites:
-        if name == "imagenet":
-            there, missing = read_imagenet(Path(root))
+        if name in IMAGENET and is_sharded(root):
+            found.append(read_shards(name, root, classes, split))
+        elif name in IMAGENET:
+            there, missing = read_imagenet(Path(root), None if name == "imagenet" else [name])
             found, absent = found + there, absent + missing
         elif name in PUBLISHED:
             found += (read_cifar_c if name == "cifar-c" else read_imagenet_c)(Path(root))
@@ -96,7 +106,7 @@ def suite_sets(
         scorings = {f"{len(classes):,} classes": plain(len(classes))}
         found.insert(0, ShiftedSet(UNCHANGED, folder, scorings))
         for name in made:
-            small = {"constants": "cifar"} if "corruptions" in name and max(size) <= 64 else {}
+            small = {"constants": "cifar"} if "corruptions" in name and is_small(size) else {}
             found += MADE[name](folder, scorings, **small)
     try:
         frost_folder()
@@ -106,13 +116,15 @@ def suite_sets(
             found = [one for one in found if one.family != "frost" or one.shift is None]
     if not found:
         raise DataError(f"{root}: none of {', '.join(absent or suites)} is there")
+    require_files([one.name for one in found], "sets")
     if sets is None:
         return found, absent
     wanted = [one for one in found if one.name in (*sets, UNCHANGED) or one.family in sets]
     for name in sets:
-        if missing := [told for told in absent if told.startswith(name)]:
+        if missing := [told for told in absent if told == name or told.startswith(f"{name} (")]:
             raise DataError(f"{root}: not there: {missing[0]}")
         if not any(name in (one.name, one.family) for one in found):
-            close = difflib.get_close_matches(name, [part for one in found for part in (one.name, one.family)], 3, 0.4)
-            raise ValueError(f"set {name!r} is not of {', '.join(suites)}; there is {', '.join(dict.fromkeys(close))}")
+            known = list(dict.fromkeys(part for one in found for part in (one.name, one.family) if part))
+            close = difflib.get_close_matches(name, known, 3, 0.4) or known
+            raise ValueError(f"set {name!r} is not of {', '.join(suites)}; there is {listed(close)}")
     return wanted, []

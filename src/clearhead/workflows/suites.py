@@ -6,19 +6,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
 from clearhead.data.folder import Problem
 from clearhead.data.pixels import DataError
-from clearhead.evaluate.answers import Answers, answer, file_name, read_answers
-from clearhead.evaluate.robustness import SetRow, baseline_line, changes, effective_robustness, over_seeds, set_row
+from clearhead.evaluate.answers import Answers, answer, read_answers
+from clearhead.evaluate.robustness import (
+    SetChange,
+    SetRow,
+    baseline_line,
+    changes,
+    effective_robustness,
+    over_seeds,
+    set_row,
+)
 from clearhead.evaluate.summaries import summaries
-from clearhead.models import load_model
+from clearhead.models import Classifier, load_model
 from clearhead.models.classifier import on_device
 from clearhead.processes import share, wait_for_all
 from clearhead.report.tables import read_baselines, write_tables
 from clearhead.results import Results, SuiteResults
 from clearhead.runs import RunError, begin, read_results
-from clearhead.shifts.sets import ShiftedSet
-from clearhead.shifts.suites import suite_sets
+from clearhead.shifts.sets import ShiftedSet, file_name, require_files
+from clearhead.shifts.suites import PUBLISHED, is_small, suite_sets
 from clearhead.workflows.pieces import (
     Track,
     data_name,
@@ -74,23 +84,21 @@ def run_suite(
         ValueError: for an unknown suite or set.
     """
     arguments = given(locals())
+    for name in ("baseline", "most_unreadable"):  # neither changes an answer
+        arguments.pop(name)
+    known = read_baselines(baseline) if baseline else None
     if not begin(out, "evaluate", arguments, shared=True):
         started = time.perf_counter()
         parted = [_labelled(model) for model in models]
         names = once([label for label, _ in parted])
-        found: list[ShiftedSet] = []
-        absent: list[str] = []
-        for name, (_, model) in zip(names, parted, strict=True):
-            classifier = on_device(load_model(model), device)
-            if not found:
-                first = classifier
-                found, absent = suite_sets(
-                    suites, root, first.classes, size=first.preprocess.size, sets=sets, split=split
-                )
-            elif classifier.classes != first.classes:
-                raise DataError(f"{name} has other classes than {names[0]}: evaluate them in two runs")
+        require_files(names, "models")
+        classifiers = [load_model(model) for _, model in parted]
+        _require_alike(names, classifiers, suites)
+        first = classifiers[0]
+        found, absent = suite_sets(suites, root, first.classes, size=first.preprocess.size, sets=sets, split=split)
+        for name, classifier in zip(names, classifiers, strict=True):
             answer(
-                classifier,
+                on_device(classifier, device),
                 found,
                 _predictions(out, name),
                 batch_size=batch_size,
@@ -114,10 +122,11 @@ def run_suite(
                 names,
                 data_name(root, split),
                 reference,
-                _with_effective(rows, reference, baseline) if baseline else rows,
+                _with_effective(rows, reference, known) if known else rows,
                 summaries={name: summaries(found, _main(said[name]), seed) for name in names},
                 seeds=over_seeds(rows, {name: label for name, (label, _) in zip(names, parted, strict=True)}),
                 changes=_changes(names, said),
+                constants="cifar" if is_small(first.preprocess.size) else "imagenet",
                 absent=absent,
                 problems=_problems(found, said[names[0]]),
             )
@@ -125,7 +134,26 @@ def run_suite(
             samples = [sample for folder in folders for sample in folder.samples]
             _finish(replace(results, facts=facts_of(arguments, started, samples, first)), out)
         wait_for_all()
+    elif known and share()[0] == 0:  # the same answers, held against other models
+        results = read_results(out, Results)
+        _finish(replace(results, rows=_with_effective(results.rows, results.reference, known)), out)
     return read_results(out, Results)
+
+
+def _require_alike(names: Sequence[str], models: Sequence[Classifier], suites: Sequence[str]) -> None:
+    """Raise DataError where models cannot be asked about the same sets.
+
+    Names of classes matter where they name the folders of DATA; published sets go by the number of the output.
+    """
+    first, published = models[0], {*suites} <= {*PUBLISHED}
+    for name, model in zip(names[1:], models[1:], strict=True):
+        if len(model.classes) != len(first.classes) or not (model.classes == first.classes or published):
+            raise DataError(f"{name} has other classes than {names[0]}: evaluate them in two runs")
+        if is_small(model.preprocess.size) != is_small(first.preprocess.size) and "corruptions" in " ".join(suites):
+            raise DataError(
+                f"corruptions of the input of {name} have other constants than for {names[0]} (up to 64 pixels a side "
+                "or more): evaluate them in two runs"
+            )
 
 
 def compare_suites(before: Path, after: Path, out: Path) -> SuiteResults:
@@ -136,6 +164,7 @@ def compare_suites(before: Path, after: Path, out: Path) -> SuiteResults:
     arguments = {"before": str(before), "after": str(after)}
     if not begin(out, "compare", arguments):
         runs = [_suite_of(folder) for folder in (before, after)]
+        _require_same_images(before, after, runs)
         names = once([run.models[0] for run in runs])
         keys = [[(row.set, row.scoring) for row in run.rows if row.model == run.models[0]] for run in runs]
         shared = [key for key in keys[0] if key in keys[1]]
@@ -170,6 +199,15 @@ def _suite_of(folder: Path) -> SuiteResults:
     return run
 
 
+def _require_same_images(before: Path, after: Path, runs: Sequence[SuiteResults]) -> None:
+    """Raise RunError where two runs asked about other images, or other shifts of them."""
+    given = [yaml.safe_load((folder / "config.yaml").read_text("utf-8"))["arguments"] for folder in (before, after)]
+    for name in ("root", "split", "seed", "constants"):
+        a, b = (arguments.get(name, run.constants) for arguments, run in zip(given, runs, strict=True))
+        if a != b:
+            raise RunError(f"{before} and {after} are of other images: {name} was {a!r} and {b!r}")
+
+
 def _labelled(model: str) -> tuple[str, str]:
     """The label and the name of a model given as ``LABEL=NAME`` or as a name alone."""
     found = re.fullmatch(r"([^:/\\@=]+)=(.+)", model)
@@ -197,33 +235,31 @@ def _main(said: Said) -> dict[str, Answers]:
     return found
 
 
-def _changes(names: Sequence[str], said: Mapping[str, Said]) -> list:
+def _changes(names: Sequence[str], said: Mapping[str, Said]) -> list[SetChange]:
     """Each model but the first against it, on each set under its main scoring."""
     main: dict[str, tuple[str, str]] = {}
     for key in said[names[0]]:
         main.setdefault(key[0], key)
     first = said[names[0]]
-    return [
-        change
-        for name in names[1:]
-        for change in changes(name, {key: (first[key], said[name][key]) for key in main.values()})
-    ]
+    return changes({(name, *key): (first[key], said[name][key]) for name in names[1:] for key in main.values()})
 
 
-def _with_effective(rows: Sequence[SetRow], reference: str, baseline: Path) -> list[SetRow]:
+def _with_effective(
+    rows: Sequence[SetRow], reference: str, known: Mapping[tuple[str, str], dict[str, float]]
+) -> list[SetRow]:
     """The rows with effective robustness where the baselines have the set and the reference."""
-    known = read_baselines(baseline)
     main = {row.model: row for row in reversed(rows) if row.set == reference}
     of_reference = known.get((reference, next(iter(main.values())).scoring))
     if of_reference is None:
-        raise DataError(f"baseline {baseline} has no row of the reference set {reference}")
+        raise DataError(f"baseline: the table has no row of the reference set {reference}")
     found = []
     for row in rows:
         of_set = known.get((row.set, row.scoring))
         if row.set != reference and of_set:
             both = [model for model in of_set if model in of_reference]
             line = baseline_line([of_reference[m] for m in both], [of_set[m] for m in both])
-            row = replace(row, effective=effective_robustness(row.top1, main[row.model].top1.value, line))
+            if line:
+                row = replace(row, effective=effective_robustness(row.top1, main[row.model].top1.value, line))
         found.append(row)
     return found
 
@@ -237,5 +273,5 @@ def _problems(sets: Sequence[ShiftedSet], said: Said) -> list[Problem]:
 
 
 def _finish(results: SuiteResults, out: Path) -> None:
-    write_tables(results.rows, out)
+    write_tables(results.rows, out, results.seeds)
     finish(out, results)

@@ -62,24 +62,19 @@ ALEXNET_ERRORS = dict(
 )
 """AlexNet's top-1 error on ImageNet-C, mean over the severities (google-research/augmix, imagenet.py, ALEXNET_ERR)."""
 
-REFERENCES = {"alexnet": ALEXNET_ERRORS}
 
-
-def mean_corruption_error(errors: Mapping[str, Sequence[float]], reference: str = "alexnet") -> float:
-    """The mCE in percent: the mean over the 15 types of the error, summed over severities, over that of a reference.
+def mean_corruption_error(errors: Mapping[str, Sequence[float]]) -> float:
+    """The mCE in percent: the mean over the 15 types of the error, summed over severities, over that of AlexNet.
 
     100 is as bad as AlexNet on ImageNet-C; published values (76.7 for a ResNet-50) are top-1 errors on the published
     set.
 
     Args:
         errors: for each of the types ``COMMON`` (others are passed over) the five top-1 errors, shares of 0..1.
-        reference: a key of ``REFERENCES``.
 
     Raises:
-        ValueError: for a missing type, another number of severities, an error outside 0..1, an unknown reference.
+        ValueError: for a missing type, another number of severities, an error outside 0..1.
     """
-    if reference not in REFERENCES:
-        raise ValueError(f"reference {reference!r}: there is {', '.join(REFERENCES)}")
     if missing := [name for name in COMMON if name not in errors]:
         raise ValueError(f"errors are missing for {', '.join(missing)}: the mCE is over all 15 types")
     ratios = []
@@ -89,7 +84,7 @@ def mean_corruption_error(errors: Mapping[str, Sequence[float]], reference: str 
             raise ValueError(f"{len(found)} errors for {name}: there is one for each of the severities 1 to 5")
         if not all(0 <= error <= 1 for error in found):
             raise ValueError(f"errors {list(found)} for {name}: they are shares of 0..1, not percent")
-        ratios.append(sum(found) / len(found) / REFERENCES[reference][name])
+        ratios.append(sum(found) / len(found) / ALEXNET_ERRORS[name])
     return 100 * sum(ratios) / len(ratios)
 
 

@@ -38,11 +38,13 @@ class Corruption(Protocol):
         """Corrupt the images."""
 
 
-def corruption(imagenet: Sequence[Any], cifar: Sequence[Any]) -> Callable[[Callable[..., Tensor]], Corruption]:
+def corruption(
+    imagenet: Sequence[Any], cifar: Sequence[Any], together: int = _TOGETHER
+) -> Callable[[Callable[..., Tensor]], Corruption]:
     """Make a Corruption of a function of (images, constants of a severity, generators).
 
-    The tables have one entry a severity. The function is given float32 or float64 images; what it returns is cut off
-    at 0 and 1.
+    The tables have one entry a severity. The function is given float32 or float64 images, on a processor at most
+    `together` values at once; what it returns is cut off at 0 and 1.
     """
     tables = {"imagenet": imagenet, "cifar": cifar}
 
@@ -65,12 +67,13 @@ def corruption(imagenet: Sequence[Any], cifar: Sequence[Any]) -> Callable[[Calla
             if len(generators) != len(images):
                 raise ValueError(f"{len(generators)} generators for {len(images)} images: each image needs its own")
             table = tables[constants][int(severity) - 1]
-            count = max(1, _TOGETHER // max(1, images[:1].numel())) if images.device.type == "cpu" else len(images)
+            count = max(1, together // max(1, images[:1].numel())) if images.device.type == "cpu" else len(images)
             result = torch.empty_like(images)
             with torch.no_grad():
                 for start in range(0, len(images), max(1, count)):
                     part = slice(start, start + count)
-                    exact = images[part] if images.dtype == torch.float64 else images[part].float()
+                    exact = images[part].contiguous()  # sums of other strides round otherwise
+                    exact = exact if images.dtype == torch.float64 else exact.float()
                     result[part] = function(exact, table, generators[part]).clamp(0, 1)
             return result
 

@@ -233,6 +233,7 @@ class Spatter(NamedTuple):
         Spatter(0.65, 0.1, 0.7, 0.69, 0.6, True),
         Spatter(0.65, 0.1, 0.5, 0.68, 0.6, True),
     ],
+    together=2**22,  # the distances are found row by row: small steps, so many images a step
 )
 def spatter(images: Tensor, spatter: Spatter, generators: Sequence[torch.Generator]) -> Tensor:
     """Drops of water (pale turquoise, brightest where they bulge) or, at severities 4 and 5, of mud.
