@@ -406,3 +406,20 @@ def test_effective_robustness_is_from_a_baseline_table(place, repaired):
 )
 def test_suites_that_cannot_be_are_refused(place, repaired, arguments, message):
     assert message in told(clearhead(*arguments, "--out", "refused", cwd=place))
+
+
+def test_landscape_hessian_tells_models_side_by_side(place, repaired):
+    command = ("landscape", "hessian", "model", "repair/checkpoint", "data", "--split", "train", "--batch-size", 4)
+    run = clearhead(*command, "--top", 2, "--out", "hessian", cwd=place)
+    assert run.returncode == 0, run.stderr
+    results = json.loads((place / "hessian" / "results.json").read_text())
+    assert results["models"] == ["model", "repair"]
+    for found in results["spectra"].values():
+        assert [len(batch["values"]) for batch in found["batches"]] == [2, 2, 2]
+        for batch in found["batches"]:
+            assert abs(batch["values"][0]) >= abs(batch["values"][1])
+            assert batch["lowest"] <= min(batch["values"]) <= max(batch["values"]) <= batch["highest"]
+            assert batch["error"] <= 0.01
+    assert "Positive eigenvalues" in (place / "hessian" / "report.html").read_text()
+    refused = clearhead("landscape", "hessian", "model", "data", "--batch-size", 99, "--out", "few", cwd=place)
+    assert "36 images are fewer than a batch of 99" in told(refused)

@@ -24,6 +24,7 @@ from clearhead.results import (
     EvaluationResults,
     HeadsResults,
     SlicesResults,
+    SpectrumResults,
     StudyResults,
     SufficientResults,
     SuiteResults,
@@ -228,6 +229,17 @@ def tell_slices(results: SlicesResults, folder: Path) -> None:
         f"{len(worse)} of {len(results.slices)} slices have more mistakes than the rest of their class "
         f"({results.held_out:,} images held out)"
     )
+    _tell_page(folder)
+
+
+def tell_spectra(results: SpectrumResults, folder: Path) -> None:
+    """The main numbers of each model's spectrum."""
+    tell_problems(results.problems)
+    table = _table("highest", "lowest", "negative", "positive", "loss", "batches")
+    for name, found in results.spectra.items():
+        cells = [found.largest, found.lowest, found.negative, found.positive, found.loss]
+        table.add_row(escape(name), *(number(e.value, e.unit) for e in cells), str(len(found.batches)))
+    out.print(table)
     _tell_page(folder)
 
 

@@ -13,6 +13,7 @@ from clearhead.evaluate.slices import Slice
 from clearhead.evaluate.statistics import Estimate
 from clearhead.heads.scores import HeadScores
 from clearhead.heads.selection import Selection
+from clearhead.landscape import Spectrum
 from clearhead.linear import LinearLayer
 from clearhead.repair import LastLayer
 from clearhead.study import StudyRow
@@ -252,6 +253,19 @@ class SuiteResults:
     facts: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class SpectrumResults:
+    """The Hessian spectra of models on one folder, by name; `k` eigenvalues a mini-batch."""
+
+    kind: Literal["spectrum"]
+    models: list[str]
+    data: str
+    k: int
+    spectra: dict[str, Spectrum]
+    problems: list[Problem]
+    facts: dict[str, str]
+
+
 Results = (
     AuditResults
     | TrainingResults
@@ -262,4 +276,5 @@ Results = (
     | SufficientResults
     | SlicesResults
     | SuiteResults
+    | SpectrumResults
 )

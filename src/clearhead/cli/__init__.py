@@ -12,6 +12,7 @@ import typer
 from clearhead import __version__
 from clearhead.cli.data import data_app
 from clearhead.cli.evaluation import audit, compare, evaluate, explain, heads, report, sis, slices
+from clearhead.cli.landscape import landscape_app
 from clearhead.cli.options import Device
 from clearhead.cli.reproduce import reproduce_app
 from clearhead.cli.training import repair, study, train
@@ -25,6 +26,7 @@ app = typer.Typer(
 for command in (explain, sis, audit, compare, heads, slices, evaluate, train, repair, study, report):
     app.command()(command)
 app.add_typer(data_app, name="data")
+app.add_typer(landscape_app, name="landscape")
 app.add_typer(reproduce_app, name="reproduce")
 
 

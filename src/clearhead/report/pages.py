@@ -11,6 +11,7 @@ from clearhead.report.calibration import calibration_sections
 from clearhead.report.comparisons import MEASURES, comparison_sections
 from clearhead.report.evaluations import evaluation_sections, sufficient_sections
 from clearhead.report.heads import head_sections
+from clearhead.report.landscape import spectrum_sections
 from clearhead.report.page import Page, Row, Section, Table, Verdict, write
 from clearhead.report.slices import slice_sections
 from clearhead.report.strips import gallery, map_text
@@ -24,6 +25,7 @@ from clearhead.results import (
     HeadsResults,
     Results,
     SlicesResults,
+    SpectrumResults,
     StudyResults,
     SufficientResults,
     SuiteResults,
@@ -87,6 +89,8 @@ def _title(run: Results) -> str:
         return f"{run.model}: sufficient input subsets"
     if isinstance(run, SuiteResults):
         return f"{' and '.join(run.models)} on shifted data"
+    if isinstance(run, SpectrumResults):
+        return f"{' and '.join(run.models)}: Hessian spectra"
     if isinstance(run, SlicesResults):
         return f"{run.model}: where it fails"
     return f"{run.model}: {'audit' if isinstance(run, AuditResults) else 'attention heads'}"
@@ -102,6 +106,8 @@ def _lead(run: Results) -> str:
         return f"Repairs on parts of {run.data}, measured on images that chose nothing."
     if isinstance(run, EvaluationResults):
         return f"On {run.data}."
+    if isinstance(run, SpectrumResults):
+        return f"The loss on mini-batches of {run.data}."
     if isinstance(run, SuiteResults):
         return f"{len({row.set for row in run.rows})} sets of {run.data}."
     if isinstance(run, SufficientResults):
@@ -162,6 +168,8 @@ def _sections(run: Results, folder: Path, several: bool) -> list[Section]:
         sections = study_sections(run)
     elif isinstance(run, EvaluationResults):
         sections = evaluation_sections(run)
+    elif isinstance(run, SpectrumResults):
+        sections = spectrum_sections(run)
     elif isinstance(run, SuiteResults):
         sections = suite_sections(run)
     elif isinstance(run, SlicesResults):

@@ -182,7 +182,7 @@ def lines(
         markers: mark the points, each at a tick of its own.
     """
     with _drawing(2.9, list(points)) as figure:
-        axes = _axes(figure, left=0.7, right=4.6, low=0.5, high=2.9)
+        axes = _axes(figure, left=0.7, right=4.5, low=0.5, high=2.9)
         for i, line in enumerate(points.values()):
             colour, marker = _look(i)
             x, y, bar = ([point[j] for point in line] for j in range(3))

@@ -12,6 +12,7 @@ from clearhead.workflows.evaluation import (
     run_heads,
     run_report,
 )
+from clearhead.workflows.landscape import run_hessian
 from clearhead.workflows.maps import run_explain, run_sis
 from clearhead.workflows.pieces import Track, class_index, load_backbone, model_name
 from clearhead.workflows.slices import run_slices
@@ -30,6 +31,7 @@ __all__ = [
     "run_evaluate",
     "run_explain",
     "run_heads",
+    "run_hessian",
     "run_repair",
     "run_report",
     "run_select",

@@ -1,0 +1,116 @@
+"""Hessian max-eigenvalue spectra: the largest eigenvalues of the loss on one mini-batch after the other.
+
+After Park & Kim, "How Do Vision Transformers Work?" (arXiv 2202.06709), figures 1 and 4: a loss that is flat has small
+eigenvalues, one that is not convex has negative ones. All batches' values make one density, its negative and its
+positive end told apart.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from clearhead.data.augment import crop_and_flip
+from clearhead.data.batches import Images, loader
+from clearhead.data.folder import ImageFolder
+from clearhead.evaluate.statistics import Estimate, mean
+from clearhead.landscape.hessian import LandscapeError, eigenvalues, hessian
+from clearhead.models import Classifier
+
+
+@dataclass(frozen=True)
+class BatchSpectrum:
+    """One mini-batch: its loss, its eigenvalues of largest magnitude, both ends of the spectrum, the products."""
+
+    loss: float
+    values: list[float]
+    lowest: float
+    highest: float
+    products: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The spectra of one model on many mini-batches.
+
+    The means are over batches, with bootstrap intervals over them.
+
+    Attributes:
+        batches: in order.
+        largest: mean highest eigenvalue.
+        lowest: mean lowest one.
+        negative: share of the values that are negative, of those of largest magnitude.
+        positive: mean of the positive ones.
+        loss: mean loss.
+    """
+
+    batches: list[BatchSpectrum]
+    largest: Estimate
+    lowest: Estimate
+    negative: Estimate
+    positive: Estimate
+    loss: Estimate
+
+
+def spectra(
+    model: Classifier,
+    folder: ImageFolder,
+    *,
+    k: int = 5,
+    batches: int = 20,
+    batch_size: int = 16,
+    weight_decay: float = 0.0,
+    crop: float | None = None,
+    tolerance: float = 1e-2,
+    workers: int = 0,
+    seed: int = 0,
+    track: Callable[[Iterable, int], Iterable] | None = None,
+) -> Spectrum:
+    """The spectrum of the mean cross-entropy on mini-batches drawn at random.
+
+    Args:
+        model: the classifier; it runs where its parameters are, in eval mode.
+        folder: the images.
+        k: eigenvalues a batch.
+        batches: how many, at most a pass over the images.
+        batch_size: images a batch.
+        weight_decay: λ of λ/2 ||w||² in the loss: λ more on every eigenvalue.
+        crop: with random windows of at least this share of the image's area, mirrored half of the time; None without.
+        tolerance: relative error of an eigenvalue.
+        workers: processes that load images.
+        seed: of the batches, the windows, and the first vectors.
+        track: wraps the batches to show progress: ``track(batches, count)``.
+
+    Raises:
+        LandscapeError: for fewer images than a batch, or a loss without a spectrum.
+    """
+    if len(folder.samples) < batch_size:
+        raise LandscapeError(f"{folder.root}: {len(folder.samples)} images are fewer than a batch of {batch_size}")
+    images = Images(folder, model.preprocess, crop_and_flip(crop) if crop is not None else None)
+    count = min(batches, len(folder.samples) // batch_size)
+    drawn = islice(loader(images, batch_size, workers, shuffle=True, seed=seed), count)
+    device = next(model.module.parameters()).device
+    found = []
+    for batch in track(drawn, count) if track else drawn:
+        image, label = batch["image"].to(device), batch["label"].to(device)
+        with hessian(model.module, partial(_loss, model, image, label), weight_decay=weight_decay) as matrix:
+            e = eigenvalues(matrix, k, tolerance=tolerance, seed=seed)
+            found.append(BatchSpectrum(matrix.loss, e.values, e.lowest, e.highest, e.products, e.error))
+    values = [np.array(one.values) for one in found]
+    return Spectrum(
+        found,
+        largest=mean(np.array([one.highest for one in found]), seed=seed),
+        lowest=mean(np.array([one.lowest for one in found]), seed=seed),
+        negative=mean(np.array([(v < 0).mean() for v in values]), "%", seed),
+        positive=mean(np.array([v[v > 0].mean() for v in values if (v > 0).any()]), seed=seed),
+        loss=mean(np.array([one.loss for one in found]), "nats", seed),
+    )
+
+
+def _loss(model: Classifier, image: Tensor, label: Tensor) -> Tensor:
+    return F.cross_entropy(model(image), label)

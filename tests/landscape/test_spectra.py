@@ -1,0 +1,58 @@
+"""Spectra of mini-batches: those of the very batches, with what is added to the loss."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clearhead.data.folder import read_folder
+from clearhead.landscape import LandscapeError, spectra
+from clearhead.models import Preprocessing, from_module
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            Image.fromarray(rng.integers(0, 255, (4, 4, 3)).astype(np.uint8)).save(tmp_path / name / f"{i}.png")
+    return read_folder(tmp_path)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 2, bias=False))
+    return from_module(module, preprocess=Preprocessing((4, 4), (4, 4), (0.5,) * 3, (0.2,) * 3), classes=["a", "b"])
+
+
+def test_a_linear_models_spectrum_is_that_of_its_fisher_matrix(model, folder):
+    found = spectra(model, folder, k=2, batches=9, batch_size=10, tolerance=1e-4)
+    assert len(found.batches) == 1  # a pass over the images
+    images = torch.stack([model.preprocess.image(Image.open(sample.path)) for sample in folder.samples])
+    x, p = images.mean((2, 3)), model(images).softmax(-1).detach()
+    logits = torch.diag_embed(p) - p[:, :, None] * p[:, None]  # of the logits, N x 2 x 2
+    true = torch.linalg.eigvalsh(torch.einsum("ncd,ni,nj->cidj", logits, x, x).reshape(6, 6) / 10)
+    assert found.batches[0].values == pytest.approx(true.flip(0)[:2].tolist(), rel=1e-3)
+    assert found.largest.value == pytest.approx(true[-1].item(), rel=1e-3)
+    assert found.negative.value == 0
+
+
+def test_weight_decay_moves_every_eigenvalue(model, folder):
+    plain, decayed = (spectra(model, folder, k=2, batch_size=5, weight_decay=w, tolerance=1e-4) for w in (0.0, 0.3))
+    assert len(plain.batches) == 2
+    for one, other in zip(plain.batches, decayed.batches, strict=True):
+        assert other.values == pytest.approx([value + 0.3 for value in one.values], rel=1e-3)
+
+
+def test_windows_change_the_batches_and_the_seed_decides_them(model, folder):
+    same = [spectra(model, folder, k=1, batch_size=5, crop=0.5, seed=seed).largest.value for seed in (0, 0, 1)]
+    assert same[0] == same[1]
+    assert same[0] != same[2]
+    assert same[0] != spectra(model, folder, k=1, batch_size=5).largest.value
+
+
+def test_fewer_images_than_a_batch_are_refused(model, folder):
+    with pytest.raises(LandscapeError, match="10 images are fewer than a batch of 16"):
+        spectra(model, folder)
