@@ -388,6 +388,14 @@ def test_effective_robustness_is_from_a_baseline_table(place, repaired):
     assert before["effective"] is None
     expected = min(max(before["top1"]["value"], 1e-6), 1 - 1e-6)  # the baselines lose nothing
     assert after["effective"]["value"] == pytest.approx(after["top1"]["value"] - expected)
+    (place / "worse.csv").write_text(
+        (place / "baseline.csv").read_text().replace("rotation 90,3 classes,0.9", "x,y,0.9")
+    )
+    again = clearhead("evaluate", "repair/checkpoint", "data", *suite[:-1], "worse.csv", "--out", "line", cwd=place)
+    assert again.returncode == 0, again.stderr  # nothing is answered anew
+    results = json.loads((place / "line" / "results.json").read_text())
+    assert results["rows"][1]["effective"]["value"] == pytest.approx(after["effective"]["value"])
+    assert results["facts"]["baseline"] == "worse.csv"
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def run_suite(
                 names,
                 data_name(root, split),
                 reference,
-                _with_effective(rows, reference, known) if known else rows,
+                rows if known is None else _with_effective(rows, reference, known),
                 summaries={name: summaries(found, _main(said[name]), seed) for name in names},
                 seeds=over_seeds(rows, {name: label for name, (label, _) in zip(names, parted, strict=True)}),
                 changes=_changes(names, said),
@@ -132,11 +132,13 @@ def run_suite(
             )
             folders = {id(one.folder): one.folder for one in found}.values()
             samples = [sample for folder in folders for sample in folder.samples]
-            _finish(replace(results, facts=facts_of(arguments, started, samples, first)), out)
+            facts = facts_of(arguments | {"baseline": baseline}, started, samples, first)
+            _finish(replace(results, facts=facts), out)
         wait_for_all()
-    elif known and share()[0] == 0:  # the same answers, held against other models
+    elif known is not None and share()[0] == 0:  # the same answers, held against other models
         results = read_results(out, Results)
-        _finish(replace(results, rows=_with_effective(results.rows, results.reference, known)), out)
+        rows = _with_effective(results.rows, results.reference, known)
+        _finish(replace(results, rows=rows, facts=results.facts | {"baseline": str(baseline)}), out)
     return read_results(out, Results)
 
 
