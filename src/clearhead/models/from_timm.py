@@ -143,8 +143,9 @@ def _crop_pct(preprocess: Preprocessing) -> float:
     """The shortest crop_pct that makes timm resize to the box."""
     sides = zip(preprocess.size, preprocess.resize, strict=True)
     largest = min(side / box for side, box in sides)
-    rounded = [round(largest, digits) for digits in range(1, 9)]
-    return next((p for p in rounded if p > 0 and _box(preprocess.size, p) == preprocess.resize), largest)
+    # 34 / (34 / 50) is below 50: the next smaller number is not
+    nearest = [*(round(largest, digits) for digits in range(1, 9)), math.nextafter(largest, 0)]
+    return next((p for p in nearest if p > 0 and _box(preprocess.size, p) == preprocess.resize), largest)
 
 
 @contextmanager
