@@ -37,11 +37,6 @@ def landscape_hessian(
 
     folder = out or default_out("hessian", data, *models)
     options: dict[str, Any] = {"split": split, "k": top, "batches": batches, "batch_size": batch_size, "crop": crop}
-    options |= {
-        "weight_decay": weight_decay,
-        "tolerance": tolerance,
-        "workers": workers,
-        "seed": seed,
-        "device": device,
-    }
+    options |= {"weight_decay": weight_decay, "tolerance": tolerance}
+    options |= {"workers": workers, "seed": seed, "device": device}
     console.tell_spectra(workflows.run_hessian(models, data, folder, **options, track=console.progress), folder)

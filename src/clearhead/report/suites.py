@@ -16,7 +16,7 @@ def suite_sections(run: SuiteResults) -> list[Section]:
     """All that is told of a suite."""
     sections: list[Section] = []
     single = [row for row in run.rows if not row.family]
-    shown = [row for row in single if row.set not in _of_many_scorings(single) or row.scoring == _main(single, row.set)]
+    shown = [row for row in single if row.scoring == _main(single, row.set)]
     if len(shown) > len(run.models):
         rows = [
             (name, [(row.model, row.top1) for row in shown if row.set == name])
@@ -78,7 +78,7 @@ def _main(rows: Sequence[SetRow], name: str) -> str:
 
 
 def _families(run: SuiteResults) -> list[Section]:
-    """Severities of corruptions as a table for each model, other levels as curves."""
+    """Corruptions as one table, other families as a curve each."""
     sections: list[Section] = []
     families = list(dict.fromkeys(row.family for row in run.rows if row.family))
     graded = [family for family in families if family in CORRUPTIONS]
@@ -103,11 +103,8 @@ def _corruptions(run: SuiteResults, families: Sequence[str]) -> Table:
             Row(family.replace("_", " "), [_mean(found[model, family].values()) for model in run.models])
             for family in families
         ]
-        levels = ", ".join(
-            f"{level:g}" for level in sorted({level for by_level in found.values() for level in by_level})
-        )
+        levels = ", ".join(f"{level:g}" for level in severities)
         return Table("Corruptions", run.models, rows, f"{text} Mean over the severities {levels}.", names="corruption")
-    severities = sorted({level for by_level in found.values() for level in by_level})
     rows = []
     for family in families:
         by_level = found[run.models[0], family]

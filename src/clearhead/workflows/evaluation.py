@@ -37,6 +37,7 @@ from clearhead.workflows.pieces import (
     load_backbone,
     model_name,
     once,
+    require_same_classes,
     strips,
     titled,
 )
@@ -189,7 +190,7 @@ def run_compare(
     if not begin(out, "compare", arguments):
         started = time.perf_counter()
         models = [load_model(name) for name in (before, after)]
-        _require_same_classes(before, models[0], after, models[1])
+        require_same_classes(before, models[0], after, models[1])
         models = [on_device(classifier, device) for classifier in models]
         folder = read_images(data, split=split, classes=models[0].classes)
         options: dict[str, Any] = {"group_columns": groups, "method": method, "seed": seed}
@@ -270,7 +271,7 @@ def run_evaluate(
         loaded = [load_model(name) if faithful or segmented else load_backbone(name) for name in models]
         if faithful or segmented:
             for other, classifier in zip(models[1:], loaded[1:], strict=True):
-                _require_same_classes(models[0], loaded[0], other, classifier)
+                require_same_classes(models[0], loaded[0], other, classifier)
         loaded = [on_device(classifier, device) for classifier in loaded]
         names = once([model_name(name) for name in models])
         found = EvaluationResults("evaluation", names, data_name(data, split))
@@ -327,16 +328,6 @@ def run_evaluate(
         facts = facts_of(arguments, started, folders[-1].samples, loaded[0])
         finish(out, replace(found, problems=problems, facts=facts))
     return read_results(out, Results)
-
-
-def _require_same_classes(name: str, model: Classifier, other: str, second: Classifier) -> None:
-    """Raise DataError for models that cannot be held against each other on the same labels."""
-    if model.classes != second.classes:
-        raise DataError(
-            f"the models have different classes: {name} has {len(model.classes)} "
-            f"({', '.join(model.classes[:3])}, ...), {other} has {len(second.classes)} "
-            f"({', '.join(second.classes[:3])}, ...)"
-        )
 
 
 _OVERLAP = {

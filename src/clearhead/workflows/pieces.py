@@ -15,6 +15,7 @@ from PIL import Image
 
 from clearhead.data.batches import Images, loader
 from clearhead.data.folder import ImageFolder, Sample
+from clearhead.data.pixels import DataError
 from clearhead.data.shards import plain_source, source_name
 from clearhead.evaluate.predict import Predictions
 from clearhead.explain import explain_with_logits
@@ -91,6 +92,16 @@ def data_name(data: str | Path, split: str | None) -> str:
     """How people call the images of a folder or another source."""
     name = source_name(data)
     return f"{name}, {split} split" if split else name
+
+
+def require_same_classes(name: str, model: Classifier, other: str, second: Classifier) -> None:
+    """Raise DataError for models that cannot be held against each other on the same labels."""
+    if model.classes != second.classes:
+        raise DataError(
+            f"the models have different classes: {name} has {len(model.classes)} "
+            f"({', '.join(model.classes[:3])}, ...), {other} has {len(second.classes)} "
+            f"({', '.join(second.classes[:3])}, ...)"
+        )
 
 
 def once(names: list[str]) -> list[str]:

@@ -37,6 +37,7 @@ from clearhead.workflows.pieces import (
     given,
     model_name,
     once,
+    require_same_classes,
     titled,
     versions_told,
 )
@@ -109,6 +110,7 @@ def run_suite(
             )
         if share()[0] == 0:
             said = {name: _said(out, name, found) for name in names}
+            main = _main(said[names[0]])
             rows = [
                 set_row(name, one.name, scoring, len(one.folder.classes), answers, one.family, one.level)
                 for name in names
@@ -123,7 +125,9 @@ def run_suite(
                 data_name(root, split),
                 reference,
                 rows if known is None else _with_effective(rows, reference, known),
-                summaries={name: summaries(found, _main(said[name]), seed) for name in names},
+                summaries={
+                    name: summaries(found, {one: said[name][key] for one, key in main.items()}, seed) for name in names
+                },
                 seeds=over_seeds(rows, {name: label for name, (label, _) in zip(names, parted, strict=True)}),
                 changes=_changes(names, said),
                 constants="cifar" if is_small(first.preprocess.size) else "imagenet",
@@ -149,8 +153,8 @@ def _require_alike(names: Sequence[str], models: Sequence[Classifier], suites: S
     """
     first, published = models[0], {*suites} <= {*PUBLISHED}
     for name, model in zip(names[1:], models[1:], strict=True):
-        if len(model.classes) != len(first.classes) or not (model.classes == first.classes or published):
-            raise DataError(f"{name} has other classes than {names[0]}: evaluate them in two runs")
+        if not published or len(model.classes) != len(first.classes):
+            require_same_classes(names[0], first, name, model)
         if is_small(model.preprocess.size) != is_small(first.preprocess.size) and "corruptions" in " ".join(suites):
             raise DataError(
                 f"corruptions of the input of {name} have other constants than for {names[0]} (up to 64 pixels a side "
@@ -187,6 +191,7 @@ def compare_suites(before: Path, after: Path, out: Path) -> SuiteResults:
             rows,
             summaries={name: run.summaries[run.models[0]] for name, run in zip(names, runs, strict=True)},
             changes=_changes(names, said),
+            constants=runs[0].constants,
             problems=runs[0].problems,
             facts={"before": str(before), "after": str(after), "versions": versions_told()},
         )
@@ -229,21 +234,18 @@ def _said(out: Path, name: str, sets: Sequence[ShiftedSet]) -> Said:
     }
 
 
-def _main(said: Said) -> dict[str, Answers]:
-    """The answers under each set's first scoring."""
-    found: dict[str, Answers] = {}
-    for (name, _), answers in said.items():
-        found.setdefault(name, answers)
+def _main(said: Said) -> dict[str, tuple[str, str]]:
+    """The key of each set's first scoring, by the set's name."""
+    found: dict[str, tuple[str, str]] = {}
+    for key in said:
+        found.setdefault(key[0], key)
     return found
 
 
 def _changes(names: Sequence[str], said: Mapping[str, Said]) -> list[SetChange]:
     """Each model but the first against it, on each set under its main scoring."""
-    main: dict[str, tuple[str, str]] = {}
-    for key in said[names[0]]:
-        main.setdefault(key[0], key)
     first = said[names[0]]
-    return changes({(name, *key): (first[key], said[name][key]) for name in names[1:] for key in main.values()})
+    return changes({(name, *key): (first[key], said[name][key]) for name in names[1:] for key in _main(first).values()})
 
 
 def _with_effective(
