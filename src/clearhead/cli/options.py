@@ -9,7 +9,7 @@ import typer
 Model = Annotated[
     str,
     typer.Argument(
-        help="timm:NAME, hf:NAME, torchvision:NAME, timm:NAME@FILE (a checkpoint of that architecture) or a folder",
+        help="timm:NAME, hf:NAME, torchvision:NAME, zoo:NAME, timm:NAME@FILE (a checkpoint of that kind) or a folder",
         show_default=False,
     ),
 ]
@@ -33,7 +33,9 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Images a batch.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that load images; 0 loads in this one.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one by default.")]
 Margin = Annotated[float, typer.Option(min=0, max=1, help="Loss of accuracy that is still no harm: 0.02 is 2 points.")]
-TrainSplit = Annotated[str, typer.Option(help="Split to train on; without splits a fifth of each class is held out.")]
+TrainSplit = Annotated[
+    str, typer.Option(help="Split to train on; without one to choose by a fifth of each class is held out.")
+]
 ValSplit = Annotated[str, typer.Option(help="Split that decides which epoch is kept.")]
 TestSplit = Annotated[
     str | None, typer.Option(help="Split to compare the models on at the end; nothing is trained or chosen on it.")

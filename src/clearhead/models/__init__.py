@@ -3,6 +3,7 @@
     timm:NAME           weights from the hub        timm:NAME@FILE          a local checkpoint in timm's parameter names
     torchvision:NAME    its default weights         torchvision:NAME@FILE   a local state dict
     hf:ID               a Hugging Face model        hf:FOLDER               the same from a folder
+    zoo:NAME            `clearhead.zoo`'s, random   zoo:NAME@FILE           with the weights of a file
     FOLDER              what `save_model`, timm's `save_for_hf` or transformers' `save_pretrained` wrote
 
 >>> model = load_model("timm:deit_tiny_patch16_224")
@@ -30,8 +31,10 @@ from clearhead.models.files import CONFIG, WEIGHTS, read_json
 from clearhead.models.from_hf import load_hf, save_hf
 from clearhead.models.from_timm import create_timm, fused_attention, load_timm, save_timm
 from clearhead.models.from_torchvision import create_torchvision, load_torchvision, save_state
+from clearhead.models.from_zoo import load_zoo
 from clearhead.models.grid import probe
 from clearhead.models.preprocessing import Preprocessing
+from clearhead.zoo import MODELS as ZOO
 
 __all__ = ["Classifier", "Grid", "ModelError", "NoHead", "Preprocessing", "from_module", "load_model", "save_model"]
 
@@ -130,9 +133,9 @@ def _loader(name: str) -> tuple[Callable[[str, Wanted], Classifier], str]:
     if path.suffix in (".safetensors", ".pth", ".pt", ".bin"):
         raise ModelError(f"{name}: a checkpoint file does not say its architecture; write timm:ARCHITECTURE@{name}")
     if timm.is_model(name.partition(".")[0]):
-        raise ModelError(f"{name}: whose model is it? Write timm:{name}")
+        raise ModelError(f"{name}: whose model is it? Write {'zoo' if name in ZOO else 'timm'}:{name}")
     raise ModelError(
-        f"{name}: neither a folder that exists nor timm:NAME, torchvision:NAME or hf:ID"
+        f"{name}: neither a folder that exists nor timm:NAME, torchvision:NAME, hf:ID or zoo:NAME"
         + close_matches(name, timm.list_models(), "timm:")
     )
 
@@ -165,6 +168,7 @@ _LOADERS: dict[str, Callable[[str, Wanted], Classifier]] = {
     "timm": load_timm,
     "torchvision": load_torchvision,
     "hf": load_hf,
+    "zoo": load_zoo,
 }
 _SAVERS: dict[Library, Callable[[Classifier, Path], None]] = {
     "timm": save_timm,

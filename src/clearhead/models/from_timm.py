@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import timm
@@ -18,8 +19,8 @@ from clearhead.models.names import imagenet_names, numbered
 from clearhead.models.preprocessing import Fit, Preprocessing
 
 
-def load_timm(target: str, wanted: Wanted) -> Classifier:
-    """A timm model: NAME with the hub's weights, or NAME@FILE."""
+def load_timm(target: str, wanted: Wanted, model_args: Mapping[str, Any] = MappingProxyType({})) -> Classifier:
+    """A timm model: NAME with the hub's weights, or NAME@FILE; built with `model_args`."""
     architecture, _, file = target.partition("@")
     base, _, tag = architecture.partition(".")
     if not timm.is_model(base):
@@ -28,7 +29,7 @@ def load_timm(target: str, wanted: Wanted) -> Classifier:
     if tag and architecture not in tags:
         raise ModelError(f"timm has no weights {architecture!r}; there is {', '.join(tags) or 'none'}")
     if not file:
-        return create_timm(architecture, wanted)
+        return create_timm(architecture, wanted, model_args, **model_args)
     if not wanted.pretrained:
         raise ModelError(f"pretrained=False leaves nothing to do for {file}; write timm:{architecture}")
     overlay: dict[str, Any] = {"file": str(existing(file)), "custom_load": False}
@@ -36,7 +37,7 @@ def load_timm(target: str, wanted: Wanted) -> Classifier:
     head = heads if isinstance(heads, str) or not heads else heads[0]
     weight = load_state_dict(overlay["file"]).get(f"{head}.weight")
     overlay["num_classes"] = 0 if weight is None else len(weight)
-    return create_timm(architecture, wanted, pretrained_cfg_overlay=overlay)
+    return create_timm(architecture, wanted, model_args, pretrained_cfg_overlay=overlay, **model_args)
 
 
 def create_timm(name: str, wanted: Wanted, model_args: Mapping[str, Any] | None = None, **options: Any) -> Classifier:

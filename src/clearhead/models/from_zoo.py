@@ -1,0 +1,32 @@
+"""The zoo's models: timm's in all but their names, and without pretrained weights."""
+
+from dataclasses import replace
+
+from clearhead.models.classifier import Classifier, Wanted
+from clearhead.models.errors import ModelError, close_matches
+from clearhead.models.from_timm import create_timm, load_timm
+from clearhead.zoo import MODELS
+
+
+def load_zoo(target: str, wanted: Wanted) -> Classifier:
+    """A model of the zoo: NAME, with random weights, or NAME@FILE; NAME may have arguments, ``NAME,window=3``."""
+    architecture, _, file = target.partition("@")
+    name, *pairs = architecture.split(",")
+    if name not in MODELS:
+        matches = close_matches(name, MODELS, "zoo:") or f"; there is {', '.join(MODELS)}"
+        raise ModelError(f"the zoo has no model {name!r}{matches}")
+    arguments = dict(_argument(pair) for pair in pairs)
+    if file:
+        return load_timm(f"{name}@{file}", wanted, arguments)
+    return create_timm(name, replace(wanted, pretrained=False), arguments, **arguments)
+
+
+def _argument(pair: str) -> tuple[str, int | float]:
+    """A constructor's argument, ``key=number``."""
+    key, _, value = pair.partition("=")
+    if key in ("num_classes", "img_size"):
+        raise ModelError(f"{pair!r}: give num_classes and image_size to load_model itself, beside the name")
+    try:
+        return key, float(value) if "." in value else int(value)
+    except ValueError:
+        raise ModelError(f"{pair!r}: arguments after a name are written key=number, as in NAME,window=3") from None
