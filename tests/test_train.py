@@ -1,18 +1,22 @@
 """The training loop: it learns, keeps the best epoch, resumes to the same weights, and stops on a broken loss."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
 from clearhead import train
 from clearhead.data.batches import Images, loader
 from clearhead.data.folder import read_folder
-from clearhead.models import Preprocessing, from_module
-from clearhead.train import Epoch, Settings, TrainingError, best_epoch, cross_entropy, fit
+from clearhead.models import Preprocessing, from_module, load_model
+from clearhead.train import Diverged, Epoch, Settings, TrainingError, best_epoch, cross_entropy, fit
+from clearhead.workflows import run_train
+from tests.test_cli import clearhead, told
 
 
 @pytest.fixture
@@ -54,8 +58,18 @@ def test_it_learns_and_leaves_the_model_it_was_given_alone(folder):
     assert loss == pytest.approx(best_epoch(history).validation["loss"], rel=1e-4)
 
 
-def test_a_stopped_run_ends_with_the_same_weights(folder, tmp_path, monkeypatch):
-    whole, history = fit(model(), cross_entropy, folder, folder, SETTINGS)
+RECIPES = {
+    "plain": {},
+    "strong": {"augment": "strong", "mixup": 1.0, "cutmix": 0.8, "label_smoothing": 0.1, "clip": 5.0, "warmup": 1},
+    "weak": {"optimizer": "sgd", "schedule": "steps", "augment": "weak"},
+    **{name: {"optimizer": name} for name in ("lion", "muon", "schedulefree-adamw", "sam-sgd", "asam-adamw")},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_stopped_run_ends_with_the_same_weights(folder, tmp_path, monkeypatch, recipe):
+    settings = replace(SETTINGS, **recipe)
+    whole, history = fit(model(), cross_entropy, folder, folder, settings)
     keep, calls = train._keep, []
 
     def stop_after_two(*arguments):
@@ -66,11 +80,214 @@ def test_a_stopped_run_ends_with_the_same_weights(folder, tmp_path, monkeypatch)
 
     monkeypatch.setattr(train, "_keep", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
-        fit(model(), cross_entropy, folder, folder, SETTINGS, tmp_path / "state")
+        fit(model(), cross_entropy, folder, folder, settings, tmp_path / "state")
     monkeypatch.setattr(train, "_keep", keep)
-    resumed, again = fit(model(), cross_entropy, folder, folder, SETTINGS, tmp_path / "state")
+    resumed, again = fit(model(), cross_entropy, folder, folder, settings, tmp_path / "state")
     assert torch.equal(weights(resumed), weights(whole))
     assert again == history
+    assert len(history) == 5
+
+
+def normed():
+    """A model with batch norm and without dropout."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(768, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+    return replace(model(), module=module.eval())
+
+
+def by_hand(start, folder, settings, step):
+    """Train by a loop of PyTorch's alone, over the same batches."""
+    found = replace(start, module=start.module.train())
+    batches = loader(Images(folder, start.preprocess), settings.batch_size, 0, shuffle=True, seed=settings.seed)
+    optimizer = torch.optim.SGD(found.module.parameters(), settings.lr, momentum=0.9, weight_decay=1e-4)
+    for _ in range(settings.epochs):
+        for batch in batches:
+            step(found.module, batch["image"], batch["label"], optimizer)
+
+
+def assert_trained_to(true, settings, folder):
+    """That the last epoch, kept or not, ends with these weights and statistics."""
+    seen = []
+    after = lambda _, found: seen.append({k: v.clone() for k, v in found.module.state_dict().items()})  # noqa: E731
+    fit(normed(), cross_entropy, folder, folder, settings, device="cpu", after=after)
+    assert len(seen) == settings.epochs + 1
+    for name in ("1.weight", "2.running_mean", "2.running_var", "4.bias"):
+        torch.testing.assert_close(seen[-1][name], true.module.state_dict()[name], rtol=1e-4, atol=1e-5)
+
+
+def test_smoothed_labels_and_a_short_gradient_by_hand(folder):
+    settings = replace(SETTINGS, optimizer="sgd", schedule="constant", augment="none", lr=0.1)
+    settings = replace(settings, label_smoothing=0.1, clip=0.5)
+
+    def step(module, images, labels, optimizer):
+        optimizer.zero_grad()
+        F.cross_entropy(module(images), labels, label_smoothing=0.1).backward()
+        lengths.append(torch.nn.utils.clip_grad_norm_(module.parameters(), 0.5))
+        optimizer.step()
+
+    lengths, hand = [], normed()
+    by_hand(hand, folder, settings, step)
+    assert min(lengths) < 0.5 < max(lengths)
+    assert_trained_to(hand, settings, folder)
+
+
+def test_a_sharpness_aware_step_counts_a_batch_once(folder):
+    settings = replace(SETTINGS, optimizer="sam-sgd", schedule="constant", augment="none", lr=0.01, epochs=2)
+
+    def step(module, images, labels, optimizer):
+        norm, parameters = module[2], list(module.parameters())
+        gradients = torch.autograd.grad(F.cross_entropy(module(images), labels), parameters)
+        kept = norm.running_mean.clone(), norm.running_var.clone()
+        length = torch.cat([g.flatten() for g in gradients]).norm()
+        with torch.no_grad():
+            for p, g in zip(parameters, gradients, strict=True):
+                p.add_(0.05 * g / length)
+        optimizer.zero_grad()
+        F.cross_entropy(module(images), labels).backward()
+        with torch.no_grad():
+            for p, g in zip(parameters, gradients, strict=True):
+                p.sub_(0.05 * g / length)
+            norm.running_mean.copy_(kept[0])
+            norm.running_var.copy_(kept[1])
+        optimizer.step()
+
+    hand = normed()
+    by_hand(hand, folder, settings, step)
+    assert_trained_to(hand, settings, folder)
+
+
+class Dropped(nn.Module):
+    """Dropout that remembers what it drew."""
+
+    drawn = ()
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        mask = torch.rand_like(x) < 0.8
+        Dropped.drawn = (*Dropped.drawn, mask)
+        return x * mask
+
+
+def test_both_passes_of_a_sharpness_aware_step_see_one_dropout(folder):
+    layers, Dropped.drawn = model().module, ()
+    start = replace(model(), module=nn.Sequential(layers[0], Dropped(), layers[1], layers[4]))
+    fit(start, cross_entropy, folder, folder, replace(SETTINGS, optimizer="sam-sgd", epochs=1), device="cpu")
+    one, again, next_one, next_again = Dropped.drawn[:4]
+    assert torch.equal(one, again)
+    assert torch.equal(next_one, next_again)
+    assert not torch.equal(one, next_one)
+
+
+def test_a_schedule_free_model_has_the_statistics_of_its_average(folder):
+    settings = replace(SETTINGS, optimizer="schedulefree-adamw", augment="none", lr=0.01)
+    trained, history = fit(normed(), cross_entropy, folder, folder, settings, device="cpu")
+    assert best_epoch(history).number > 0
+    images = torch.stack([trained.preprocess.image(Image.open(sample.path)) for sample in folder.samples])
+    with torch.no_grad():
+        torch.testing.assert_close(trained.module[2].running_mean, trained.module[:2](images).mean(0))
+
+
+@pytest.mark.parametrize("name", ["sgd", "lion", "muon", "schedulefree-sgd", "sam-adamw"])
+def test_it_learns_with_every_family(folder, name):
+    lr = {"sgd": 0.01, "schedulefree-sgd": 0.05, "muon": 5e-3}.get(name, 1e-3)
+    settings = replace(SETTINGS, optimizer=name, lr=lr, mixup=0.2, label_smoothing=0.1, augment="weak")
+    _, history = fit(model(), cross_entropy, folder, folder, settings, device="cpu")
+    assert best_epoch(history).validation["loss"] < 0.7 * history[0].validation["loss"]
+
+
+def test_after_every_epoch_the_model_as_it_is_then(folder):
+    seen = []
+
+    def after(history, found):
+        assert not found.module.training
+        seen.append((history[-1].number, weights(found).clone()))
+
+    start = model()
+    trained, history = fit(start, cross_entropy, folder, folder, SETTINGS, device="cpu", after=after)
+    assert [number for number, _ in seen] == [0, 1, 2, 3, 4]
+    assert torch.equal(seen[0][1], weights(start))
+    assert torch.equal(seen[best_epoch(history).number][1], weights(trained))
+    assert [epoch.images for epoch in history] == [0, 16, 16, 16, 16]
+    assert history[0].seconds == 0
+    assert all(epoch.seconds > 0 for epoch in history[1:])
+
+
+def test_training_ends_where_it_is_told_to_and_stays_ended(folder, tmp_path):
+    calls = []
+
+    def after(history, _):
+        calls.append(len(history))
+        return len(history) == 3
+
+    for _ in range(2):
+        _, history = fit(
+            model(), cross_entropy, folder, folder, SETTINGS, tmp_path / "state", device="cpu", after=after
+        )
+        assert [epoch.number for epoch in history] == [0, 1, 2]
+    assert calls == [1, 2, 3]
+    _, whole = fit(model(), cross_entropy, folder, folder, SETTINGS, device="cpu")
+    assert whole[:3] == history
+
+
+def test_a_state_of_an_earlier_version_can_be_gone_on_with(folder, tmp_path):
+    state = tmp_path / "state"
+    fit(model(), cross_entropy, folder, folder, SETTINGS, state, device="cpu", after=lambda h, _: len(h) == 3)
+    (state / "ended").unlink()
+    history = json.loads((state / "history.json").read_text())
+    older = [{key: epoch[key] for key in ("number", "train", "validation")} for epoch in history]
+    (state / "history.json").write_text(json.dumps(older))
+    _, found = fit(model(), cross_entropy, folder, folder, SETTINGS, state, device="cpu")
+    assert [epoch.images for epoch in found] == [0, 0, 0, 16, 16]
+
+
+def test_kept_epochs_are_ordinary_checkpoints_and_outlive_a_stop(place, monkeypatch):
+    settings = Settings(epochs=3, lr=1e-3, batch_size=4)
+    data, out = place / "data", place / "kept"
+    keep = train._keep
+
+    def stop(*arguments):
+        keep(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_keep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_train(str(place / "model"), data, out, settings, keep=(0, 1, 3), device="cpu")
+    assert sorted(path.name for path in (out / "epochs").iterdir()) == ["0", "1"]
+    monkeypatch.setattr(train, "_keep", keep)
+    results = run_train(str(place / "model"), data, out, settings, keep=(0, 1, 3), device="cpu")
+    assert sorted(path.name for path in (out / "epochs").iterdir()) == ["0", "1", "3"]
+    assert torch.equal(weights(load_model(str(out / "epochs" / "0"))), weights(load_model(str(place / "model"))))
+    best = best_epoch(results.history).number
+    if best != 2:
+        kept = load_model(str(out / "epochs" / str(best)))
+        assert torch.equal(weights(kept), weights(load_model(str(out / "checkpoint"))))
+
+
+def test_a_recipe_by_its_options(place):
+    options = "--optimizer sam-sgd --lr 0.01 --clip 5 --label-smoothing 0.1 --mixup 1 --cutmix 0.8 --augment strong"
+    more = "--epochs 2 --schedule steps --warmup 1 --batch-size 5 --keep 0,2 --out recipe --device cpu"
+    run = clearhead("train", "model", "data", *options.split(), *more.split(), cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert sorted(path.name for path in (place / "recipe" / "epochs").iterdir()) == ["0", "2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--optimizer admw", "did you mean adamw"),
+        ("--optimizer sam-sgd --mixed-precision fp16", "give bf16 or no"),
+        ("--clip 0", "clip: got 0.0"),
+        ("--epochs 3 --warmup 4", "warmup: got 4"),
+        ("--epochs 3 --keep 1,4", "there is no epoch 4 in 0..3"),
+        ("--keep first", "whole numbers with commas"),
+        ("--mixup 1 --diversity 1", "for plain cross-entropy"),
+        ("--linear --keep 1", "not trained in epochs"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(place, arguments, said):
+    assert said in told(clearhead("train", "model", "data", *arguments.split(), "--out", "refused", cwd=place))
+    assert not (place / "refused").exists()
 
 
 def test_training_that_only_harms_gives_back_the_model(folder):
@@ -87,7 +304,7 @@ def test_a_loss_that_is_no_number_stops_with_advice(folder):
         parts = cross_entropy(found, batch)
         return parts | {"loss": parts["loss"] * (torch.nan if found.module.training else 1)}
 
-    with pytest.raises(TrainingError, match=r"nan in epoch 1.*smaller learning rate than 0\.001"):
+    with pytest.raises(Diverged, match=r"nan in epoch 1.*smaller learning rate than 0\.001"):
         fit(model(), broken, folder, folder, SETTINGS)
 
 

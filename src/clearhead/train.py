@@ -10,9 +10,12 @@ import copy
 import json
 import math
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,12 +26,15 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import send_to_device, set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
-from clearhead.data.augment import crop_and_flip
+from clearhead import optimizers
+from clearhead.data.augment import augmentation, mixed, smoothed
 from clearhead.data.batches import Images, Shuffle, loader, over_images
 from clearhead.data.folder import ImageFolder
 from clearhead.models import Classifier
 from clearhead.processes import mean_over_processes
+from clearhead.recipe import Settings
 from clearhead.runs import replace_folder, restore
 
 Batch = Mapping[str, Any]
@@ -36,39 +42,19 @@ Loss = Callable[[Classifier, Batch], dict[str, Tensor]]
 Track = Callable[[Iterable, int, str], Iterable]
 ChooseBy = Literal["loss", "worst_group_loss"]
 
+_LOOK = 50
+"""Steps after which the loss is looked at: to look at it is to wait for the device."""
+
+_RENEW = 50
+"""Batches that give batch norm its statistics at the average of a schedule-free optimizer's weights."""
+
 
 class TrainingError(RuntimeError):
     """Training that cannot go on; the message says why and what to try."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to train.
-
-    Attributes:
-        epochs: passes over the training images.
-        lr: highest learning rate.
-        batch_size: images a step, over all processes.
-        optimizer: AdamW, or SGD with momentum 0.9.
-        weight_decay: of all parameters.
-        schedule: ``cosine`` (a tenth of the steps of linear warm-up, then to 0), ``decay`` (x 0.85 every 2 epochs, the
-            schedule of arXiv 2206.01161) or ``constant``.
-        crop: smallest window of a training image, as a share of its area.
-        mixed_precision: ``no``, ``bf16`` or ``fp16``.
-        workers: processes that load images.
-        seed: of order, augmentation and dropout.
-    """
-
-    epochs: int
-    lr: float
-    batch_size: int = 32
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: float = 1e-4
-    schedule: Literal["cosine", "decay", "constant"] = "cosine"
-    crop: float = 0.5
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    workers: int = 0
-    seed: int = 0
+class Diverged(TrainingError):
+    """A loss that is no longer finite."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +63,23 @@ class Epoch:
 
     The validation has two more: ``worst_group_loss``, the mean negative log-likelihood (nats) of the group of images
     where it is highest, whatever the loss that is trained on, and ``worst_group_accuracy``, that of the group where it
-    is lowest.
+    is lowest. `seconds` is the time its training took, without the validation, and `images` how many it trained on.
     """
 
     number: int
     train: dict[str, float]
     validation: dict[str, float]
+    seconds: float = field(default=0.0, compare=False)
+    images: int = 0
+
+
+After = Callable[[list[Epoch], Classifier], bool | None]
 
 
 def cross_entropy(model: Classifier, batch: Batch) -> dict[str, Tensor]:
-    """Plain training: the mean negative log-likelihood of the labels, in nats."""
-    logits = model(batch["image"])
-    return {"loss": over_images(F.cross_entropy(logits, batch["label"], reduction="none"), batch), "logits": logits}
+    """Plain training: the mean negative log-likelihood of the labels, or the cross-entropy to a target, in nats."""
+    logits, target = model(batch["image"]), batch.get("target", batch["label"])
+    return {"loss": over_images(F.cross_entropy(logits, target, reduction="none"), batch), "logits": logits}
 
 
 def fit(
@@ -103,13 +94,15 @@ def fit(
     group_columns: list[str] | None = None,
     choose_by: ChooseBy = "loss",
     balanced: bool = False,
+    after: After | None = None,
 ) -> tuple[Classifier, list[Epoch]]:
     """Train a copy of the model, and return it as it was after its best epoch, with the history.
 
     Args:
         model: where to start from; it is not changed.
         loss: what to minimise; its result holds ``loss`` and ``logits`` and any parts to log. One that has a
-            ``state_dict`` and a ``load_state_dict`` is kept in `state` with the rest.
+            ``state_dict`` and a ``load_state_dict`` is kept in `state` with the rest. Where the settings make soft
+            labels, training batches have ``target``, B x classes, which it has to aim at, as ``cross_entropy`` does.
         train: the training images.
         validation: the images that decide which epoch is kept.
         settings: how to train.
@@ -120,11 +113,14 @@ def fit(
         group_columns: metadata columns that make the groups, None for all.
         balanced: draw the training images group by group, each as often, in place of each image once an epoch.
         choose_by: the mean over the validation images whose lowest value decides which epoch is kept.
+        after: called after each epoch's validation, before training too (epoch 0), with the history and the model as
+            it is then, which it must not change; True ends the training. In several processes it is called in each.
+            If the run is stopped in it or soon after, it is called for the same epoch again.
 
     Raises:
         DataError: for a group column that does not exist.
-        ValueError: for another `choose_by`.
-        TrainingError: if the loss is no longer finite, or the model has no parameter to train.
+        ValueError: for another `choose_by`, or an optimizer that cannot be had.
+        TrainingError: if the loss is no longer finite (Diverged), or the model has no parameter to train.
     """
     if choose_by not in get_args(ChooseBy):
         raise ValueError(f"choose_by: got {choose_by!r}; there is {' and '.join(get_args(ChooseBy))}")
@@ -135,47 +131,82 @@ def fit(
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         raise TrainingError(f"{model.name} has no parameter that requires a gradient: nothing to train")
-    optimizer = _optimizer(parameters, settings)
-    augmented = Images(train, model.preprocess, crop_and_flip(settings.crop), group_columns)
+    optimizer: Any = optimizers.make(settings.optimizer, module, settings.lr, settings.weight_decay)
+    augmented = Images(train, model.preprocess, augmentation(settings.augment, settings.crop), group_columns)
     plain = Images(validation, model.preprocess, group_columns=group_columns)
     groups = sorted({*augmented.groups, *plain.groups})  # the same in all processes
     size, workers = settings.batch_size, settings.workers
     batches = loader(augmented, size, workers, shuffle=True, seed=settings.seed, balanced=balanced, shared=True)
     held_out = loader(plain, size, workers, shared=True)
     order: Shuffle = batches.batch_sampler.order  # type: ignore[union-attr]
-    module, optimizer = accelerator.prepare(module, optimizer)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, _schedule(settings, len(batches)))
+    module, prepared = accelerator.prepare(module, optimizer)
+    if accelerator.scaler is not None:
+        optimizer = prepared  # else left alone: at each step it looks for packages that may be installed
+    schedule = torch.optim.lr_scheduler.LambdaLR(prepared.optimizer, settings.factor(len(batches)))
     accelerator.register_for_checkpointing(schedule)
     if hasattr(loss, "state_dict") and hasattr(loss, "load_state_dict"):
         accelerator.register_for_checkpointing(loss)
     trained = replace(model, module=module)
     measured = replace(model, module=accelerator.unwrap_model(module))  # no gradients to be shared
 
-    history, best = _resume(accelerator, state)
+    def validated(title: str) -> dict[str, float]:
+        return _validate(accelerator, measured, loss, held_out, groups, track, title)
+
+    def gradients(batch: Batch) -> dict[str, Tensor]:
+        optimizer.zero_grad()
+        parts = loss(trained, batch)
+        accelerator.backward(parts["loss"])
+        if settings.clip is not None:
+            accelerator.clip_grad_norm_(parameters, settings.clip)
+        return parts
+
+    def sharpness_aware_step(batch: Batch) -> dict[str, Tensor]:
+        with optimizers.same_draws(accelerator.device):
+            parts = gradients(batch)
+        with optimizers.statistics_kept(module):
+            optimizer.step(partial(gradients, batch))
+        return parts
+
+    def plain_step(batch: Batch) -> dict[str, Tensor]:
+        parts = gradients(batch)
+        optimizer.step()
+        return parts
+
+    step = sharpness_aware_step if optimizers.is_sharpness_aware(settings.optimizer) else plain_step
+    history, best, ended = _resume(accelerator, state)
     if not history:
         module.eval()
-        history = [Epoch(0, {}, _validate(accelerator, measured, loss, held_out, groups, track, "before"))]
+        history = [Epoch(0, {}, validated("before"))]
         best = _weights(accelerator, module)
-    for number in range(len(history), settings.epochs + 1):
+        ended = bool(after and after(history, measured))
+    while not ended and len(history) <= settings.epochs:
+        number = len(history)
         title = f"epoch {number}/{settings.epochs}"
         order.set_epoch(number - 1)
-        sums = _Means(accelerator)
+        sums, began = _Means(accelerator), time.perf_counter()
         module.train()
-        for batch in _tracked(batches, track, title):
-            batch = send_to_device(batch, accelerator.device)
-            parts = loss(trained, batch)
-            _require_finite(parts["loss"], number, settings)
-            accelerator.backward(parts["loss"])
-            optimizer.step()
-            optimizer.zero_grad()
+        prepared.train()
+        for i, batch in enumerate(_tracked(batches, track, title)):
+            batch = send_to_device(batch, accelerator.device, non_blocking=True)
+            if settings.soft:
+                batch = _softened(batch, len(model.classes), settings, [settings.seed, number, i])
+            sums.add(step(batch), batch)
             schedule.step()
-            sums.add(parts, batch)
+            if i % _LOOK == 0:
+                _require_finite(sums.sums["loss"].item(), number, settings)
+        means = sums.means()
+        _require_finite(means["loss"], number, settings)
         module.eval()
-        epoch = Epoch(number, sums.means(), _validate(accelerator, measured, loss, held_out, groups, track, title))
+        prepared.eval()
+        if optimizers.is_schedule_free(settings.optimizer):
+            update_bn(_images(batches, accelerator.device), measured.module)
+        seconds = time.perf_counter() - began
+        epoch = Epoch(number, means, validated(title), seconds, len(augmented))
         if epoch.validation[choose_by] < min(e.validation[choose_by] for e in history):
             best = _weights(accelerator, module)
         history.append(epoch)
-        _keep(accelerator, state, history, best)
+        ended = bool(after and after(history, measured))
+        _keep(accelerator, state, history, best, ended)
     chosen = copy.deepcopy(model.module)
     chosen.load_state_dict(best)
     return replace(model, module=chosen.eval()), history
@@ -184,25 +215,6 @@ def fit(
 def best_epoch(history: list[Epoch], choose_by: ChooseBy = "loss") -> Epoch:
     """The epoch that is kept: lowest validation loss, or lowest in the worst group; the first of equals."""
     return min(history, key=lambda epoch: epoch.validation[choose_by])
-
-
-def _optimizer(parameters: list[torch.nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, settings.lr, momentum=0.9, weight_decay=settings.weight_decay)
-    return torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay)
-
-
-def _schedule(settings: Settings, steps: int) -> Callable[[int], float]:
-    """Factor of the learning rate at each step of `steps` an epoch."""
-    total = max(1, settings.epochs * steps)
-    warm = max(1, total // 10)
-
-    def factor(step: int) -> float:
-        if settings.schedule == "cosine":
-            return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * max(0, step - warm) / max(1, total - warm)))
-        return 0.85 ** (step // steps // 2) if settings.schedule == "decay" else 1.0
-
-    return factor
 
 
 class _Means:
@@ -262,10 +274,24 @@ def _validate(
     return sums.means()
 
 
-def _require_finite(value: Tensor, number: int, settings: Settings) -> None:
-    if not torch.isfinite(value):
-        raise TrainingError(
-            f"the loss is {value.item()} in epoch {number}: try a smaller learning rate than {settings.lr:g}"
+def _softened(batch: Batch, classes: int, settings: Settings, seed: list[int]) -> Batch:
+    """The batch with its ``target``, its images mixed where the settings say so."""
+    images, target = mixed(
+        batch["image"], batch["label"], classes, mixup=settings.mixup, cutmix=settings.cutmix, seed=seed
+    )
+    return {**batch, "image": images, "target": smoothed(target, settings.label_smoothing)}
+
+
+def _images(batches: Iterable, device: torch.device) -> Iterator[Tensor]:
+    """The images of some batches; the loader is left alone until the first is asked for."""
+    for batch in islice(batches, _RENEW):
+        yield batch["image"].to(device)
+
+
+def _require_finite(value: float, number: int, settings: Settings) -> None:
+    if not math.isfinite(value):
+        raise Diverged(
+            f"the loss is {value} in epoch {number}: try a smaller learning rate than {settings.lr:g}"
             + ("" if settings.mixed_precision == "no" else ", or mixed_precision no")
             + "; the state of the epoch before is kept"
         )
@@ -276,7 +302,9 @@ def _weights(accelerator: Accelerator, module: torch.nn.Module) -> dict[str, Ten
     return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
 
 
-def _keep(accelerator: Accelerator, state: Path | None, history: list[Epoch], best: dict[str, Tensor]) -> None:
+def _keep(
+    accelerator: Accelerator, state: Path | None, history: list[Epoch], best: dict[str, Tensor], ended: bool
+) -> None:
     """Put the state of all processes in place of the last one's, in one move."""
     if state is None:
         return
@@ -290,21 +318,24 @@ def _keep(accelerator: Accelerator, state: Path | None, history: list[Epoch], be
     if accelerator.is_main_process:
         save_file(best, unfinished / "best.safetensors")
         (unfinished / "history.json").write_text(json.dumps([asdict(e) for e in history]), encoding="utf-8")
+        if ended:
+            (unfinished / "ended").touch()
         replace_folder(unfinished, state)
     accelerator.wait_for_everyone()
 
 
-def _resume(accelerator: Accelerator, state: Path | None) -> tuple[list[Epoch], dict[str, Tensor]]:
+def _resume(accelerator: Accelerator, state: Path | None) -> tuple[list[Epoch], dict[str, Tensor], bool]:
+    """The history, the best weights and whether it is to go no further; the rest goes where it came from."""
     if state is None:
-        return [], {}
+        return [], {}, False
     if accelerator.is_main_process:
         restore(state)
     accelerator.wait_for_everyone()
     if not state.is_dir():
-        return [], {}
+        return [], {}, False
     accelerator.load_state(str(state))
     history = json.loads((state / "history.json").read_text(encoding="utf-8"))
-    return [Epoch(**epoch) for epoch in history], load_file(state / "best.safetensors")
+    return [Epoch(**epoch) for epoch in history], load_file(state / "best.safetensors"), (state / "ended").exists()
 
 
 def _tracked(batches: Iterable, track: Track | None, title: str) -> Iterator:

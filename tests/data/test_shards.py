@@ -180,6 +180,13 @@ def test_splits_are_those_of_the_files(tmp_path: Path) -> None:
     alone = tmp_path / "train-00000-of-00001.parquet"
     assert splits_of(alone) == set()  # a fifth is held out
     assert [len(folder.samples) for folder in train_and_validation(alone)] == [2, 2]
+    (tmp_path / "validation-00000-of-00001.parquet").unlink()  # most sets of the Hub: of train, not of test
+    train, validation = train_and_validation(tmp_path)
+    assert {sample.file.split("/")[0] for sample in (*train.samples, *validation.samples)} == {alone.name}
+    assert not {s.file for s in train.samples} & {s.file for s in validation.samples}
+    for options in ({"validation": "dev"}, {"train": "val"}):
+        with pytest.raises(DataError, match="no split"):
+            train_and_validation(tmp_path, **options)
 
 
 def test_medmnist(tmp_path: Path) -> None:

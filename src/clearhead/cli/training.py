@@ -1,6 +1,5 @@
-"""train, repair, study."""
+"""train, repair."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -23,9 +22,11 @@ from clearhead.cli.options import (
     columns_of,
     default_out,
     layers_of,
+    numbers_of,
 )
 
 _TERMS, _HEADS = "By masks (--method relevance, gradmask, rrr)", "By heads (--method heads)"
+_RECIPE = "Recipe"
 
 
 def train(
@@ -35,10 +36,52 @@ def train(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 10,
     lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 1e-4,
     batch_size: BatchSize = 32,
-    optimizer: Annotated[Literal["adamw", "sgd"], typer.Option(help="SGD has momentum 0.9.")] = "adamw",
-    weight_decay: Annotated[float, typer.Option(min=0, help="Of all parameters.")] = 0.05,
-    schedule: Annotated[Literal["cosine", "decay", "constant"], typer.Option(help="Of the learning rate.")] = "cosine",
+    optimizer: Annotated[
+        str,
+        typer.Option(
+            help="adamw, adam, sgd (momentum 0.9), another of timm's (lion, muon, ...), schedulefree-adamw, "
+            "schedulefree-sgd, or sam-BASE, asam-BASE (sam-sgd).",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = "adamw",
+    weight_decay: Annotated[float, typer.Option(min=0, help="Of all parameters.", rich_help_panel=_RECIPE)] = 0.05,
+    schedule: Annotated[
+        Literal["cosine", "steps", "decay", "constant"],
+        typer.Option(
+            help="Of the learning rate: to 0, x 0.2 at 30, 60 and 80%, or x 0.85 every 2 epochs.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = "cosine",
+    warmup: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Epochs in which the learning rate rises; a tenth for cosine, else 0.", rich_help_panel=_RECIPE
+        ),
+    ] = None,
+    clip: Annotated[
+        float | None, typer.Option(min=0, help="Largest norm of the gradient.", rich_help_panel=_RECIPE)
+    ] = None,
+    augment: Annotated[
+        Literal["crop", "weak", "strong", "none"],
+        typer.Option(
+            help="Random windows, moves by up to an eighth of the side, these and RandAugment, or nothing.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = "crop",
+    label_smoothing: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of a label spread over all classes.", rich_help_panel=_RECIPE)
+    ] = 0.0,
+    mixup: Annotated[
+        float, typer.Option(min=0, help="Mix pairs of images: parameter of the Beta.", rich_help_panel=_RECIPE)
+    ] = 0.0,
+    cutmix: Annotated[
+        float, typer.Option(min=0, help="Put a window of one into another: likewise.", rich_help_panel=_RECIPE)
+    ] = 0.0,
     mixed_precision: Precision = "no",
+    keep: Annotated[
+        str | None,
+        typer.Option(help="Epochs, with commas, after which the model is kept in epochs/; 0 is before training."),
+    ] = None,
     diversity: Annotated[
         float, typer.Option(min=0, help="Weight of the head-diversity loss; the paper's is 100 / heads²: 6.25 at 4.")
     ] = 0.0,
@@ -71,6 +114,12 @@ def train(
         optimizer=optimizer,
         weight_decay=weight_decay,
         schedule=schedule,
+        warmup=warmup,
+        augment=augment,
+        label_smoothing=label_smoothing,
+        mixup=mixup,
+        cutmix=cutmix,
+        clip=clip,
         mixed_precision=mixed_precision,
         workers=workers,
         seed=seed,
@@ -79,6 +128,7 @@ def train(
     options |= {
         "linear": linear,
         "pretrained": pretrained,
+        "keep": numbers_of(keep) if keep else (),
         "loss": Diversity(diversity, layers_of(layers)) if diversity else None,
     }
     console.tell_training(workflows.run_train(model, data, folder, settings, **options, track=console.progress), folder)
@@ -208,18 +258,3 @@ def repair(
     )
     options |= {"method": method, "train_split": train_split, "loss": loss}
     console.tell_training(workflows.run_repair(model, data, folder, settings, **options), folder)
-
-
-def study(
-    plan: Annotated[
-        Path, typer.Argument(help="A YAML file: model, data, tests, methods and what they are tried with.")
-    ],
-    out: Annotated[Path | None, typer.Option(help="Folder of the runs; runs/study-PLAN by default.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
-    device: Device = None,
-) -> None:
-    """A grid of repairs from one file: methods, terms, images a class, classes, seeds; resumed, measured, drawn."""
-    from clearhead import console, workflows
-
-    folder = out or Path("runs") / f"study-{plan.stem}"
-    console.tell_study(workflows.run_study(plan, folder, jobs=jobs, device=device, track=console.progress), folder)

@@ -25,12 +25,17 @@ def train_and_validation(
 ) -> tuple[ImageFolder, ImageFolder]:
     """The images to train on and those to choose by.
 
-    Those of the two splits (``splits_of``); where there are none, a random fifth of each class is held out (`seed`).
-    Raises DataError, also when a class has a single image to divide.
+    Those of the two splits (``splits_of``); where there is none to choose by, a random fifth of each class of those to
+    train on is held out (`seed`). Raises DataError, also for a class with a single image to divide.
     """
-    if splits_of(root):
+    splits = splits_of(root)
+    if validation in splits or (splits and (train not in splits or validation != "val")):
         return read_images(root, split=train, classes=classes), read_images(root, split=validation, classes=classes)
-    folder = read_images(root, classes=classes)
+    return hold_out(read_images(root, split=train if splits else None, classes=classes), HELD_OUT, seed)
+
+
+def hold_out(folder: ImageFolder, share: float, seed: int = 0) -> tuple[ImageFolder, ImageFolder]:
+    """A folder without a random share of each class, and that share. DataError for a class of a single image."""
     by_class = defaultdict(list)
     for sample in folder.samples:
         by_class[sample.label].append(sample)
@@ -38,14 +43,27 @@ def train_and_validation(
     for label, samples in by_class.items():
         if len(samples) < 2:
             raise DataError(
-                f"{root}: class {folder.classes[label]} has one image; two or more are needed to hold some out for "
-                "validation (or name the splits in metadata.csv)"
+                f"{folder.root}: class {folder.classes[label]} has one image; two or more are needed to hold some out "
+                "for validation (or name the splits in metadata.csv)"
             )
-        count = max(1, round(HELD_OUT * len(samples)))
+        count = max(1, round(share * len(samples)))
         held_out |= {samples[i].file for i in rng.permutation(len(samples))[:count]}
     kept = tuple(sample for sample in folder.samples if sample.file not in held_out)
     chosen = tuple(sample for sample in folder.samples if sample.file in held_out)
     return replace(folder, samples=kept), replace(folder, samples=chosen, problems=())
+
+
+def part_of(folder: ImageFolder, fraction: float, seed: int) -> ImageFolder:
+    """A share of the images of each class, at least one; of two shares by one seed the larger holds the smaller."""
+    if fraction == 1:
+        return folder
+    rng = np.random.default_rng([seed, 1])
+    labels = np.array([sample.label for sample in folder.samples])
+    kept: list[int] = []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        kept += members[: max(1, round(fraction * len(members)))].tolist()
+    return replace(folder, samples=tuple(folder.samples[i] for i in sorted(kept)), problems=())
 
 
 def splits_of(root: str | Path) -> set[str]:
