@@ -3,7 +3,7 @@
     python scripts/relevance_study.py --data CLEARHEAD_DATA --out study
 
 Makes masks for imagenet-samples (to train on) and nips17 (to measure by), shifted copies of nips17, a plan, and runs it
-(``clearhead study``). DeiT-Tiny; 500 classes train, the others choose the epoch; three class seeds.
+(``clearhead study repairs``). DeiT-Tiny; 500 classes train, the others choose the epoch; three class seeds.
 """
 
 import argparse

@@ -224,7 +224,7 @@ def test_a_study_is_run_once_and_grows(place):
     plan = "{model: MODEL, data: data, tests: {all: data}, samples: 2, classes: [1, 2], epochs: 1, lr: 1.0e-3}"
     plan = plan.replace("}, samples", f"}}, methods: {methods}, seeds: SEEDS, samples")
     (place / "plan.yaml").write_text(plan.replace("MODEL", str(place / "model")).replace("SEEDS", "0"))
-    run = clearhead("study", "plan.yaml", "--out", "study", cwd=place)
+    run = clearhead("study", "repairs", "plan.yaml", "--out", "study", cwd=place)
     assert run.returncode == 0, run.stderr
     page = (place / "study" / "report.html").read_text()
     assert "Accuracy on all by classes" in page
@@ -232,13 +232,30 @@ def test_a_study_is_run_once_and_grows(place):
     written = first.stat().st_mtime_ns
     grown = plan.replace("MODEL", str(place / "model")).replace("SEEDS", "[0, 1]")
     (place / "plan.yaml").write_text(grown.replace("{all: data}", "{all: data, again: data}"))
-    run = clearhead("study", "plan.yaml", "--out", "study", "--jobs", 2, cwd=place)
+    run = clearhead("study", "repairs", "plan.yaml", "--out", "study", "--jobs", 2, cwd=place)
     assert run.returncode == 0, run.stderr
     assert first.stat().st_mtime_ns == written
     rows = json.loads((place / "study" / "results.json").read_text())["rows"]
     assert {row["seeds"] for row in rows} == {2}
     assert {row["test"] for row in rows} == {"all", "again"}
     assert {row["name"] for row in rows} == {"relevance", "GradMask", "fine-tuning"}
+
+
+def test_a_study_of_optimizers(place):
+    plan = "{data: data, models: {ViT: MODEL}, optimizers: {SGD: {optimizer: sgd, lr: [1.0e-2, 1.0e-3]}}, target: 0.3, "
+    plan += "fractions: [1, 0.5], epochs: 1, batch_size: 4, eigenvalue_batches: 2}"
+    (place / "optimizers.yaml").write_text(plan.replace("MODEL", str(place / "model")))
+    run = clearhead("study", "optimizers", "optimizers.yaml", "--out", "optimizers", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "4 settings finished" in run.stdout
+    page = (place / "optimizers" / "report.html").read_text()
+    for question in ("How fast does ViT train?", "How flat is the loss?", "What does the amount of data do?"):
+        assert question in page
+    (place / "optimizers.yaml").write_text(plan.replace("MODEL", str(place / "model")).replace("sgd", "sdg"))
+    run = clearhead("study", "optimizers", "optimizers.yaml", "--out", "optimizers-2", cwd=place)
+    assert run.returncode == 2
+    assert "'sdg' is unknown" in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def test_masks_from_boxes(place):
@@ -324,7 +341,7 @@ def test_bad_images_are_named_and_left_out(place):
         (["data", "masks", "maskless", "--from", "sky=x"], "there is"),
         (["data", "masks", "maskless"], "give one of the two"),
         (["reproduce", "relevance", "--model", "ViT-L", "--images", "data", "--test", "A=data"], "no weights of ViT-L"),
-        (["study", "nothing.yaml"], "cannot be read as YAML"),
+        (["study", "repairs", "nothing.yaml"], "cannot be read as YAML"),
         (["repair", "model", "data", "--source", "lime"], "there is gae, rollout"),
         (["repair", "model", "data", "--method", "gradmask", "--fg", "1"], "foreground: not a term of the method"),
         (["repair", "model", "data", "--method", "rrr", "--preset", "ViT-B"], "relevance, not rrr"),

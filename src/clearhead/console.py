@@ -16,19 +16,26 @@ from clearhead.masks import MasksWritten
 from clearhead.processes import share
 from clearhead.report.calibration import calibration_rows
 from clearhead.report.heads import MOST_HEADS
+from clearhead.report.landscape import SURFACE_COLUMNS, TRAJECTORY_COLUMNS, surface_cells, trajectory_cells
 from clearhead.report.suites import verdicts
 from clearhead.report.trainings import CHOSEN_BY
 from clearhead.results import (
     AuditResults,
+    CkaResults,
     ComparisonResults,
     EvaluationResults,
+    FourierResults,
     HeadsResults,
+    LesionResults,
+    OptimizerResults,
     SlicesResults,
     SpectrumResults,
     StudyResults,
     SufficientResults,
     SuiteResults,
+    SurfaceResults,
     TrainingResults,
+    TrajectoryResults,
 )
 from clearhead.train import best_epoch
 
@@ -37,6 +44,9 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, quiet=_quiet)
 out = Console(highlight=False, soft_wrap=True, quiet=_quiet)
 
 _COLOURS = {"helped": "green", "harmed": "red", "cannot tell": "yellow"}
+
+MOST_UNITS = 8
+"""Lesions that are told of each model."""
 
 
 def progress(batches: Iterable, count: int, title: str) -> Iterable:
@@ -235,11 +245,75 @@ def tell_slices(results: SlicesResults, folder: Path) -> None:
 def tell_spectra(results: SpectrumResults, folder: Path) -> None:
     """The main numbers of each model's spectrum."""
     tell_problems(results.problems)
-    table = _table("highest", "lowest", "negative", "positive", "loss", "batches")
+    whole = [found.trace for found in results.spectra.values() if found.trace]
+    table = _table("highest", "lowest", "negative", "positive", "loss", *(["trace"] if whole else []), "batches")
     for name, found in results.spectra.items():
         cells = [found.largest, found.lowest, found.negative, found.positive, found.loss]
+        cells += [found.trace] if found.trace else []
         table.add_row(escape(name), *(number(e.value, e.unit) for e in cells), str(len(found.batches)))
     out.print(table)
+    _tell_page(folder)
+
+
+def tell_surfaces(results: SurfaceResults, folder: Path) -> None:
+    """The loss at the weights of each model and how far it rises around them."""
+    tell_problems(results.problems)
+    table = _table(*SURFACE_COLUMNS, "points")
+    for name, found in results.surfaces.items():
+        table.add_row(escape(name), *surface_cells(found), f"{len(found.nll):,}")
+    out.print(table)
+    _tell_page(folder)
+
+
+def tell_trajectory(results: TrajectoryResults, folder: Path) -> None:
+    """Distances and angles, epoch by epoch."""
+    table = _table(*TRAJECTORY_COLUMNS)
+    for epoch, cells in zip(results.epochs, trajectory_cells(results.trajectory), strict=True):
+        table.add_row(f"epoch {epoch}", *cells)
+    out.print(table)
+    _tell_page(folder)
+
+
+def tell_fourier(results: FourierResults, folder: Path) -> None:
+    """What the units of each kind do to high frequencies and to the variance, on average."""
+    tell_problems(results.problems)
+    table = _table("high frequency", "95% interval", "variance", "95% interval", "n")
+    for name, found in results.maps.items():
+        for kind, high in found.high_change.items():
+            table.add_row(escape(f"{name}, {kind}"), *_with_intervals(high, found.variance_change[kind]))
+    out.print("change through a unit, mean of its kind")
+    out.print(table)
+    for name, found in results.maps.items():
+        if found.left_out:
+            told = f"{name}: {len(found.left_out)} units have no grid of positions, such as {found.left_out[0]}"
+            err.print(f"[yellow]left out:[/] {escape(told)}")
+    _tell_page(folder)
+
+
+def tell_lesions(results: LesionResults, folder: Path) -> None:
+    """The units that each model can do least without."""
+    tell_problems(results.problems)
+    table = _table("accuracy", "95% interval", "NLL", "95% interval", "n")
+    for name, found in results.lesions.items():
+        table.add_row(escape(f"{name}, whole"), *_with_intervals(found.accuracy, found.nll))
+        for one in sorted([*found.units, *found.blocks], key=lambda one: -one.nll.value)[:MOST_UNITS]:
+            table.add_row(escape(f"without {one.name}"), *_with_intervals(one.accuracy, one.nll))
+    out.print(table)
+    out.print(f"the {MOST_UNITS} units and blocks of each model whose loss costs the most likelihood, at most")
+    _tell_page(folder)
+
+
+def _with_intervals(*estimates: Estimate) -> list[str]:
+    """Cells of estimates of the same images: each and its interval, at the end the count."""
+    cells = [cell for e in estimates for cell in (number(e.value, e.unit), interval(e))]
+    return [*cells, f"{estimates[0].count:,}"]
+
+
+def tell_cka(results: CkaResults, folder: Path) -> None:
+    """How many units and images, and where the matrix is."""
+    tell_problems(results.problems)
+    found = results.similarity
+    out.print(f"CKA of {len(found.rows)} x {len(found.columns)} units on {found.images:,} images")
     _tell_page(folder)
 
 
@@ -264,6 +338,23 @@ def tell_study(results: StudyResults, folder: Path) -> None:
         name = f"{row.name}, {row.samples} x {row.classes}"
         table.add_row(escape(name), escape(row.test), row.measure, *change, str(row.seeds))
     out.print(table)
+    _tell_page(folder)
+
+
+def tell_optimizers(results: OptimizerResults, folder: Path) -> None:
+    """The setting kept in each cell, how long it took to the target, and what it came to."""
+    table = _table("kept", f"s to {number(results.target, '%')}", "accuracy", "95% interval", "eigenvalue")
+    for found in results.cells:
+        best, cell, measures = found.best, found.best.cell, found.measures
+        reached = best.reached(results.target)
+        name = f"{cell.model}, {cell.optimizer}, {cell.augment}, {cell.fraction:.0%}, seed {cell.seed}"
+        kept = f"lr {best.lr:g}, wd {best.weight_decay:g}"
+        accuracy = number(measures.accuracy.value, "%"), interval(measures.accuracy)
+        seconds = f"{reached.seconds:,.0f}" if reached else "never"
+        table.add_row(escape(name), kept, seconds, *accuracy, number(measures.eigenvalue.value))
+    out.print(table)
+    counts = Counter(trial.ended for trial in results.trials)
+    out.print(", ".join(f"{count} settings {ended}" for ended, count in counts.items()))
     _tell_page(folder)
 
 

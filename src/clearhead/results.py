@@ -13,10 +13,12 @@ from clearhead.evaluate.slices import Slice
 from clearhead.evaluate.statistics import Estimate
 from clearhead.heads.scores import HeadScores
 from clearhead.heads.selection import Selection
-from clearhead.landscape import Spectrum
+from clearhead.landscape import Spectrum, Surface, Trajectory
+from clearhead.layers import FeatureMaps, Lesions, Similarity
 from clearhead.linear import LinearLayer
 from clearhead.repair import LastLayer
-from clearhead.study import StudyRow
+from clearhead.study.optimizers import CellResult, Trial
+from clearhead.study.repairs import StudyRow
 from clearhead.train import ChooseBy, Epoch
 
 
@@ -116,6 +118,19 @@ class StudyResults:
     model: str
     data: str
     rows: list[StudyRow]
+    facts: dict[str, str]
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class OptimizerResults:
+    """A study of optimizers: all trials, the result of each cell, and the validation accuracy that is aimed at."""
+
+    kind: Literal["optimizers"]
+    data: str
+    target: float
+    trials: list[Trial]
+    cells: list[CellResult]
     facts: dict[str, str]
     problems: list[Problem] = field(default_factory=list)
 
@@ -266,15 +281,92 @@ class SpectrumResults:
     facts: dict[str, str]
 
 
+@dataclass(frozen=True)
+class SurfaceResults:
+    """The loss around the weights of models on one folder, by name.
+
+    Attributes:
+        kind: which results these are.
+        models: their names, each once.
+        data: the folder.
+        along: which directions: ``random`` or ``eigenvectors``.
+        surfaces: by model.
+        problems: with the data.
+        facts: for the foot of the page.
+    """
+
+    kind: Literal["surface"]
+    models: list[str]
+    data: str
+    along: Literal["random", "eigenvectors"]
+    surfaces: dict[str, Surface]
+    problems: list[Problem]
+    facts: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TrajectoryResults:
+    """The way of the weights through a training run, at the epochs that it kept."""
+
+    kind: Literal["trajectory"]
+    model: str
+    epochs: list[int]
+    trajectory: Trajectory
+    facts: dict[str, str]
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FourierResults:
+    """Frequencies and variance of the feature maps of models on one folder, by name."""
+
+    kind: Literal["fourier"]
+    models: list[str]
+    data: str
+    maps: dict[str, FeatureMaps]
+    problems: list[Problem]
+    facts: dict[str, str]
+
+
+@dataclass(frozen=True)
+class LesionResults:
+    """What models lose without each of their units on one folder, by name."""
+
+    kind: Literal["lesion"]
+    models: list[str]
+    data: str
+    lesions: dict[str, Lesions]
+    problems: list[Problem]
+    facts: dict[str, str]
+
+
+@dataclass(frozen=True)
+class CkaResults:
+    """How alike the units of two models are, or of one with itself."""
+
+    kind: Literal["cka"]
+    models: list[str]
+    data: str
+    similarity: Similarity
+    problems: list[Problem]
+    facts: dict[str, str]
+
+
 Results = (
     AuditResults
     | TrainingResults
     | ComparisonResults
     | HeadsResults
     | StudyResults
+    | OptimizerResults
     | EvaluationResults
     | SufficientResults
     | SlicesResults
     | SuiteResults
     | SpectrumResults
+    | SurfaceResults
+    | TrajectoryResults
+    | FourierResults
+    | LesionResults
+    | CkaResults
 )

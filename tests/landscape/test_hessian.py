@@ -1,6 +1,7 @@
 """Products against the dense Hessian and finite differences, eigenvalues against a dense decomposition."""
 
 import copy
+import functools
 
 import pytest
 import timm
@@ -33,8 +34,10 @@ def loss_of(module, images, labels):
     return lambda: F.cross_entropy(module(images), labels)
 
 
-def dense(module, images, labels):
-    """The Hessian by torch.func, another way of differentiating twice."""
+@functools.cache
+def dense():
+    """The Hessian of the ViT on the batch by torch.func, another way of differentiating twice."""
+    module, (images, labels) = vit(), batch()
     names = [name for name, _ in module.named_parameters()]
     shapes = [p.shape for p in module.parameters()]
     sizes = [p.numel() for p in module.parameters()]
@@ -51,7 +54,7 @@ def dense(module, images, labels):
 
 def test_products_are_those_of_the_dense_hessian():
     module, (images, labels) = vit(), batch()
-    expected = dense(module, images, labels)
+    expected = dense()
     with hessian(module, loss_of(module, images, labels), weight_decay=0.1) as matrix:
         v = torch.randn(matrix.size, 3, dtype=torch.float64)
         found = torch.stack([matrix(column) for column in v.T], 1)
@@ -81,7 +84,7 @@ def test_products_are_differences_of_gradients_and_symmetric():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_largest_eigenvalues_are_those_of_the_dense_hessian(dtype):
     module, (images, labels) = vit(dtype), batch(dtype)
-    true = torch.linalg.eigvalsh(dense(vit(), *batch()))
+    true = torch.linalg.eigvalsh(dense())
     largest = true[true.abs().argsort(descending=True)[:5]]
     with hessian(module, loss_of(module, images, labels)) as matrix:
         found = eigenvalues(matrix, 5, tolerance=1e-3)

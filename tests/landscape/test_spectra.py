@@ -1,23 +1,13 @@
 """Spectra of mini-batches: those of the very batches, with what is added to the loss."""
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from clearhead.data.folder import read_folder
 from clearhead.landscape import LandscapeError, spectra
 from clearhead.models import Preprocessing, from_module
-
-
-@pytest.fixture
-def folder(tmp_path):
-    rng = np.random.default_rng(0)
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        for i in range(5):
-            Image.fromarray(rng.integers(0, 255, (4, 4, 3)).astype(np.uint8)).save(tmp_path / name / f"{i}.png")
-    return read_folder(tmp_path)
+from clearhead.report.landscape import spectrum_sections
+from clearhead.results import SpectrumResults
 
 
 @pytest.fixture
@@ -56,3 +46,17 @@ def test_windows_change_the_batches_and_the_seed_decides_them(model, folder):
 def test_fewer_images_than_a_batch_are_refused(model, folder):
     with pytest.raises(LandscapeError, match="10 images are fewer than a batch of 16"):
         spectra(model, folder)
+
+
+def test_the_whole_spectrum_of_each_batch(model, folder):
+    found = spectra(model, folder, k=2, batch_size=5, tolerance=1e-4, whole=True)
+    for batch in found.batches:
+        (nodes,), (weights,) = batch.density.nodes, batch.density.weights
+        assert sum(weights) == pytest.approx(1)
+        assert max(nodes) == pytest.approx(batch.highest, rel=1e-3)  # 6 steps in 6 dimensions: the eigenvalues
+        assert batch.trace.value == pytest.approx(sum(nodes), abs=1e-4)
+    assert found.trace.value == pytest.approx(sum(b.trace.value for b in found.batches) / 2)
+    assert spectra(model, folder, k=2, batch_size=5).trace is None
+    *_, figure, table = spectrum_sections(SpectrumResults("spectrum", ["m"], "d", 2, {"m": found}, [], {}))
+    assert figure.title == "Whole spectrum"
+    assert table.columns[-1] == "trace"

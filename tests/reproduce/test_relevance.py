@@ -7,7 +7,7 @@ import pytest
 from clearhead.evaluate.statistics import Estimate
 from clearhead.repair import GradMask, Relevance
 from clearhead.reproduce.relevance import plan_of, table
-from clearhead.study import StudyRow
+from clearhead.study.repairs import StudyRow
 
 
 def test_the_plan_has_the_settings_of_the_preset_and_one_change_an_ablation() -> None:

@@ -13,9 +13,11 @@ from clearhead import __version__
 from clearhead.cli.data import data_app
 from clearhead.cli.evaluation import audit, compare, evaluate, explain, heads, report, sis, slices
 from clearhead.cli.landscape import landscape_app
+from clearhead.cli.layers import layers_app
 from clearhead.cli.options import Device
 from clearhead.cli.reproduce import reproduce_app
-from clearhead.cli.training import repair, study, train
+from clearhead.cli.study import study_app
+from clearhead.cli.training import repair, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,10 +25,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="See what a vision transformer relies on, repair it cheaply, and prove that the repair helped.",
 )
-for command in (explain, sis, audit, compare, heads, slices, evaluate, train, repair, study, report):
+for command in (explain, sis, audit, compare, heads, slices, evaluate, train, repair, report):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(landscape_app, name="landscape")
+app.add_typer(layers_app, name="layers")
+app.add_typer(study_app, name="study")
 app.add_typer(reproduce_app, name="reproduce")
 
 

@@ -1,11 +1,16 @@
 """landscape: the loss around the weights."""
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
-from clearhead.cli.options import Data, Device, Out, Seed, Split, Workers, default_out
+from clearhead.cli.options import BatchSize, Data, Device, Out, Seed, Split, Workers, default_out
 
+Models = Annotated[
+    list[str],
+    typer.Argument(help="Models, named as for audit; a run of train --keep stands for the epochs it kept."),
+]
 landscape_app = typer.Typer(no_args_is_help=True, help="The loss around the weights.")
 
 
@@ -16,7 +21,7 @@ def _landscape() -> None:
 
 @landscape_app.command("hessian")
 def landscape_hessian(
-    models: Annotated[list[str], typer.Argument(help="One model or several, named as for audit.")],
+    models: Models,
     data: Data,
     out: Out = None,
     split: Split = None,
@@ -27,7 +32,10 @@ def landscape_hessian(
     crop: Annotated[
         float | None, typer.Option(min=0.01, max=1, help="Random windows of at least this share, mirrored; none else.")
     ] = None,
-    tolerance: Annotated[float, typer.Option(min=1e-6, help="Relative error of an eigenvalue.")] = 1e-2,
+    tolerance: Annotated[float, typer.Option(min=1e-6, help="Relative error of an eigenvalue.")] = 1e-3,
+    density: Annotated[
+        bool, typer.Option("--density", help="The density and the trace of the whole spectrum too: 110 products more.")
+    ] = False,
     workers: Workers = 0,
     seed: Seed = 0,
     device: Device = None,
@@ -37,6 +45,49 @@ def landscape_hessian(
 
     folder = out or default_out("hessian", data, *models)
     options: dict[str, Any] = {"split": split, "k": top, "batches": batches, "batch_size": batch_size, "crop": crop}
-    options |= {"weight_decay": weight_decay, "tolerance": tolerance}
+    options |= {"weight_decay": weight_decay, "tolerance": tolerance, "whole": density}
     options |= {"workers": workers, "seed": seed, "device": device}
     console.tell_spectra(workflows.run_hessian(models, data, folder, **options, track=console.progress), folder)
+
+
+@landscape_app.command("surface")
+def landscape_surface(
+    models: Models,
+    data: Data,
+    out: Out = None,
+    split: Split = None,
+    dims: Annotated[int, typer.Option(min=1, max=3, help="Directions: a line, a plane, or slices of a block.")] = 2,
+    points: Annotated[int, typer.Option(min=3, help="Points along each direction, an odd number.")] = 21,
+    span: Annotated[float, typer.Option(help="From -span to span; 1 is as far as the weights are large.")] = 1.0,
+    along: Annotated[
+        Literal["random", "eigenvectors"],
+        typer.Option(
+            help="Random filter-normalised directions, or eigenvectors of the Hessian: there try --span 0.02."
+        ),
+    ] = "random",
+    weight_decay: Annotated[float, typer.Option(min=0, help="The L2 term of training, drawn apart.")] = 0.0,
+    images: Annotated[int, typer.Option(min=1, help="Images, drawn at random; all where there are fewer.")] = 1000,
+    batch_size: BatchSize = 64,
+    workers: Workers = 0,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """What does the loss look like around the weights? On a grid of them, in points^dims passes over the images."""
+    from clearhead import console, workflows
+
+    folder = out or default_out("surface", data, *models)
+    options: dict[str, Any] = {"split": split, "dims": dims, "points": points, "span": span, "along": along}
+    options |= {"weight_decay": weight_decay, "images": images, "batch_size": batch_size}
+    options |= {"workers": workers, "seed": seed, "device": device}
+    console.tell_surfaces(workflows.run_surface(models, data, folder, **options, track=console.progress), folder)
+
+
+@landscape_app.command("trajectory")
+def landscape_trajectory(
+    run: Annotated[Path, typer.Argument(help="Folder of a run of train --keep.", show_default=False)], out: Out = None
+) -> None:
+    """How far and how straight did the weights go? Distances and angles over the epochs that a training run kept."""
+    from clearhead import console, workflows
+
+    folder = out or Path("runs") / f"trajectory-{run.resolve().name}"
+    console.tell_trajectory(workflows.run_trajectory(run, folder, track=console.progress), folder)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from clearhead.cli.options import Device, parted
+from clearhead.cli.options import Device, Seed, parted
 
 reproduce_app = typer.Typer(no_args_is_help=True, help="The papers' experiments on your copies of their data.")
 
@@ -67,6 +67,31 @@ def reproduce_relevance(
     tests = {name: Path(folder) for name, folder in (parted(value, "=", "test") for value in test)}
     plan = plan_of(model, images, tests, weights=weights, ablations=ablations, seeds=seeds, epochs=epochs)
     _tell(reproduce(model, plan, out, jobs=jobs, device=device, track=console.progress), out)
+
+
+@reproduce_app.command("vits-work")
+def reproduce_vits_work(
+    cifar: Annotated[
+        Path, typer.Option(help="CIFAR-10 or CIFAR-100 with the splits train and test, as audit takes it.")
+    ],
+    size: Annotated[
+        Literal["small", "paper"],
+        typer.Option(help="Models of half a million parameters on 3,000 images, or the paper's and its recipe."),
+    ] = "small",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of each training, in place of the size's.")] = None,
+    train: Annotated[int | None, typer.Option(min=1, help="Training images, in place of the size's.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs; those that are there are not done again.")] = Path(
+        "runs/vits-work"
+    ),
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """How vision transformers work (arXiv 2202.06709): its figures on CIFAR, and which of its claims hold."""
+    from clearhead import console
+    from clearhead.reproduce.vits_work import reproduce
+
+    options: dict[str, Any] = {"size": size, "epochs": epochs, "train": train, "seed": seed, "device": device}
+    _tell(reproduce(out, cifar, **options, track=console.progress), out)
 
 
 def _tell(table: str, out: Path) -> None:

@@ -18,13 +18,17 @@ from clearhead.data.augment import crop_and_flip
 from clearhead.data.batches import Images, loader
 from clearhead.data.folder import ImageFolder
 from clearhead.evaluate.statistics import Estimate, mean
+from clearhead.landscape.density import Density, Trace, density, trace
 from clearhead.landscape.hessian import LandscapeError, eigenvalues, hessian
 from clearhead.models import Classifier
 
 
 @dataclass(frozen=True)
 class BatchSpectrum:
-    """One mini-batch: its loss, its eigenvalues of largest magnitude, both ends of the spectrum, the products."""
+    """One mini-batch: its loss, its eigenvalues of largest magnitude, both ends of the spectrum, the products.
+
+    Where they were asked for, the density of the whole spectrum (one probe) and the trace.
+    """
 
     loss: float
     values: list[float]
@@ -32,6 +36,8 @@ class BatchSpectrum:
     highest: float
     products: int
     error: float
+    density: Density | None = None
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class Spectrum:
         negative: share of the values that are negative, of those of largest magnitude.
         positive: mean of the positive ones.
         loss: mean loss.
+        trace: mean trace, where it was asked for.
     """
 
     batches: list[BatchSpectrum]
@@ -55,6 +62,7 @@ class Spectrum:
     negative: Estimate
     positive: Estimate
     loss: Estimate
+    trace: Estimate | None = None
 
 
 def spectra(
@@ -66,7 +74,8 @@ def spectra(
     batch_size: int = 16,
     weight_decay: float = 0.0,
     crop: float | None = None,
-    tolerance: float = 1e-2,
+    tolerance: float = 1e-3,
+    whole: bool = False,
     workers: int = 0,
     seed: int = 0,
     track: Callable[[Iterable, int], Iterable] | None = None,
@@ -82,6 +91,7 @@ def spectra(
         weight_decay: λ of λ/2 ||w||² in the loss: λ more on every eigenvalue.
         crop: with random windows of at least this share of the image's area, mirrored half of the time; None without.
         tolerance: relative error of an eigenvalue.
+        whole: the density and the trace of the whole spectrum too, at 110 products a batch.
         workers: processes that load images.
         seed: of the batches, the windows, and the first vectors.
         track: wraps the batches to show progress: ``track(batches, count)``.
@@ -96,11 +106,13 @@ def spectra(
     drawn = islice(loader(images, batch_size, workers, shuffle=True, seed=seed), count)
     device = next(model.module.parameters()).device
     found = []
-    for batch in track(drawn, count) if track else drawn:
+    for number, batch in enumerate(track(drawn, count) if track else drawn):
         image, label = batch["image"].to(device), batch["label"].to(device)
         with hessian(model.module, partial(_loss, model, image, label), weight_decay=weight_decay) as matrix:
             e = eigenvalues(matrix, k, tolerance=tolerance, seed=seed)
-            found.append(BatchSpectrum(matrix.loss, e.values, e.lowest, e.highest, e.products, e.error))
+            probe = seed + number  # other random vectors for each batch: their errors do not add up
+            bulk = (density(matrix, seed=probe), trace(matrix, seed=probe)) if whole else (None, None)
+            found.append(BatchSpectrum(matrix.loss, e.values, e.lowest, e.highest, e.products, e.error, *bulk))
     values = [np.array(one.values) for one in found]
     return Spectrum(
         found,
@@ -109,6 +121,7 @@ def spectra(
         negative=mean(np.array([(v < 0).mean() for v in values]), "%", seed),
         positive=mean(np.array([v[v > 0].mean() for v in values if (v > 0).any()]), seed=seed),
         loss=mean(np.array([one.loss for one in found]), "nats", seed),
+        trace=mean(np.array([one.trace.value for one in found if one.trace]), seed=seed) if whole else None,
     )
 
 

@@ -11,7 +11,9 @@ from clearhead.report.calibration import calibration_sections
 from clearhead.report.comparisons import MEASURES, comparison_sections
 from clearhead.report.evaluations import evaluation_sections, sufficient_sections
 from clearhead.report.heads import head_sections
-from clearhead.report.landscape import spectrum_sections
+from clearhead.report.landscape import spectrum_sections, surface_sections, trajectory_sections
+from clearhead.report.layers import cka_sections, fourier_sections, lesion_sections
+from clearhead.report.optimizers import optimizer_sections
 from clearhead.report.page import Page, Row, Section, Table, Verdict, write
 from clearhead.report.slices import slice_sections
 from clearhead.report.strips import gallery, map_text
@@ -20,16 +22,22 @@ from clearhead.report.suites import suite_sections, verdicts
 from clearhead.report.trainings import training_sections
 from clearhead.results import (
     AuditResults,
+    CkaResults,
     ComparisonResults,
     EvaluationResults,
+    FourierResults,
     HeadsResults,
+    LesionResults,
+    OptimizerResults,
     Results,
     SlicesResults,
     SpectrumResults,
     StudyResults,
     SufficientResults,
     SuiteResults,
+    SurfaceResults,
     TrainingResults,
+    TrajectoryResults,
 )
 
 MOST_CLASSES = 20
@@ -83,6 +91,8 @@ def _title(run: Results) -> str:
         return f"{run.model}: {'training' if run.method == 'train' else 'repair'}"
     if isinstance(run, StudyResults):
         return f"{run.model}: study"
+    if isinstance(run, OptimizerResults):
+        return f"Optimizers on {run.data}"
     if isinstance(run, EvaluationResults):
         return f"{' and '.join(run.models)}: evaluation"
     if isinstance(run, SufficientResults):
@@ -91,6 +101,16 @@ def _title(run: Results) -> str:
         return f"{' and '.join(run.models)} on shifted data"
     if isinstance(run, SpectrumResults):
         return f"{' and '.join(run.models)}: Hessian spectra"
+    if isinstance(run, SurfaceResults):
+        return f"{' and '.join(run.models)}: loss surface"
+    if isinstance(run, TrajectoryResults):
+        return f"{run.model}: the way of the weights"
+    if isinstance(run, FourierResults):
+        return f"{' and '.join(run.models)}: frequencies through depth"
+    if isinstance(run, LesionResults):
+        return f"{' and '.join(run.models)}: lesions"
+    if isinstance(run, CkaResults):
+        return f"{' and '.join(run.models)}: similarity of layers"
     if isinstance(run, SlicesResults):
         return f"{run.model}: where it fails"
     return f"{run.model}: {'audit' if isinstance(run, AuditResults) else 'attention heads'}"
@@ -104,10 +124,18 @@ def _lead(run: Results) -> str:
         return f"{_accuracy(run).count:,} images of {run.data}."
     if isinstance(run, StudyResults):
         return f"Repairs on parts of {run.data}, measured on images that chose nothing."
+    if isinstance(run, OptimizerResults):
+        return f"{len(run.trials)} trainings on {run.data}; settings chosen on validation images."
     if isinstance(run, EvaluationResults):
         return f"On {run.data}."
+    if isinstance(run, FourierResults | LesionResults | CkaResults):
+        return f"Feature maps of images of {run.data}, unit by unit."
     if isinstance(run, SpectrumResults):
         return f"The loss on mini-batches of {run.data}."
+    if isinstance(run, SurfaceResults):
+        return f"The loss on {max(found.images for found in run.surfaces.values()):,} images of {run.data}."
+    if isinstance(run, TrajectoryResults):
+        return f"{len(run.epochs)} epochs that training kept."
     if isinstance(run, SuiteResults):
         return f"{len({row.set for row in run.rows})} sets of {run.data}."
     if isinstance(run, SufficientResults):
@@ -166,10 +194,22 @@ def _sections(run: Results, folder: Path, several: bool) -> list[Section]:
         sections = head_sections(run.scores, f": {run.model}" if several else "")
     elif isinstance(run, StudyResults):
         sections = study_sections(run)
+    elif isinstance(run, OptimizerResults):
+        sections = optimizer_sections(run)
     elif isinstance(run, EvaluationResults):
         sections = evaluation_sections(run)
+    elif isinstance(run, FourierResults):
+        sections = fourier_sections(run)
+    elif isinstance(run, LesionResults):
+        sections = lesion_sections(run)
+    elif isinstance(run, CkaResults):
+        sections = cka_sections(run)
     elif isinstance(run, SpectrumResults):
         sections = spectrum_sections(run)
+    elif isinstance(run, SurfaceResults):
+        sections = surface_sections(run)
+    elif isinstance(run, TrajectoryResults):
+        sections = trajectory_sections(run)
     elif isinstance(run, SuiteResults):
         sections = suite_sections(run)
     elif isinstance(run, SlicesResults):

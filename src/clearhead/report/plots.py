@@ -15,12 +15,13 @@ from html import escape
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from clearhead.evaluate.statistics import Estimate, interval, number
 
@@ -170,6 +171,8 @@ def lines(
     up: str,
     unit: str = "%",
     markers: bool = True,
+    log: bool = False,
+    log_up: bool = False,
 ) -> str:
     """A line for each name through its points (x, y, half the length of a bar at it; 0 for none).
 
@@ -180,6 +183,8 @@ def lines(
         up: what y is.
         unit: of y, as in `Estimate.unit`.
         markers: mark the points, each at a tick of its own.
+        log: x on a logarithmic scale.
+        log_up: y on a logarithmic scale.
     """
     with _drawing(2.9, list(points)) as figure:
         axes = _axes(figure, left=0.7, right=4.5, low=0.5, high=2.9)
@@ -189,11 +194,16 @@ def lines(
             axes.plot(x, y, color=colour, marker=marker if markers else None, markersize=4, linewidth=1.6)
             if any(bar):
                 axes.errorbar(x, y, bar, color=colour, linewidth=1.2, capsize=2.5, fmt="none")
-        axes.set(xlabel=across, ylabel=up)
+        axes.set(xlabel=across, ylabel=up, xscale="log" if log else "linear")
+        axes.xaxis.set_minor_locator(NullLocator())
         if markers:
             axes.set_xticks(sorted({point[0] for line in points.values() for point in line}))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, "")))
         _ticks(axes.yaxis, unit)
+        if log_up:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+            axes.yaxis.set_minor_locator(NullLocator())
         _legend(figure, axes, list(points))
         told = "; ".join(
             f"{name}: " + ", ".join(f"{number(y, unit)} at {_tick(x, '')}" for x, y, _ in line)
@@ -239,6 +249,53 @@ def heat(
         told = "; ".join(
             f"{name}: {', '.join(number(v, unit) for v in row)}" for name, row in zip(rows, values, strict=True)
         )
+        return _svg(figure, title, told)
+
+
+def contours(
+    values: Sequence[Sequence[float]],
+    steps: Sequence[float],
+    title: str,
+    across: str,
+    up: str,
+    limits: tuple[float, float],
+    unit: str = "",
+) -> str:
+    """A number on a square grid as a map with contours: the deeper the colour, the larger.
+
+    Limits above 0 that are more than a power of ten apart are divided by ratio, others by difference.
+
+    Args:
+        values: a row for each step across, in it a number for each step up; NaN is left empty.
+        steps: the coordinates of both.
+        title: what is shown, for those who cannot see it.
+        across: what the rows are.
+        up: what the numbers of a row are.
+        limits: of the colours: the lowest and the highest number of all maps that are to be compared.
+        unit: unit of the numbers, as in `Estimate.unit`.
+    """
+    field = np.ma.masked_invalid(np.array(values).T)
+    low, high = limits
+    if low > 0 and high > 10 * low:
+        levels = np.geomspace(low * (1 - 1e-9), high * (1 + 1e-9), 10).tolist()
+    else:
+        levels = list(MaxNLocator(9).tick_values(low, high))
+    shades = [(_SERIES[1], alpha) for alpha in np.linspace(0.06, 0.8, len(levels) - 1)]
+    with _drawing(3.9) as figure:
+        axes = _axes(figure, left=0.7, right=4.1, low=0.5, high=3.9)
+        axes.contourf(steps, steps, field, levels=levels, colors=shades)
+        if crossed := [level for level in levels if field.min() < level < field.max()]:
+            drawn = axes.contour(steps, steps, field, levels=crossed, colors=_INK, alpha=0.5, linewidths=0.7)
+            text = {level: number(level, "%") if unit == "%" else number(level) for level in crossed}
+            axes.clabel(drawn, fmt=text, fontsize=7, colors=_INK, inline_spacing=2)
+        axes.plot([0], [0], "+", color=_INK, markersize=9)
+        axes.set(xlabel=across, ylabel=up, aspect="equal")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, "")))
+        middle = float(np.ma.filled(field, math.nan)[len(steps) // 2, len(steps) // 2])
+        ends = (number(float(end), unit) for end in (field.min(), field.max()))
+        told = f"{number(middle, unit)} in the middle; from {' to '.join(ends)}"
         return _svg(figure, title, told)
 
 
@@ -354,6 +411,11 @@ def _tick(value: float, unit: str) -> str:
         sign = "+" if unit == "pp" and value > 0 else ""
         return f"{sign}{100 * value:.3g}{'%' if unit == '%' else ''}".replace("-", "−")
     return f"{value:,.6g}".replace("-", "−")
+
+
+def _power(value: float) -> str:
+    """A power of ten at its shortest: 0.001, 10⁻⁵."""
+    return _tick(value, "") if 1e-3 <= value < 1e6 else number(value).removeprefix("1.00×")
 
 
 def _cell(value: float, unit: str) -> str:

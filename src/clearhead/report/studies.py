@@ -6,7 +6,7 @@ from clearhead.evaluate.statistics import number
 from clearhead.report import plots
 from clearhead.report.page import Figure, Row, Section, Table
 from clearhead.results import StudyResults
-from clearhead.study import StudyRow
+from clearhead.study.repairs import StudyRow
 
 
 def study_sections(run: StudyResults) -> list[Section]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from clearhead.evaluate.statistics import interval, number
 from clearhead.repair import PRESETS, preset_named
-from clearhead.study import Method, Plan, StudyRow, run_study
+from clearhead.study.repairs import Method, Plan, StudyRow, run_study
 
 PAPER = {
     "ViT-B": {

@@ -12,12 +12,14 @@ from clearhead.workflows.evaluation import (
     run_heads,
     run_report,
 )
-from clearhead.workflows.landscape import run_hessian
+from clearhead.workflows.landscape import run_hessian, run_surface, run_trajectory
+from clearhead.workflows.layers import run_cka, run_fourier, run_lesion
 from clearhead.workflows.maps import run_explain, run_sis
 from clearhead.workflows.pieces import Track, class_index, load_backbone, model_name
 from clearhead.workflows.slices import run_slices
+from clearhead.workflows.studies import run_optimizers, run_repairs
 from clearhead.workflows.suites import compare_suites, run_suite
-from clearhead.workflows.training import run_repair, run_select, run_study, run_train
+from clearhead.workflows.training import run_repair, run_select, run_train
 
 __all__ = [
     "Track",
@@ -27,17 +29,23 @@ __all__ = [
     "model_name",
     "on_device",
     "run_audit",
+    "run_cka",
     "run_compare",
     "run_evaluate",
     "run_explain",
+    "run_fourier",
     "run_heads",
     "run_hessian",
+    "run_lesion",
+    "run_optimizers",
     "run_repair",
+    "run_repairs",
     "run_report",
     "run_select",
     "run_sis",
     "run_slices",
-    "run_study",
     "run_suite",
+    "run_surface",
     "run_train",
+    "run_trajectory",
 ]

@@ -1,16 +1,27 @@
-"""landscape hessian: how flat and how convex is the loss around the weights?"""
+"""landscape: how flat and how convex is the loss around the weights, and which way did training take through it?"""
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from clearhead.data.shards import read_images
-from clearhead.landscape import spectra
+from clearhead.landscape import LandscapeError, spectra, surface, trajectory, weight_vector
 from clearhead.models import load_model
 from clearhead.models.classifier import on_device
-from clearhead.results import Results, SpectrumResults
+from clearhead.results import Results, SpectrumResults, SurfaceResults, TrajectoryResults
 from clearhead.runs import begin, read_results
-from clearhead.workflows.pieces import Track, data_name, facts_of, finish, given, model_name, once, titled
+from clearhead.workflows.pieces import (
+    Track,
+    data_name,
+    facts_of,
+    finish,
+    given,
+    model_name,
+    once,
+    titled,
+    versions_told,
+)
 
 
 def run_hessian(
@@ -24,7 +35,8 @@ def run_hessian(
     batch_size: int = 16,
     weight_decay: float = 0.0,
     crop: float | None = None,
-    tolerance: float = 1e-2,
+    tolerance: float = 1e-3,
+    whole: bool = False,
     workers: int = 0,
     seed: int = 0,
     device: str | None = None,
@@ -32,16 +44,16 @@ def run_hessian(
 ) -> SpectrumResults:
     """The largest eigenvalues of the loss on mini-batches, models side by side. ``clearhead landscape hessian``.
 
-    The arguments are those of ``clearhead.landscape.spectra``; each model reads the data by its own classes.
+    The arguments are those of ``clearhead.landscape.spectra``; each model reads the data by its own classes. A run
+    of ``train --keep`` among `models` stands for the epochs it kept and its checkpoint.
     """
     arguments = given(locals())
     if not begin(out, "landscape hessian", arguments):
-        started = time.perf_counter()
-        names = once([model_name(model) for model in models])
+        started, names = time.perf_counter(), once([model_name(model) for model in models])
         options = {"k": k, "batches": batches, "batch_size": batch_size, "weight_decay": weight_decay, "crop": crop}
-        options |= {"tolerance": tolerance, "workers": workers, "seed": seed}
+        options |= {"tolerance": tolerance, "whole": whole, "workers": workers, "seed": seed}
         found = {}
-        for name, model in zip(names, models, strict=True):
+        for name, model in _each(models):
             classifier = on_device(load_model(model), device)
             folder = read_images(data, split=split, classes=classifier.classes)
             found[name] = spectra(classifier, folder, **options, track=titled(track, name))  # type: ignore[arg-type]
@@ -49,3 +61,79 @@ def run_hessian(
         problems = list(folder.problems)
         finish(out, SpectrumResults("spectrum", names, data_name(data, split), k, found, problems, facts))
     return read_results(out, Results)
+
+
+def run_surface(
+    models: Sequence[str],
+    data: str | Path,
+    out: Path,
+    *,
+    split: str | None = None,
+    dims: int = 2,
+    points: int = 21,
+    span: float = 1.0,
+    along: Literal["random", "eigenvectors"] = "random",
+    weight_decay: float = 0.0,
+    images: int = 1000,
+    batch_size: int = 64,
+    workers: int = 0,
+    seed: int = 0,
+    device: str | None = None,
+    track: Track | None = None,
+) -> SurfaceResults:
+    """The loss on a grid of weights around each model's own. ``clearhead landscape surface``.
+
+    The arguments are those of ``clearhead.landscape.surface``; models are as for ``run_hessian``.
+    """
+    arguments = given(locals())
+    if not begin(out, "landscape surface", arguments):
+        started, names = time.perf_counter(), once([model_name(model) for model in models])
+        options = {"dims": dims, "points": points, "span": span, "along": along, "weight_decay": weight_decay}
+        options |= {"images": images, "batch_size": batch_size, "workers": workers, "seed": seed}
+        found = {}
+        for name, model in _each(models):
+            classifier = on_device(load_model(model), device)
+            folder = read_images(data, split=split, classes=classifier.classes)
+            found[name] = surface(classifier, folder, **options, track=titled(track, name))  # type: ignore[arg-type]
+        facts = facts_of(arguments, started, folder.samples, classifier)
+        problems = list(folder.problems)
+        finish(out, SurfaceResults("surface", names, data_name(data, split), along, found, problems, facts))
+    return read_results(out, Results)
+
+
+def run_trajectory(run: str | Path, out: Path, *, track: Track | None = None) -> TrajectoryResults:
+    """The way of the weights through the epochs that a training run kept. ``clearhead landscape trajectory``.
+
+    Its checkpoint is that of one of the epochs and so not a snapshot of its own. Raises LandscapeError for a folder
+    without ``epochs/``, or with fewer than two.
+    """
+    arguments = given(locals())
+    if not begin(out, "landscape trajectory", arguments):
+        started = time.perf_counter()
+        kept = _epochs(Path(run))
+        if len(kept) < 2:
+            raise LandscapeError(f"{run}: {len(kept)} kept epochs, at least 2 are needed: train with --keep 1,5,10,...")
+        progress = track(kept, len(kept), "snapshots") if track else kept
+        way = trajectory(weight_vector(load_model(str(folder)).module) for folder in progress)
+        facts = {"run": str(run), "time": f"{time.perf_counter() - started:.0f} s", "versions": versions_told()}
+        finish(out, TrajectoryResults("trajectory", Path(run).name, [int(f.name) for f in kept], way, facts))
+    return read_results(out, Results)
+
+
+def _epochs(run: Path) -> list[Path]:
+    """The checkpoints of the epochs that a run kept, in order."""
+    return sorted((f for f in run.glob("epochs/*") if f.name.isdecimal()), key=lambda folder: int(folder.name))
+
+
+def _each(models: Sequence[str]) -> list[tuple[str, str]]:
+    """Names and places of models: a run folder stands for its checkpoint, after the epochs it kept, if any."""
+    found: list[tuple[str, str]] = []
+    for model in models:
+        name, of = model_name(model), f"{model_name(model)}, " if len(models) > 1 else ""
+        kept = _epochs(Path(model))
+        found += [(f"{of}epoch {folder.name}", str(folder)) for folder in kept]
+        if (Path(model) / "checkpoint").is_dir():
+            found.append((f"{of}checkpoint" if kept else name, str(Path(model) / "checkpoint")))
+        elif not kept:
+            found.append((name, model))
+    return list(zip(once([name for name, _ in found]), [place for _, place in found], strict=True))

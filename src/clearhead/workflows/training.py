@@ -1,4 +1,4 @@
-"""train, repair by each of its methods, and study."""
+"""train, and repair by each of its methods."""
 
 import shutil
 import time
@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from clearhead import study
 from clearhead.data.folder import ImageFolder
 from clearhead.data.pixels import DataError
 from clearhead.data.shards import read_images
@@ -24,9 +23,9 @@ from clearhead.models import Classifier, NoHead, load_model, save_model
 from clearhead.models.classifier import on_device
 from clearhead.processes import share, wait_for_all
 from clearhead.repair import GroupDRO, MaskLoss, Reweight, mask_loss, retrain_last_layer
-from clearhead.results import Results, StudyResults, TrainingResults
-from clearhead.runs import begin, read_results, written
-from clearhead.train import ChooseBy, Loss, Settings, best_epoch, cross_entropy, fit
+from clearhead.results import Results, TrainingResults
+from clearhead.runs import begin, read_results
+from clearhead.train import ChooseBy, Epoch, Loss, Settings, best_epoch, cross_entropy, fit
 from clearhead.workflows.pieces import (
     Track,
     data_name,
@@ -35,7 +34,6 @@ from clearhead.workflows.pieces import (
     given,
     model_name,
     titled,
-    versions_told,
 )
 
 Method = Literal["relevance", "gradmask", "rrr", "dfr", "groupdro", "reweight"]
@@ -74,6 +72,7 @@ def run_train(
     train_split: str = "train",
     validation_split: str = "val",
     pretrained: bool = True,
+    keep: Sequence[int] = (),
     device: str | None = None,
     track: Track | None = None,
 ) -> TrainingResults:
@@ -81,7 +80,16 @@ def run_train(
 
     By cross-entropy, or with `loss` by cross-entropy and head diversity. With `linear` the last layer alone is trained,
     on frozen features (``clearhead.linear``); of the settings it takes the seed, the batch size and the workers.
+
+    The model as it is after each epoch of `keep` (0: before training) is left in ``out/epochs/EPOCH``, an ordinary
+    checkpoint. Raises ValueError for an epoch there is not, or soft labels where they would not be looked at.
     """
+    if linear and keep:
+        raise ValueError("keep: the last layer alone is not trained in epochs; leave linear out")
+    if absent := [epoch for epoch in keep if not 0 <= epoch <= settings.epochs]:
+        raise ValueError(f"keep: there is no epoch {absent[0]} in 0..{settings.epochs}")
+    if settings.soft and (loss is not None or linear):
+        raise ValueError("label_smoothing, mixup, cutmix: for plain cross-entropy; leave out diversity, or linear")
     arguments = given(locals())
     if not begin(out, "train", arguments, shared=not linear):
         started = time.perf_counter()
@@ -101,8 +109,21 @@ def run_train(
             trained, found = train_linear(on_device(classifier, device), train, validation, **options)
             results = replace(results, linear=found)
         else:
+
+            def after(epochs: list[Epoch], model: Classifier) -> None:
+                if epochs[-1].number in keep and share()[0] == 0:
+                    save_model(model, out / "epochs" / str(epochs[-1].number))
+
             trained, history = fit(
-                classifier, loss or cross_entropy, train, validation, settings, out / "state", track, device
+                classifier,
+                loss or cross_entropy,
+                train,
+                validation,
+                settings,
+                out / "state",
+                track,
+                device,
+                after=after,
             )
             results = replace(results, history=history)
         if share()[0] == 0:
@@ -290,23 +311,3 @@ def _finish(
     model, data = model_name(arguments["model"]), data_name(arguments["data"], None)
     finish(out, replace(results, model=model, data=data, problems=problems, facts=facts))
     shutil.rmtree(out / "state", ignore_errors=True)
-
-
-def run_study(
-    file: Path, out: Path, *, jobs: int = 1, device: str | None = None, track: Track | None = None
-) -> StudyResults:
-    """A grid of repairs from one file (``clearhead.study``). ``clearhead study``.
-
-    What is there already is not done again, so a plan may grow. The page shows what the plan names.
-    """
-    started = time.perf_counter()
-    plan = study.read_plan(file)
-    rows = study.run_study(plan, out, jobs=jobs, device=device, track=track)
-    facts = {"model": plan.model, "data": str(plan.data), "plan": str(file), "epochs": str(plan.epochs)}
-    facts |= {"learning rate": f"{plan.lr:g}", "seeds": ", ".join(map(str, plan.seeds))}
-    facts |= {"time": f"{time.perf_counter() - started:.0f} s", "versions": versions_told()}
-    with written(out / "plan.yaml") as path:
-        path.write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
-    results = StudyResults("study", model_name(plan.model), data_name(plan.data, None), rows, facts)
-    finish(out, results)
-    return results

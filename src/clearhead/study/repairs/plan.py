@@ -24,22 +24,14 @@ the fields of its loss (``clearhead.repair``); ``lr``, ``epochs`` and ``batch_si
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from clearhead.data.shards import absolute_source
 from clearhead.repair import mask_loss
+from clearhead.study.files import Counts, Name, Seeds, StudyError, read_yaml, slug
 from clearhead.train import Loss, Settings, cross_entropy
-
-
-class StudyError(ValueError):
-    """A plan that cannot be run; the message says what is wrong in the file."""
-
-
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
 
 
 class Method(BaseModel):
@@ -51,13 +43,6 @@ class Method(BaseModel):
     epochs: Annotated[int, Field(ge=1)] | None = None
     lr: Annotated[float, Field(gt=0)] | None = None
     batch_size: Annotated[int, Field(ge=1)] | None = None
-
-
-Name = Annotated[str, Field(pattern=r"^[^./\\][^/\\]*$")]
-"""Of a file."""
-
-Counts = Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_listed), Field(min_length=1)]
-Seeds = Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_listed), Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -72,8 +57,7 @@ class Variant:
     @property
     def folder(self) -> str:
         """The name of its folder."""
-        slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in self.name.lower())
-        return f"{slug}-{self.samples}x{self.classes}-{self.seed}"
+        return f"{slug(self.name)}-{self.samples}x{self.classes}-{self.seed}"
 
 
 class Plan(BaseModel):
@@ -120,17 +104,7 @@ _SETTINGS = ("epochs", "lr", "batch_size")
 
 def read_plan(file: Path) -> Plan:
     """Read and check a plan; folders in it are relative to the file. Raises StudyError."""
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StudyError(f"{file} cannot be read as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise StudyError(f"{file}: a plan is a table of names and values, got {type(content).__name__}")
-    try:
-        plan = Plan.model_validate(content)
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        raise StudyError(f"{file}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from error
+    plan = read_yaml(file, Plan)
     folders = {variant.folder: variant for variant in plan.variants()}
     if len(folders) < len(plan.variants()):
         raise StudyError(

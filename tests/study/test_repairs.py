@@ -11,9 +11,10 @@ from clearhead.data.interventions import INTERVENTIONS
 from clearhead.demo import MODEL
 from clearhead.repair import RRR, Relevance
 from clearhead.runs import write_results, write_table
-from clearhead.study import Plan, StudyError, Variant, read_plan, run_study
-from clearhead.study.plan import Method
-from clearhead.study.run import BEFORE, Trained, draw, gather
+from clearhead.study.files import StudyError
+from clearhead.study.repairs import Plan, Variant, read_plan, run_study
+from clearhead.study.repairs.plan import Method
+from clearhead.study.repairs.run import BEFORE, Trained, draw, gather
 
 PLAN = """
 model: timm:vit_tiny_patch16_224

@@ -23,7 +23,8 @@ from clearhead.models import Classifier, load_model, save_model
 from clearhead.models.classifier import on_device
 from clearhead.processes import run_all
 from clearhead.runs import begin, read_results, write_results, write_table, written
-from clearhead.study.plan import Plan, StudyError, Variant
+from clearhead.study.files import StudyError
+from clearhead.study.repairs.plan import Plan, Variant
 from clearhead.train import best_epoch, fit
 
 BEFORE = "before"

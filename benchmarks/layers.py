@@ -1,0 +1,94 @@
+"""What do feature maps' frequencies and variance, and lesions of every unit, cost against plain forward passes?
+
+    python benchmarks/layers.py [--model vit_small_patch16_224] [--image-size 224] [--batch 8] [--rounds 5]
+
+A timm model of random weights on random images, in float32. The floor of the first is a plain forward pass. Hooks that
+keep the output of every block, and then ``fft2`` and ``var``, are the usual way; they measure the blocks alone, half of
+a transformer's units. The floor of lesions is, for each unit, a forward pass from that unit on: half of one.
+"""
+
+import argparse
+
+import clearhead  # noqa: F401  (before timm)
+
+# isort: split
+import timm
+import torch
+from timing import seconds, table
+
+from clearhead.layers import blocks_of, forward, log_amplitudes, positions, units_of, variances, whole, without
+from clearhead.models import Preprocessing, from_module
+
+
+def main(name: str, size: int, batch: int, rounds: int) -> None:
+    torch.manual_seed(0)
+    module = timm.create_model(name, img_size=size) if "vit" in name or "swin" in name else timm.create_model(name)
+    half = (0.5, 0.5, 0.5)
+    preprocess = Preprocessing((size, size), (size, size), half, half)
+    model = from_module(module.eval(), preprocess=preprocess, classes=[str(i) for i in range(module.num_classes)])
+    images, units = torch.randn(batch, 3, size, size), units_of(model)
+    blocks = [module.get_submodule(units[block[-1]].module) for block in blocks_of(units)]
+
+    @torch.inference_mode()
+    def plain() -> None:
+        model(images)
+
+    def measured() -> None:
+        def at(i, value, _shortcut):
+            made = value()
+            if layout := units[i].layout:
+                x = positions(made, layout)
+                log_amplitudes(x, layout.height, layout.width), variances(x)
+            return made
+
+        forward(model, images, units, at)
+
+    def watched() -> None:
+        forward(model, images, units, lambda _i, value, _shortcut: value())
+
+    @torch.inference_mode()
+    def hooked() -> None:
+        kept = []
+        handles = [block.register_forward_hook(lambda _m, _i, output: kept.append(output)) for block in blocks]
+        model(images)
+        for block, made in zip(blocks_of(units), kept, strict=True):
+            layout = units[block[-1]].layout
+            x = positions(made, layout).unflatten(1, (layout.height, layout.width))
+            torch.fft.fftshift(torch.fft.fft2(x, dim=(1, 2)), (1, 2)).abs().add(1e-6).log().mean((0, 3))
+            x.flatten(1, 2).var(1).mean()
+        for handle in handles:
+            handle.remove()
+
+    candidates = {"plain forward": plain, "stopping at every unit": watched}
+    candidates |= {"frequencies and variance": measured, "by hooks, fft2 and var": hooked}
+    print(f"{name}, {len(units)} units, {torch.get_num_threads()} threads\n")
+    table(seconds(candidates, rounds), "plain forward", batch)
+
+    residual = [unit for unit in units if unit.kind != "embed"]
+
+    def from_the_start() -> None:
+        for i in range(len(residual)):
+            without(model, images, residual, [i])
+
+    def resumed() -> None:
+        starts = whole(model, images, residual)[1]
+        for i in range(len(residual)):
+            without(model, images, residual, [i], starts)
+
+    def passes() -> None:
+        for _ in residual:
+            plain()
+
+    print(f"\nlesions of {len(residual)} units\n")
+    candidates = {"as many plain forwards": passes, "from the start": from_the_start, "gone on from the unit": resumed}
+    table(seconds(candidates, max(1, rounds // 3)), "as many plain forwards", batch)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="vit_small_patch16_224")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    main(options.model, options.image_size, options.batch, options.rounds)

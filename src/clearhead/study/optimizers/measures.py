@@ -1,0 +1,82 @@
+"""What is measured of the setting that a cell keeps: on test images, and of the loss on training images."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import torch.nn.functional as F
+from scipy.special import log_softmax
+from torch import Tensor
+
+from clearhead.data.batches import Images, loader
+from clearhead.data.folder import ImageFolder
+from clearhead.evaluate.calibration import expected_calibration_error
+from clearhead.evaluate.predict import logits_of, predict
+from clearhead.evaluate.statistics import Estimate, mean, proportion
+from clearhead.landscape import spectra
+from clearhead.landscape.sharpness import sharpness
+from clearhead.models import Classifier
+
+MOST_TRAIN = 2000
+"""Training images whose loss is taken."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Of one trained model.
+
+    Attributes:
+        accuracy: on the test images.
+        loss: mean negative log-likelihood on them.
+        calibration_error: expected calibration error on them.
+        train_loss: mean negative log-likelihood on training images as they are, without augmentation (NLL_train).
+        eigenvalue: mean largest eigenvalue of the Hessian of the cross-entropy on mini-batches of training images.
+        negative: share of negative ones among the five eigenvalues of largest magnitude.
+        sharpness: rise of the cross-entropy one step of 0.05 up the gradient (``landscape.sharpness``), mini-batches.
+        parameters: how many.
+    """
+
+    accuracy: Estimate
+    loss: Estimate
+    calibration_error: Estimate
+    train_loss: Estimate
+    eigenvalue: Estimate
+    negative: Estimate
+    sharpness: Estimate
+    parameters: int
+
+
+def measure(model: Classifier, train: ImageFolder, test: ImageFolder, *, batches: int = 8, seed: int = 0) -> Measures:
+    """All of them: a pass over the test images, one over training images, and mini-batches of those."""
+    said = predict(model, test, batch_size=128, seed=seed)
+    chosen = np.random.default_rng(seed).permutation(len(train.samples))[:MOST_TRAIN]
+    part = replace(train, samples=tuple(train.samples[i] for i in sorted(chosen)), problems=())
+    labels = np.array([sample.label for sample in part.samples])
+    of_label = log_softmax(logits_of(model, part, 128), axis=-1)[np.arange(len(labels)), labels]
+    size = min(16, len(part.samples) // 2)
+    spectrum = spectra(model, part, batches=batches, batch_size=size, seed=seed)
+    return Measures(
+        accuracy=proportion(said.correct),
+        loss=mean(said.loss, "nats", seed),
+        calibration_error=expected_calibration_error(said.confidence, said.correct, seed=seed),
+        train_loss=mean(-of_label, "nats", seed),
+        eigenvalue=spectrum.largest,
+        negative=spectrum.negative,
+        sharpness=mean(_sharpness(model, part, batches, seed), "nats", seed),
+        parameters=sum(p.numel() for p in model.module.parameters()),
+    )
+
+
+def _sharpness(model: Classifier, folder: ImageFolder, batches: int, seed: int, batch_size: int = 128) -> np.ndarray:
+    device = next(model.module.parameters()).device
+    drawn = islice(loader(Images(folder, model.preprocess), batch_size, 0, shuffle=True, seed=seed), batches)
+    found = []
+    for batch in drawn:
+        image, label = batch["image"].to(device), batch["label"].to(device)
+        found.append(sharpness(model.module, partial(_loss, model, image, label)))
+    return np.array(found)
+
+
+def _loss(model: Classifier, image: Tensor, label: Tensor) -> Tensor:
+    return F.cross_entropy(model(image), label)

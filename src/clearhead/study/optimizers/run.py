@@ -1,0 +1,287 @@
+"""Running a plan: Optuna hands the settings of each cell out, and stops those that fall behind.
+
+Each cell is an Optuna study with one trial a setting, kept in a database: any number of processes, on any number of
+machines that share the database and the folder, take what is waiting. Successive halving (ASHA, arXiv 1810.05934)
+stops a setting whose validation accuracy after a ninth and a third of the epochs is not among the best third of those
+that have come as far. A process that is killed loses its heartbeat; its setting is taken up by another, from its last
+finished epoch.
+"""
+
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from clearhead.data.folder import ImageFolder
+from clearhead.data.shards import read_images
+from clearhead.data.splits import hold_out, part_of, splits_of
+from clearhead.models import Classifier, load_model, save_model
+from clearhead.models.classifier import on_device
+from clearhead.processes import run_all
+from clearhead.runs import begin, read_results, write_results
+from clearhead.study.files import StudyError
+from clearhead.study.optimizers.measures import Measures, measure
+from clearhead.study.optimizers.plan import Cell, Plan
+from clearhead.train import Diverged, Epoch, best_epoch, cross_entropy, fit
+
+if TYPE_CHECKING:
+    import optuna
+
+_BEAT, _PATIENCE = 5, 20
+"""Seconds between two heartbeats of a process, and without one until it counts as gone."""
+
+
+MOST_VALIDATION = 2000
+"""Images held out to choose by, where the data has none to choose by; a tenth of fewer than ten times that."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """After an epoch: images trained on and seconds of training so far, the validation accuracy and loss (nats)."""
+
+    epoch: int
+    images: int
+    seconds: float
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One learning rate and weight decay in a cell.
+
+    Attributes:
+        cell: where it was tried.
+        lr, weight_decay: the setting.
+        ended: ``finished``, ``stopped`` by successive halving, or ``diverged``: its loss was no longer finite.
+        epoch: whose weights were kept, that of lowest validation loss; 0 is before training.
+        accuracy: on the validation images, of those weights.
+        curve: after each epoch, epoch 0 first.
+    """
+
+    cell: Cell
+    lr: float
+    weight_decay: float
+    ended: str
+    epoch: int
+    accuracy: float
+    curve: list[Moment]
+
+    def reached(self, target: float) -> Moment | None:
+        """The first moment of a validation accuracy; None where it was never reached."""
+        return next((moment for moment in self.curve if moment.accuracy >= target), None)
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A cell: the trial that was kept, of highest validation accuracy among those that finished, and its measures."""
+
+    best: Trial
+    images: int
+    measures: Measures
+
+
+@dataclass(frozen=True)
+class OptimizerStudy:
+    """All trials, and of each cell with a finished one its result."""
+
+    trials: list[Trial]
+    cells: list[CellResult]
+
+
+def run_study(
+    plan: Plan,
+    out: Path,
+    *,
+    jobs: int = 1,
+    storage: str | None = None,
+    device: str | None = None,
+    track: Callable[[Iterable, int, str], Iterable] | None = None,
+) -> OptimizerStudy:
+    """Do what is not done yet below `out`, and gather the table.
+
+    Args:
+        plan: what to run.
+        out: a folder for each cell, in it one for each setting; the kept one keeps its checkpoint.
+        jobs: processes on this machine.
+        storage: database URL as Optuna takes it, to share the work with other machines; a file in `out` by default.
+        device: where to train and measure; a GPU where there is one by default.
+        track: shows progress: ``track(pieces, count, title)``.
+
+    Raises:
+        StudyError: without Optuna, for data without a split test, for models that cannot be trained on it.
+    """
+    _optuna()
+    out.mkdir(parents=True, exist_ok=True)
+    url = storage or f"sqlite:///{(out / 'optuna.db').resolve()}"
+    _folders(str(plan.data))
+    for cell in plan.cells():
+        begin(out / cell.folder, "study optimizers", _arguments(plan, cell))
+        _queue(_study(url, plan, cell), plan, cell)
+    pieces = [(plan, cell, out, url, device) for cell in plan.cells() for _ in plan.tried(cell)]
+    run_all(_next, pieces, jobs, track, "settings")
+    run_all(_finish, [(plan, cell, out, url, device) for cell in plan.cells()], jobs, track, "cells")
+    trials, cells = [], []
+    for cell in plan.cells():
+        found = _trials(plan, cell, out)
+        trials += found
+        if (out / cell.folder / "results.json").is_file():
+            cells.append(read_results(out / cell.folder, CellResult))
+    return OptimizerStudy(trials, cells)
+
+
+def _arguments(plan: Plan, cell: Cell) -> dict[str, Any]:
+    """What decides the numbers of a cell, but for the settings, of which there may be more later."""
+    optimizer = plan.optimizers[cell.optimizer].optimizer
+    fixed = {"epochs": plan.epochs, "batch_size": plan.batch_size, "clip": plan.clip}
+    fixed["eigenvalue_batches"] = plan.eigenvalue_batches
+    return {"data": str(plan.data), "model": plan.models[cell.model], "optimizer": optimizer, **vars(cell)} | fixed
+
+
+def _optuna() -> ModuleType:
+    """Optuna, without the news of each trial and of how experimental its heartbeats are. Raises StudyError."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise StudyError("a study of optimizers needs Optuna: pip install 'clearhead[study]'") from error
+    optuna.logging.set_verbosity(logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    return optuna
+
+
+def _study(url: str, plan: Plan, cell: Cell) -> "optuna.Study":
+    optuna = _optuna()
+    storage = optuna.storages.RDBStorage(url, heartbeat_interval=_BEAT, grace_period=_PATIENCE)
+    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=max(1, plan.epochs // 9), reduction_factor=3)
+    return optuna.create_study(
+        storage=storage, study_name=cell.folder, direction="maximize", pruner=pruner, load_if_exists=True
+    )
+
+
+def _queue(study: "optuna.Study", plan: Plan, cell: Cell) -> tuple[int, int]:
+    """Have each setting that is neither done nor being done wait for a process; how many wait and how many run."""
+    optuna = _optuna()
+    optuna.storages.fail_stale_trials(study)
+    states = optuna.trial.TrialState
+    by_setting: dict[tuple[float, float], set[Any]] = {}
+    for trial in study.get_trials(deepcopy=False):
+        asked = trial.system_attrs["fixed_params"]
+        by_setting.setdefault((asked["lr"], asked["weight_decay"]), set()).add(trial.state)
+    for lr, weight_decay in plan.tried(cell):
+        if not by_setting.get((lr, weight_decay), set()) - {states.FAIL}:
+            study.enqueue_trial({"lr": lr, "weight_decay": weight_decay})
+            by_setting[lr, weight_decay] = {states.WAITING}
+    every = [state for found in by_setting.values() for state in found]
+    return every.count(states.WAITING), every.count(states.RUNNING)
+
+
+def _next(plan: Plan, cell: Cell, out: Path, url: str, device: str | None) -> None:
+    """Try the next setting of a cell that is waiting, if one is."""
+    study = _study(url, plan, cell)
+    if _queue(study, plan, cell)[0]:
+        study.optimize(lambda trial: _try(trial, plan, cell, out, device), n_trials=1)
+
+
+def _finish(plan: Plan, cell: Cell, out: Path, url: str, device: str | None) -> None:
+    """Wait until all settings of a cell are done, doing those that others have left, and measure the best."""
+    while sum(counts := _queue(_study(url, plan, cell), plan, cell)):
+        if counts[0]:
+            _next(plan, cell, out, url, device)
+        else:
+            time.sleep(2)
+    finished = [trial for trial in _trials(plan, cell, out) if trial.ended == "finished"]
+    folder = out / cell.folder
+    if not finished:
+        return
+    best = max(finished, key=lambda trial: trial.accuracy)
+    if (folder / "results.json").is_file() and read_results(folder, CellResult).best == best:
+        return
+    train, _, test = _folders(str(plan.data))
+    train = part_of(train, cell.fraction, cell.seed)
+    checkpoint = folder / _name(best.lr, best.weight_decay) / "checkpoint"
+    model = on_device(load_model(str(checkpoint)), device)
+    measures = measure(model, train, test, batches=plan.eigenvalue_batches, seed=cell.seed)
+    write_results(folder, CellResult(best, len(train.samples), measures))
+
+
+def _try(trial: "optuna.Trial", plan: Plan, cell: Cell, out: Path, device: str | None) -> float:
+    """Train with one setting; its validation accuracy. Raises TrialPruned for one that is stopped or diverges."""
+    lr, weight_decay = (trial.suggest_float(name, 0, 1e6) for name in ("lr", "weight_decay"))  # as they were queued
+    folder = out / cell.folder / _name(lr, weight_decay)
+    train, validation, _ = _folders(str(plan.data))
+    history: list[Epoch] = []
+
+    def behind(epochs: list[Epoch], _: Classifier) -> bool:
+        history[:] = epochs
+        trial.report(epochs[-1].validation["accuracy"], epochs[-1].number)
+        return trial.should_prune()
+
+    ended = "finished"
+    try:
+        model, history[:] = fit(
+            _fresh(plan.models[cell.model], train, cell.seed),
+            cross_entropy,
+            part_of(train, cell.fraction, cell.seed),
+            validation,
+            plan.settings(cell, lr, weight_decay),
+            folder / "state",
+            device=device,
+            after=behind,
+        )
+        ended = "finished" if history[-1].number == plan.epochs else "stopped"
+    except Diverged:
+        ended = "diverged"
+    kept = best_epoch(history) if history else None
+    accuracy = kept.validation["accuracy"] if kept else 0.0
+    if ended == "finished":
+        save_model(model, folder / "checkpoint")
+    write_results(folder, Trial(cell, lr, weight_decay, ended, kept.number if kept else 0, accuracy, _curve(history)))
+    shutil.rmtree(folder / "state", ignore_errors=True)
+    if ended != "finished":
+        raise _optuna().TrialPruned
+    return accuracy
+
+
+def _curve(history: list[Epoch]) -> list[Moment]:
+    images, seconds = (np.cumsum([getattr(e, name) for e in history]) for name in ("images", "seconds"))
+    return [
+        Moment(e.number, int(images[i]), float(seconds[i]), e.validation["accuracy"], e.validation["loss"])
+        for i, e in enumerate(history)
+    ]
+
+
+def _trials(plan: Plan, cell: Cell, out: Path) -> list[Trial]:
+    """The trials of a cell that are done."""
+    folders = [out / cell.folder / _name(*setting) for setting in plan.tried(cell)]
+    return [read_results(folder, Trial) for folder in folders if (folder / "results.json").is_file()]
+
+
+def _fresh(name: str, data: ImageFolder, seed: int) -> Classifier:
+    """A model of random weights drawn by the seed."""
+    torch.manual_seed(seed)
+    return load_model(name, num_classes=len(data.classes), classes=data.classes, pretrained=False)
+
+
+@cache
+def _folders(data: str) -> tuple[ImageFolder, ImageFolder, ImageFolder]:
+    """The images to train on, to choose by, and to measure on."""
+    splits = splits_of(data)
+    if not {"train", "test"} <= splits:
+        raise StudyError(f"data: {data} needs the splits train and test; it has {', '.join(sorted(splits)) or 'none'}")
+    train, test = (read_images(data, split=split) for split in ("train", "test"))
+    if "val" in splits:
+        return train, read_images(data, split="val", classes=train.classes), test
+    return *hold_out(train, min(0.1, MOST_VALIDATION / len(train.samples))), test
+
+
+def _name(lr: float, weight_decay: float) -> str:
+    return f"lr{lr:g}-wd{weight_decay:g}"

@@ -1,0 +1,129 @@
+"""layers: what becomes of feature maps through the depth of a model, and what each layer is needed for."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clearhead.data.folder import ImageFolder
+from clearhead.data.shards import read_images
+from clearhead.layers import LayersError, cka, feature_maps, lesions
+from clearhead.models import load_model
+from clearhead.models.classifier import on_device
+from clearhead.results import CkaResults, FourierResults, LesionResults, Results
+from clearhead.runs import begin, read_results
+from clearhead.workflows.pieces import Track, data_name, facts_of, finish, given, model_name, once, titled
+
+
+def run_fourier(
+    models: Sequence[str],
+    data: str | Path,
+    out: Path,
+    *,
+    split: str | None = None,
+    images: int | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    seed: int = 0,
+    device: str | None = None,
+    track: Track | None = None,
+) -> FourierResults:
+    """Frequencies and variance of feature maps through depth, models side by side. ``clearhead layers fourier``.
+
+    Any images will do: labels are not asked for. `images`: at most so many, drawn at random; None for all. The other
+    arguments are those of ``clearhead.layers.feature_maps``.
+    """
+    return _each_model(locals(), "layers fourier", feature_maps, FourierResults)
+
+
+def run_lesion(
+    models: Sequence[str],
+    data: str | Path,
+    out: Path,
+    *,
+    split: str | None = None,
+    images: int | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    seed: int = 0,
+    device: str | None = None,
+    track: Track | None = None,
+) -> LesionResults:
+    """What models lose without each of their units, side by side. ``clearhead layers lesion``.
+
+    `images`: at most so many, drawn at random; None for all. The other arguments are those of
+    ``clearhead.layers.lesions``.
+    """
+    return _each_model(locals(), "layers lesion", lesions, LesionResults, labelled=True)
+
+
+def run_cka(
+    models: Sequence[str],
+    data: str | Path,
+    out: Path,
+    *,
+    split: str | None = None,
+    images: int | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    seed: int = 0,
+    device: str | None = None,
+    track: Track | None = None,
+) -> CkaResults:
+    """How alike the units of one model, or of two, are. ``clearhead layers cka``.
+
+    Any images will do: labels are not asked for. `images`: at most so many, drawn at random; None for all. The other
+    arguments are those of ``clearhead.layers.cka``. Raises LayersError for more than two models.
+    """
+    arguments = given(locals())
+    if not 1 <= len(models) <= 2:
+        raise LayersError(f"models: {len(models)} were given; similarity is of one model with itself, or of two")
+    if not begin(out, "layers cka", arguments):
+        started = time.perf_counter()
+        loaded = [on_device(load_model(model), device) for model in models]
+        folder = _drawn(read_images(data, split=split), images, seed)
+        names = once([model_name(model) for model in models])
+        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "seed": seed}
+        other = loaded[1] if len(loaded) > 1 else None
+        similarity = cka(loaded[0], folder, other, **options, track=titled(track, " and ".join(names)))
+        facts = facts_of(arguments, started, folder.samples, loaded[0])
+        finish(out, CkaResults("cka", names, data_name(data, split), similarity, list(folder.problems), facts))
+    return read_results(out, Results)
+
+
+def _each_model(
+    given_to: dict[str, Any],
+    command: str,
+    instrument: Callable[..., Any],
+    kind: Callable[..., Any],
+    labelled: bool = False,
+) -> Any:
+    """A run of an instrument on one model after the other; with labels each reads the data by its own classes."""
+    arguments, out, track = given(given_to), given_to["out"], given_to["track"]
+    models, data, split, seed = (given_to[name] for name in ("models", "data", "split", "seed"))
+    if not begin(out, command, arguments):
+        started = time.perf_counter()
+        names = once([model_name(model) for model in models])
+        options = {name: given_to[name] for name in ("batch_size", "workers", "seed")}
+        found, classifier, folder = {}, None, None
+        for name, model in zip(names, models, strict=True):
+            classifier = on_device(load_model(model), given_to["device"])
+            classes = classifier.classes if labelled else None
+            folder = _drawn(read_images(data, split=split, classes=classes), given_to["images"], seed)
+            found[name] = instrument(classifier, folder, **options, track=titled(track, name))
+        assert classifier is not None
+        assert folder is not None
+        facts = facts_of(arguments, started, folder.samples, classifier)
+        finish(out, kind(command.split()[1], names, data_name(data, split), found, list(folder.problems), facts))
+    return read_results(out, Results)
+
+
+def _drawn(folder: ImageFolder, images: int | None, seed: int) -> ImageFolder:
+    """At most so many images of a folder, drawn at random, in its order."""
+    if images is None or images >= len(folder.samples):
+        return folder
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(folder.samples))[:images])
+    return replace(folder, samples=tuple(folder.samples[i] for i in chosen))

@@ -1,0 +1,57 @@
+"""study: grids of runs from one file."""
+
+import time
+from pathlib import Path
+
+from clearhead.results import OptimizerResults, StudyResults
+from clearhead.runs import written
+from clearhead.study import optimizers, repairs
+from clearhead.workflows.pieces import Track, data_name, finish, model_name, versions_told
+
+
+def run_repairs(
+    file: Path, out: Path, *, jobs: int = 1, device: str | None = None, track: Track | None = None
+) -> StudyResults:
+    """A grid of repairs from one file (``clearhead.study.repairs``). ``clearhead study repairs``.
+
+    What is there already is not done again, so a plan may grow. The page shows what the plan names.
+    """
+    started = time.perf_counter()
+    plan = repairs.read_plan(file)
+    rows = repairs.run_study(plan, out, jobs=jobs, device=device, track=track)
+    facts = {"model": plan.model, "data": str(plan.data), "plan": str(file), "epochs": str(plan.epochs)}
+    facts |= {"learning rate": f"{plan.lr:g}", "seeds": ", ".join(map(str, plan.seeds))}
+    facts |= {"time": f"{time.perf_counter() - started:.0f} s", "versions": versions_told()}
+    with written(out / "plan.yaml") as path:
+        path.write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
+    results = StudyResults("study", model_name(plan.model), data_name(plan.data, None), rows, facts)
+    finish(out, results)
+    return results
+
+
+def run_optimizers(
+    file: Path,
+    out: Path,
+    *,
+    jobs: int = 1,
+    storage: str | None = None,
+    device: str | None = None,
+    track: Track | None = None,
+) -> OptimizerResults:
+    """A grid of trainings from one file (``clearhead.study.optimizers``). ``clearhead study optimizers``.
+
+    What is there already is not done again, so a plan may grow. The page shows what the plan names.
+    """
+    started = time.perf_counter()
+    plan = optimizers.read_plan(file)
+    found = optimizers.run_study(plan, out, jobs=jobs, storage=storage, device=device, track=track)
+    facts = {"data": str(plan.data), "plan": str(file), "epochs": str(plan.epochs), "batch size": str(plan.batch_size)}
+    facts |= {f"model {name}": model for name, model in plan.models.items()}
+    facts |= {"seeds": ", ".join(map(str, plan.seeds)), "jobs": str(jobs)}
+    facts |= {"time": f"{time.perf_counter() - started:.0f} s", "versions": versions_told()}
+    with written(out / "plan.yaml") as path:
+        path.write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
+    name = data_name(plan.data, None)
+    results = OptimizerResults("optimizers", name, plan.target, found.trials, found.cells, facts)
+    finish(out, results)
+    return results

@@ -1,0 +1,98 @@
+"""The landscape commands as a user runs them, on a model and on a training run that kept some of its epochs."""
+
+import json
+
+import pytest
+import torch
+
+from clearhead.models import load_model, save_model
+from tests.test_cli import clearhead, told
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    """What ``train --keep 1,3,10`` leaves behind: checkpoints of weights that move on."""
+    model = load_model(str(place / "model"))
+    torch.manual_seed(1)
+    for epoch in (1, 3, 10):
+        with torch.no_grad():
+            for p in model.module.parameters():
+                p.add_(0.02 * torch.randn_like(p))
+        save_model(model, place / "kept" / "epochs" / str(epoch))
+    save_model(model, place / "kept" / "checkpoint")
+    return "kept"
+
+
+def results_of(place, out):
+    return json.loads((place / out / "results.json").read_text())
+
+
+def test_hessian_of_the_epochs_a_run_kept(place, run):
+    options = ("--split", "train", "--batch-size", 2, "--batches", 2, "--top", 2, "--tolerance", 0.1)
+    found = clearhead("landscape", "hessian", run, "data", *options, "--out", "epochs", cwd=place)
+    assert found.returncode == 0, found.stderr
+    spectra = results_of(place, "epochs")["spectra"]
+    assert list(spectra) == ["epoch 1", "epoch 3", "epoch 10", "checkpoint"]
+    assert spectra["epoch 10"]["largest"] == spectra["checkpoint"]["largest"]
+    page = (place / "epochs" / "report.html").read_text()
+    assert "kept: Hessian spectra" in page
+    assert "Highest eigenvalue by epoch" in page
+
+
+@pytest.mark.slow
+def test_hessian_with_the_whole_spectrum(place):
+    options = ("--split", "train", "--batch-size", 2, "--batches", 2, "--density")
+    found = clearhead("landscape", "hessian", "model", "data", *options, "--out", "whole", cwd=place)
+    assert found.returncode == 0, found.stderr
+    assert "trace" in found.stdout
+    (spectrum,) = results_of(place, "whole")["spectra"].values()
+    assert len(spectrum["batches"][0]["density"]["nodes"][0]) == 80
+    assert "Whole spectrum" in (place / "whole" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        (("--dims", 2, "--weight-decay", 0.1), ["Cross-entropy on a line", "Cross-entropy: kept", "L2 term: kept"]),
+        (("--dims", 3), ["Accuracy, direction 3 at −1: kept", "Cross-entropy, direction 3 at 0: model"]),
+        (("--along", "eigenvectors", "--span", 0.05), ["eigenvectors of the Hessian", "eigenvalues"]),
+    ],
+)
+def test_surfaces_of_models_side_by_side(place, run, options, shown):
+    out = "-".join(map(str, ("surface", *options)))
+    command = ("landscape", "surface", "model", "kept/checkpoint", "data", "--points", 3, "--images", 6)
+    found = clearhead(*command, *options, "--out", out, cwd=place)
+    assert found.returncode == 0, found.stderr
+    assert "mean rise" in found.stdout
+    results = results_of(place, out)
+    assert results["models"] == ["model", "kept"]
+    for surface in results["surfaces"].values():
+        assert len(surface["nll"]) == len(surface["accuracy"]) == len(surface["l2"]) == 3 ** surface["dims"]
+    page = (place / out / "report.html").read_text()
+    assert all(text in page for text in shown)
+
+
+def test_the_way_of_the_weights(place, run):
+    found = clearhead("landscape", "trajectory", run, "--out", "way", cwd=place)
+    assert found.returncode == 0, found.stderr
+    assert "epoch 10" in found.stdout
+    results = results_of(place, "way")
+    assert results["epochs"] == [1, 3, 10]
+    assert len(results["trajectory"]["step"]) == 2
+    assert results["trajectory"]["angle"][0] == pytest.approx(90, abs=3)  # steps drawn at random in many dimensions
+    assert "kept: the way of the weights" in (place / "way" / "report.html").read_text()
+    assert "0 kept epochs, at least 2 are needed" in told(clearhead("landscape", "trajectory", "model", cwd=place))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--points", 4), "an odd number from 3 is needed"),
+        (("--span", 0), "span: a positive number"),
+        (("--dims", 4), "Invalid value for '--dims'"),
+        (("--split", "nowhere"), "nowhere"),
+    ],
+)
+def test_surfaces_that_cannot_be_are_refused(place, options, message):
+    found = clearhead("landscape", "surface", "model", "data", *options, "--out", "refused", cwd=place)
+    assert message in told(found)

@@ -1,0 +1,178 @@
+"""Surfaces against weights that are moved by hand, directions filter by filter, models left as they were."""
+
+import copy
+import json
+import math
+from dataclasses import asdict
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from clearhead.landscape import LandscapeError, hessian, on_points, random_directions, surface
+from clearhead.landscape.surface import eigenvector_directions
+from clearhead.models import Preprocessing, from_module
+from tests import cases
+
+
+def convolutional():
+    """Convolution, batch norm with statistics of its own, and a linear layer."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    module(torch.randn(16, 3, 4, 4) * 2)
+    return module.eval()
+
+
+def named(module):
+    return from_module(module, preprocess=Preprocessing((4, 4), (4, 4), (0.5,) * 3, (0.2,) * 3), classes=["a", "b"])
+
+
+def moved(module, directions, point):
+    """A copy of a module with its weights moved by hand."""
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        for x, direction in zip(point, directions, strict=True):
+            for name, d in direction.items():
+                other.get_parameter(name).add_(x * d)
+    return other
+
+
+@pytest.mark.parametrize("name", cases.MODELS)
+def test_directions_are_as_long_as_the_filters_and_nothing_else_moves(name):
+    module = cases.MODELS[name]()
+    one, other = random_directions(module, 2, seed=3)
+    alone = random_directions(module, 1, seed=3)[0]
+    assert all(torch.equal(alone[key], d) for key, d in one.items())
+    layers = {f"{n}.weight" for n, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    layers |= {f"{n}.in_proj_weight" for n, m in module.named_modules() if isinstance(m, nn.MultiheadAttention)}
+    assert set(one) == layers
+    for key, d in one.items():
+        weight = module.get_parameter(key).detach()
+        torch.testing.assert_close(d.flatten(1).norm(dim=1), weight.flatten(1).norm(dim=1))
+        assert abs(F.cosine_similarity(d.flatten(), other[key].flatten(), 0)) < 0.5
+
+
+def test_a_plane_is_that_of_weights_moved_by_hand(folder):
+    module = convolutional()
+    model = named(module)
+    found = surface(model, folder, dims=2, points=3, span=0.5, weight_decay=0.1, batch_size=4, seed=1)
+    images = torch.stack([model.preprocess.image(Image.open(sample.path)) for sample in folder.samples])
+    labels = torch.tensor([sample.label for sample in folder.samples])
+    directions = random_directions(module, 2, seed=1)
+    assert (found.steps, found.images) == ([-0.5, 0.0, 0.5], 10)
+    for i, point in enumerate([(x, y) for x in found.steps for y in found.steps]):
+        other = moved(module, directions, point)
+        assert not other.training
+        output = other(images)
+        assert found.nll[i] == pytest.approx(F.cross_entropy(output, labels).item(), rel=1e-5)
+        assert found.accuracy[i] == pytest.approx((output.argmax(1) == labels).float().mean().item())
+        squares = sum(p.detach().double().square().sum().item() for p in other.parameters())
+        assert found.l2[i] == pytest.approx(0.05 * squares, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["timm-vit", "timm-swin", "hf-vit", "torchvision-vit"])
+def test_points_of_a_transformer_of_any_library(name):
+    module, images, labels = cases.MODELS[name](), cases.images(4), torch.tensor([0, 1, 2, 3])
+    directions = random_directions(module, 1)
+    found = on_points(module, directions, [(0.0,), (0.3,)], [(images[:3], labels[:3]), (images[3:], labels[3:])])
+    for point, (nll, _) in zip([(0.0,), (0.3,)], found, strict=True):
+        output = cases.logits(moved(module, directions, point), images)
+        assert float(nll) == pytest.approx(F.cross_entropy(output, labels).item(), rel=1e-4)
+
+
+def test_along_eigenvectors_the_curvature_is_the_eigenvalue(folder):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(48, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    images, labels = torch.randn(6, 3, 4, 4, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 0, 1])
+
+    def loss():
+        return F.cross_entropy(module(images), labels)
+
+    directions, values = eigenvector_directions(module, loss, 3)
+    assert abs(values[0]) >= abs(values[1]) >= abs(values[2])
+    length = math.sqrt(sum(p.detach().square().sum().item() for p in module.parameters()))
+    for direction, value in zip(directions, values, strict=True):
+        flat = torch.cat([d.flatten() for d in direction.values()])
+        assert flat.norm().item() == pytest.approx(length)
+        with hessian(module, loss) as matrix:
+            torch.testing.assert_close(matrix(flat), value * flat, rtol=0, atol=2e-3 * abs(value) * length)
+        low, here, high = (F.cross_entropy(moved(module, [direction], (x,))(images), labels) for x in (-1e-3, 0, 1e-3))
+        assert (low + high - 2 * here).item() / 1e-6 == pytest.approx(value * length**2, rel=1e-2)
+
+    found = surface(named(convolutional()), folder, dims=2, points=3, span=0.01, along="eigenvectors")
+    assert len(found.curvature) == 2
+    assert len(found.nll) == 9
+
+
+@pytest.mark.parametrize("how", ["whole", "stopped", "broken"])
+def test_the_model_is_never_written_to(folder, how):
+    module = convolutional().train()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    versions = [p._version for p in module.parameters()]
+
+    def track(points, count):
+        for i, point in enumerate(points):
+            if how != "whole" and i == 1:
+                raise KeyboardInterrupt if how == "stopped" else RuntimeError
+            yield point
+
+    try:
+        surface(named(module), folder, dims=1, points=3, track=track)
+    except (KeyboardInterrupt, RuntimeError):
+        assert how != "whole"
+    assert module.training
+    assert [p._version for p in module.parameters()] == versions
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+
+
+class _Brittle(nn.Module):
+    """NaN where its weight is longer than it was made, or everywhere."""
+
+    def __init__(self, everywhere: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(48, 2, bias=False)
+        self.limit = -1.0 if everywhere else 1.05 * self.head.weight.norm().item()
+
+    def forward(self, images):
+        return self.head(images.flatten(1)).masked_fill(self.head.weight.norm() > self.limit, torch.nan)
+
+
+def test_not_a_number_far_out_is_a_gap_and_at_the_weights_an_error(folder):
+    found = surface(named(_Brittle(False)), folder, dims=1, points=5)
+    assert found.nll[2] is not None
+    assert found.nll[0] is None
+    assert found.nll[4] is None
+    assert '"nll": [null' in json.dumps(asdict(found), allow_nan=False)
+    with pytest.raises(LandscapeError, match="the loss is nan at the model's own weights"):
+        surface(named(_Brittle(True)), folder, dims=1, points=5)
+
+
+def test_images_are_drawn_by_the_seed_and_all_taken_where_there_are_fewer(folder):
+    model = named(convolutional())
+    first, other = (surface(model, folder, dims=1, points=3, images=3, seed=seed) for seed in (0, 1))
+    assert first.images == 3
+    assert first.nll[1] != other.nll[1]
+    in_parts = surface(model, folder, dims=1, points=3, images=3, batch_size=2)
+    assert in_parts.nll == pytest.approx(first.nll, rel=1e-5)
+    assert surface(model, folder, dims=1, points=3, images=99).images == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dims": 4}, "dims: 1, 2 or 3"),
+        ({"points": 4}, "an odd number from 3"),
+        ({"points": 1}, "an odd number from 3"),
+        ({"span": 0}, "span: a positive number"),
+        ({"span": math.inf}, "span: a positive number"),
+        ({"images": 0}, "images: at least 1"),
+    ],
+)
+def test_grids_that_cannot_be_are_refused(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        surface(named(convolutional()), folder, **options)

@@ -1,0 +1,106 @@
+"""Amplitudes and variance against NumPy's transform and torch.var of feature maps taken by hooks."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clearhead.layers import LayersError, feature_maps, frequencies, log_amplitudes, variances
+from tests.layers.conftest import build, images_of, small
+from tests.layers.test_units import Handmade
+
+
+def numpy_amplitudes(grid: np.ndarray) -> np.ndarray:
+    """B x H x W x C to B x bins: the whole transform, centred, from its middle to its corner along the diagonal."""
+    spectrum = np.fft.fftshift(np.fft.fft2(grid, axes=(1, 2)), axes=(1, 2))
+    height, width = spectrum.shape[1:3]
+    shorter = min(height, width)
+    bins = [k for k in range(shorter) if k < shorter / 2]
+    rows, columns = ([side // 2 + round(k * side / shorter) for k in bins] for side in (height, width))
+    return np.log(np.abs(spectrum[:, rows, columns]) + 1e-6).mean(-1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 15), st.integers(1, 15), st.integers(0, 10**6))
+def test_amplitudes_are_the_diagonal_of_the_transform(height, width, seed):
+    x = np.random.default_rng(seed).normal(size=(2, height, width, 3))
+    found = log_amplitudes(torch.from_numpy(x).flatten(1, 2), height, width)
+    np.testing.assert_allclose(found, numpy_amplitudes(x), atol=1e-3)
+    assert found.shape[1] == len(frequencies(height, width))
+
+
+def test_frequencies_are_told_truly():
+    assert frequencies(14, 14) == pytest.approx([2 * k / 14 for k in range(7)])  # the last is 6/7 π, not π
+    assert frequencies(7, 9)[-1] == pytest.approx(6 / 7)
+    assert frequencies(2, 2) == [0]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(-100, 100), st.integers(2, 20), st.integers(0, 10**6))
+def test_variance_is_that_of_torch_wherever_the_mean_is(offset, count, seed):
+    x = torch.randn(2, count, 3, generator=torch.Generator().manual_seed(seed)) + offset
+    torch.testing.assert_close(variances(x), x.double().var(1).mean(-1).float(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit", "vit-not-square", "resnet", "resnet-preact", "torchvision-swin"])
+def test_maps_are_those_that_hooks_see(name, folder):
+    model, grids = small(name), []
+    found = feature_maps(model, folder, batch_size=5)
+    assert found.images == 12
+    assert not found.left_out
+    blocks = sorted({unit.unit.rpartition(" ")[0] for unit in found.units[1:]})
+    for block in map(model.module.get_submodule, blocks):
+        if name == "resnet":  # its block ends in a ReLU after the sum
+            block.act3.register_forward_pre_hook(lambda _m, args: grids.append(args[0].movedim(1, -1).clone()))
+        elif name == "resnet-preact":
+            block.register_forward_hook(lambda _m, _i, output: grids.append(output.movedim(1, -1).clone()))
+        else:
+            block.register_forward_hook(lambda _m, _i, output: grids.append(output))
+    with torch.inference_mode():
+        model(images_of(model, folder)[0])
+    last = {block: max(i for i, u in enumerate(found.units) if u.unit.startswith(f"{block} ")) for block in blocks}
+    for block, grid in zip(blocks, grids, strict=True):
+        unit = found.units[last[block]]
+        if grid.ndim == 3:
+            grid = grid[:, model.grid.prefix :].unflatten(1, (unit.height, unit.width))
+        assert grid.shape[1:3] == (unit.height, unit.width)
+        amplitude = numpy_amplitudes(grid.double().numpy()).mean(0)
+        np.testing.assert_allclose(unit.amplitude, amplitude - amplitude[0], atol=1e-3)
+        if len(amplitude) > 1:
+            assert unit.high.value == pytest.approx(unit.amplitude[-1], abs=1e-9)
+        if grid[0, ..., 0].numel() == 1:
+            continue
+        assert unit.variance.value == pytest.approx(grid.flatten(1, 2).var(1).mean().item(), rel=1e-3)
+        assert unit.variance.low <= unit.variance.value <= unit.variance.high
+
+
+def test_changes_are_differences_between_units_and_means_of_their_kind(folder):
+    found = feature_maps(small("vit"), folder)
+    for before, after in zip(found.units, found.units[1:], strict=False):
+        assert after.high_change.value == pytest.approx(after.high.value - before.high.value)
+        assert after.variance_change.value == pytest.approx(after.variance.value - before.variance.value)
+    assert found.units[0].high_change is None
+    for kind in ("attention", "mlp"):
+        changes = [unit.high_change.value for unit in found.units if unit.kind == kind]
+        assert found.high_change[kind].value == pytest.approx(np.mean(changes))
+        assert found.high_change[kind].count == 12
+
+
+def test_no_change_is_told_where_the_grid_changes_or_has_one_frequency(folder):
+    found = feature_maps(small("torchvision-resnet"), folder)
+    assert [(u.height, u.high_change) for u in found.units[2:]] == [(4, None), (2, None), (1, None)]
+    assert math.isnan(found.units[-1].high.value)
+    assert found.units[1].high_change is not None
+    assert math.isnan(found.units[-1].variance.value)
+
+
+def test_maps_without_a_grid_are_refused(folder):
+    def odd(m, x):
+        x = torch.cat([x, x[:, :14]], 1).repeat(1, 4, 1)
+        return x + m.one(x)
+
+    with pytest.raises(LayersError, match="120 x 16 an image"):
+        feature_maps(build(Handmade(odd)), folder)

@@ -1,0 +1,183 @@
+"""The units of many architectures, none of which the code knows, and the additions that are none."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from clearhead.layers import LayersError, Layout, blocks_of, forward, positions, units_of
+from tests.cases import MODELS, classifier
+from tests.layers.conftest import build, small
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_are_an_embedding_then_attention_and_mlp_in_turn(name):
+    model = classifier(name)
+    units = units_of(model)
+    layers = 4 if name == "timm-swin" else 2
+    assert [unit.kind for unit in units] == ["embed", *["attention", "mlp"] * layers]
+    assert [unit.depth for unit in units] == pytest.approx([i / (2 * layers) for i in range(2 * layers + 1)])
+    assert blocks_of(units) == [[1 + 2 * i, 2 + 2 * i] for i in range(layers)]
+    sides = [(u.layout.height, u.layout.width) for u in units]
+    if model.grid:
+        assert sides == [(model.grid.height, model.grid.width)] * len(units)
+        assert {u.layout.prefix for u in units} == {model.grid.prefix}
+    else:
+        assert sides == [(8, 8)] * 5 + [(4, 4)] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds", "layouts"),
+    [
+        ("resnet", "cccccc", [Layout("first", n, n) for n in (8, 8, 8, 4, 2, 1)]),
+        ("resnet-preact", "cccc", [Layout("first", 8, 8)] * 3 + [Layout("first", 4, 4)]),
+        ("torchvision-resnet", "ccccc", [Layout("first", n, n) for n in (8, 8, 4, 2, 1)]),
+        ("convnext", "ccccc", [Layout("first", n, n) for n in (8, 8, 4, 2, 1)]),
+        ("mixer", "cmmmm", [Layout("last", 4, 4)] * 5),
+        ("pit", "camam", [Layout("last", 7, 7, 1)] * 3 + [Layout("last", 4, 4, 1)] * 2),
+        ("torchvision-swin", "camamamam", [Layout("last", 8, 8)] * 5 + [Layout("last", 4, 4)] * 4),
+        ("vit-not-square", "camam", [Layout("last", 4, 6, 3)] * 5),
+    ],
+)
+def test_other_architectures(name, kinds, layouts):
+    units = units_of(small(name))
+    assert units[0].kind == "embed"
+    assert "".join(unit.kind[0] for unit in units[1:]) == kinds[1:]
+    assert [unit.layout for unit in units] == layouts
+
+
+def test_names_are_those_of_the_modules_that_add():
+    assert [unit.name for unit in units_of(small("resnet"))] == [
+        "embedding",
+        "layer1.0 conv",
+        "layer1.1 conv",
+        "layer2.0 conv",
+        "layer3.0 conv",
+        "layer4.0 conv",
+    ]
+    assert [unit.name for unit in units_of(small("vit"))][:3] == ["embedding", "blocks.0 attention", "blocks.0 mlp"]
+
+
+@pytest.mark.parametrize("name", ["resnet", "resnet-preact", "vit", "pit", "convnext"])
+def test_the_maps_are_what_the_blocks_give(name):
+    model, found, expected = small(name), [], []
+    units = units_of(model)
+    images = torch.randn(2, 3, *model.preprocess.size)
+
+    def keep(_i, value, _shortcut):
+        found.append(value().clone())
+        return found[-1]
+
+    logits = forward(model, images, units, keep)
+    blocks = {unit.module for unit in units if unit.module}
+    for block in blocks:
+        model.module.get_submodule(block).register_forward_hook(lambda _m, _i, output: expected.append(output.clone()))
+    with torch.inference_mode():
+        torch.testing.assert_close(logits, model(images))
+    last = [found[block[-1]] for block in blocks_of(units)]
+    assert len(last) == len(expected)
+    for ours, theirs in zip(last, expected, strict=True):
+        torch.testing.assert_close(ours.relu() if name == "resnet" else ours, theirs)  # whose block ends in a ReLU
+
+
+class Handmade(nn.Module):
+    """A transformer block with additions of every sort."""
+
+    def __init__(self, branch):
+        super().__init__()
+        self.stem, self.branch = nn.Conv2d(3, 16, 8, 8), branch
+        self.one, self.two, self.head = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.place = nn.Parameter(torch.randn(1, 16, 16))
+
+    def forward(self, images):
+        x = self.stem(images).flatten(2).mT + self.place.expand(len(images), -1, -1)
+        return self.head(self.branch(self, x).mean(1))
+
+
+def gelu(m, x):
+    h = m.one(x)
+    return x + m.two(0.5 * h * (1 + torch.tanh(0.8 * (h + 0.044715 * h**3))))
+
+
+def rotary(m, x):
+    q, turned = m.one(x), m.one(x).flip(-1)
+    q = q * 0.6 + turned * 0.8
+    return x + F.scaled_dot_product_attention(q, q, m.two(x))
+
+
+def written_out(m, x):
+    scores = m.one(x) @ m.two(x).mT
+    bias = torch.randn(scores.shape, generator=torch.Generator().manual_seed(0))
+    return m.two((scores + bias).softmax(-1) @ x) + x
+
+
+def nested(m, x):
+    inner = m.one(x)
+    return x + m.two(inner + m.two(inner))
+
+
+def in_place(m, x):
+    y = m.one(x)
+    y += x
+    return y
+
+
+def parallel(m, x):
+    attended = F.scaled_dot_product_attention(m.one(x), m.one(x), m.one(x))
+    return x + attended + m.two(F.relu(x))
+
+
+@pytest.mark.parametrize(
+    ("branch", "kinds", "skips"),
+    [
+        (gelu, ["mlp"], [0]),
+        (rotary, ["attention"], [0]),
+        (written_out, ["attention"], [1]),
+        (nested, ["mlp"], [0]),
+        (in_place, ["mlp"], [1]),
+        (parallel, ["attention", "mlp"], [0, 0]),
+    ],
+)
+def test_only_residual_sums_count(branch, kinds, skips):
+    units = units_of(build(Handmade(branch)))
+    assert [unit.kind for unit in units] == ["embed", *kinds]
+    assert [unit.skip for unit in units] == [None, *skips]
+
+
+def test_what_has_no_units_is_refused():
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    with pytest.raises(LayersError, match="no residual sum was seen in Sequential"):
+        units_of(build(plain))
+    model = build(Handmade(nested))
+    model.module.one = torch.jit.script(model.module.one)
+    with pytest.raises(LayersError, match="compiled"):
+        units_of(model)
+
+
+def test_a_model_that_goes_another_way_at_each_call_is_refused():
+    calls = []
+
+    def fickle(m, x):
+        calls.append(1)
+        for _ in range(len(calls)):
+            x = F.relu(x)
+        return x + m.one(x)
+
+    with pytest.raises(LayersError, match="does not do the same at every call"):
+        units_of(build(Handmade(fickle)))
+
+
+def test_the_model_is_left_as_it_was():
+    model = small("vit")
+    model.module.train()
+    units_of(model)
+    assert model.module.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.module.modules())
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_positions_are_rows_then_columns():
+    x = torch.arange(24.0).reshape(1, 2, 3, 4)
+    assert torch.equal(positions(x, Layout("first", 3, 4)), x.flatten(2).transpose(1, 2))
+    assert torch.equal(positions(x, Layout("last", 2, 3)), x.flatten(1, 2))
+    assert torch.equal(positions(x[0], Layout("last", 1, 2, 1)), x[0][:, 1:])
