@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from clearhead.evaluate.statistics import Estimate, number
-from clearhead.report.plots import _INK, _MARKERS, _SERIES, _axes, _drawing, _svg, _tick, _ticks
+from clearhead.report.canvas import INK, MARKERS, SERIES, axes_at, drawing, svg, tick, ticks
 
 _KINDS = {"embed": 0, "attention": 1, "mlp": 2, "conv": 4, "block": 3}
 """Colour and marker of each kind of unit, the same in all plots."""
@@ -24,16 +24,16 @@ def amplitudes(lines: Sequence[tuple[float, Sequence[float], Sequence[float]]], 
         title: what is shown, for those who cannot see it.
     """
     shown = [0.0, 0.25, 0.5, 0.75, 1.0]
-    with _drawing(2.9, ["depth"]) as figure:
-        axes = _axes(figure, left=0.7, right=4.5, low=0.5, high=2.9)
+    with drawing(2.9, ["depth"]) as figure:
+        axes = axes_at(figure, left=0.7, right=4.5, low=0.5, high=2.9)
         for depth, x, y in lines:
-            axes.plot(x, y, color=_SERIES[1], alpha=_opacity(depth), linewidth=1.4)
+            axes.plot(x, y, color=SERIES[1], alpha=_opacity(depth), linewidth=1.4)
         axes.set(xlabel="frequency", ylabel="Δ log amplitude")
         axes.set_xlim(0, 1)
-        _ticks(axes.yaxis, "")
+        ticks(axes.yaxis, "")
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == 0 else f"{_tick(value, '')}π"))
-        key = [Line2D([], [], color=_SERIES[1], alpha=_opacity(d), linewidth=2.4, label=f"{d:g}") for d in shown]
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == 0 else f"{tick(value, '')}π"))
+        key = [Line2D([], [], color=SERIES[1], alpha=_opacity(d), linewidth=2.4, label=f"{d:g}") for d in shown]
         width, height = figure.get_size_inches()
         figure.legend(
             handles=[Line2D([], [], linestyle="", label="depth"), *key],
@@ -45,8 +45,8 @@ def amplitudes(lines: Sequence[tuple[float, Sequence[float], Sequence[float]]], 
             handlelength=1.2,
             columnspacing=1.2,
         )
-        told = "; ".join(f"depth {_tick(round(d, 3), '')}: {number(y[-1])} at {x[-1]:.3g}π" for d, x, y in lines)
-        return _svg(figure, title, told)
+        told = "; ".join(f"depth {tick(round(d, 3), '')}: {number(y[-1])} at {x[-1]:.3g}π" for d, x, y in lines)
+        return svg(figure, title, told)
 
 
 def through_depth(
@@ -63,26 +63,26 @@ def through_depth(
     """
     units = [u for u in units if u[2].value == u[2].value]
     kinds = [kind for kind in _KINDS if any(kind == u[0] for u in units)]
-    with _drawing(2.9, kinds) as figure:
-        axes = _axes(figure, left=0.8, right=4.5, low=0.5, high=2.9)
+    with drawing(2.9, kinds) as figure:
+        axes = axes_at(figure, left=0.8, right=4.5, low=0.5, high=2.9)
         if not steps:
-            axes.axhline(0, color=_INK, alpha=0.5, linewidth=1)
+            axes.axhline(0, color=INK, alpha=0.5, linewidth=1)
         for (_, x, before), (kind, to, after) in pairwise(units):
             look: dict[str, Any] = (
-                {"color": _SERIES[_KINDS[kind]], "linewidth": 2.2} if steps else {"color": _INK, "alpha": 0.25}
+                {"color": SERIES[_KINDS[kind]], "linewidth": 2.2} if steps else {"color": INK, "alpha": 0.25}
             )
             axes.plot([x, to], [before.value, after.value], **look)
         for kind, x, estimate in units:
-            colour = _SERIES[_KINDS[kind]]
+            colour = SERIES[_KINDS[kind]]
             if estimate.low == estimate.low:
                 axes.plot([x, x], [estimate.low, estimate.high], color=colour, linewidth=1.2)
-            axes.plot([x], [estimate.value], _MARKERS[_KINDS[kind]], color=colour, markersize=4.5)
+            axes.plot([x], [estimate.value], MARKERS[_KINDS[kind]], color=colour, markersize=4.5)
         axes.set(xlabel="depth", ylabel=up)
         axes.set_xlim(-0.02, 1.02)
-        _ticks(axes.yaxis, unit)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, "")))
+        ticks(axes.yaxis, unit)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value, "")))
         handles = [
-            Line2D([], [], color=_SERIES[_KINDS[k]], marker=_MARKERS[_KINDS[k]], markersize=6, linewidth=1.8)
+            Line2D([], [], color=SERIES[_KINDS[k]], marker=MARKERS[_KINDS[k]], markersize=6, linewidth=1.8)
             for k in kinds
         ]
         width, height = figure.get_size_inches()
@@ -98,7 +98,7 @@ def through_depth(
             columnspacing=1.6,
         )
         told = "; ".join(f"{kind} at depth {x:.3g}: {number(e.value, e.unit)}" for kind, x, e in units)
-        return _svg(figure, title, told)
+        return svg(figure, title, told)
 
 
 def matrix(values: Sequence[Sequence[float]], title: str, rows: str, columns: str) -> str:
@@ -112,18 +112,18 @@ def matrix(values: Sequence[Sequence[float]], title: str, rows: str, columns: st
     high, wide = len(values), len(values[0])
     cell = min(3.8 / wide, 0.4)
     size = cell * wide, min(cell * high, 7.0)
-    with _drawing(0.55 + size[1]) as figure:
-        axes = _axes(figure, left=0.7, right=0.7 + size[0], low=0.5, high=0.5 + size[1])
+    with drawing(0.55 + size[1]) as figure:
+        axes = axes_at(figure, left=0.7, right=0.7 + size[0], low=0.5, high=0.5 + size[1])
         for y, row in enumerate(values):
             for x, value in enumerate(row):
                 share = min(max(value, 0.0), 1.0) if value == value else 0.0
                 axes.add_patch(
-                    Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=_SERIES[1], alpha=share**1.5, edgecolor="none")
+                    Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=SERIES[1], alpha=share**1.5, edgecolor="none")
                 )
         axes.set(xlim=(-0.5, wide - 0.5), ylim=(-0.5, high - 0.5), xlabel=columns, ylabel=rows)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        return _svg(
+        return svg(
             figure, title, "; ".join(f"{y}: {', '.join(number(v) for v in row)}" for y, row in enumerate(values))
         )
 

@@ -1,52 +1,15 @@
-"""Plots as inline SVG that takes its colours from the page it stands in, so that it reads in light and in dark.
+"""The plots: numbers in, inline SVG out (``clearhead.report.canvas``)."""
 
-Matplotlib draws with marker colours; `_svg` then puts `currentColor` for the ink and the page's `--series-*` for the
-lines. Text stays text. Numbers are repeated in words in each plot's description, for those who cannot see it.
-"""
-
-import hashlib
-import io
 import math
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from html import escape
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from clearhead.evaluate.statistics import Estimate, interval, number
-
-_INK = "#010203"
-_SERIES = ("#5d6168", "#1f6fa8", "#b4530f", "#7a4fa3", "#17784a", "#ab2f5c")
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X")  # one more than colours: no two of many lines look alike
-_DASHED = (0, (4, 3))
-_WIDTH = 4.7
-"""Width of every plot in inches: on a phone it shrinks by a quarter, so that its text can still be read."""
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "clearhead",
-    "text.parse_math": False,
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "legend.frameon": False,
-}
+from clearhead.report.canvas import DASHED, INK, SERIES, axes_at, drawing, legend, look, power, short, svg, tick, ticks
 
 
 def intervals(rows: Sequence[tuple[str, Sequence[tuple[str, Estimate]]]], title: str, unit: str = "%") -> str:
@@ -59,11 +22,11 @@ def intervals(rows: Sequence[tuple[str, Sequence[tuple[str, Estimate]]]], title:
     """
     models = list(dict.fromkeys(model for _, estimates in rows for model, _ in estimates))
     height = 0.25 * (sum(len(estimates) for _, estimates in rows) + 1.5 * len(rows))
-    with _drawing(0.35 + height, models) as figure:
-        axes = _axes(figure, left=0.05, right=3.85, low=0.35, high=0.35 + height)
+    with drawing(0.35 + height, models) as figure:
+        axes = axes_at(figure, left=0.05, right=3.85, low=0.35, high=0.35 + height)
         y = 0.0
         for metric, estimates in rows:
-            axes.text(0, y, _short(metric), transform=axes.get_yaxis_transform(), weight="bold", va="center")
+            axes.text(0, y, short(metric), transform=axes.get_yaxis_transform(), weight="bold", va="center")
             for model, estimate in estimates:
                 y += 1
                 _interval(axes, y, estimate, models.index(model))
@@ -72,14 +35,14 @@ def intervals(rows: Sequence[tuple[str, Sequence[tuple[str, Estimate]]]], title:
         axes.yaxis.set_visible(False)
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.06)
-        _ticks(axes.xaxis, unit)
-        _legend(figure, axes, models)
+        ticks(axes.xaxis, unit)
+        legend(figure, axes, models)
         told = "; ".join(
             f"{metric}: "
             + ", ".join(f"{model} {number(e.value, e.unit)} {interval(e)}".rstrip() for model, e in estimates)
             for metric, estimates in rows
         )
-        return _svg(figure, title, told)
+        return svg(figure, title, told)
 
 
 def reliability(
@@ -94,11 +57,11 @@ def reliability(
         title: what is shown, for those who cannot see it.
     """
     bins = [(c, a, n) for c, a, n in zip(confidence, accuracy, counts, strict=True) if n > 0]
-    with _drawing(4.3) as figure:
-        above = _axes(figure, left=0.7, right=4.5, low=1.5, high=4.2)
-        below = _axes(figure, left=0.7, right=4.5, low=0.5, high=1.2)
+    with drawing(4.3) as figure:
+        above = axes_at(figure, left=0.7, right=4.5, low=1.5, high=4.2)
+        below = axes_at(figure, left=0.7, right=4.5, low=0.5, high=1.2)
         above.set(xlim=(0, 1.02), ylim=(0, 1.02), ylabel="accuracy")
-        above.plot([0, 1], [0, 1], color=_INK, alpha=0.4, linewidth=1, linestyle=_DASHED)
+        above.plot([0, 1], [0, 1], color=INK, alpha=0.4, linewidth=1, linestyle=DASHED)
         above.text(
             0.06,
             0.085,
@@ -110,18 +73,16 @@ def reliability(
             transform_rotates_text=True,
         )
         for c, a, n in bins:
-            above.plot([c, c], _wilson(a, n), color=_SERIES[1], linewidth=1.4)
-        above.plot(
-            [c for c, _, _ in bins], [a for _, a, _ in bins], "o-", color=_SERIES[1], markersize=5, linewidth=1.2
-        )
-        below.bar([c for c, _, _ in bins], [n for _, _, n in bins], width=0.035, color=_SERIES[1])
+            above.plot([c, c], _wilson(a, n), color=SERIES[1], linewidth=1.4)
+        above.plot([c for c, _, _ in bins], [a for _, a, _ in bins], "o-", color=SERIES[1], markersize=5, linewidth=1.2)
+        below.bar([c for c, _, _ in bins], [n for _, _, n in bins], width=0.035, color=SERIES[1])
         above.tick_params(labelbottom=False)
         below.set(xlim=above.get_xlim(), xlabel="confidence", ylabel="samples")
         for axis in (above.xaxis, above.yaxis, below.xaxis):
-            _ticks(axis, "%")
-        _ticks(below.yaxis, "", at_most=2)
+            ticks(axis, "%")
+        ticks(below.yaxis, "", at_most=2)
         told = "; ".join(f"confidence {number(c, '%')}: accuracy {number(a, '%')}, {n:,} samples" for c, a, n in bins)
-        return _svg(figure, title, told)
+        return svg(figure, title, told)
 
 
 def curves(
@@ -143,25 +104,25 @@ def curves(
         first: number of the first epoch.
     """
     kept = [] if chosen is None else [f"epoch {chosen} kept"]
-    with _drawing(2.9, [*lines, *kept]) as figure:
-        axes = _axes(figure, left=0.7, right=4.6, low=0.5, high=2.9)
+    with drawing(2.9, [*lines, *kept]) as figure:
+        axes = axes_at(figure, left=0.7, right=4.6, low=0.5, high=2.9)
         for i, values in enumerate(lines.values()):
-            colour, marker = _look(i)
+            colour, marker = look(i)
             axes.plot(
                 range(first, first + len(values)), values, color=colour, marker=marker, markersize=4, linewidth=1.6
             )
         if chosen is not None:
-            axes.axvline(chosen, color=_INK, alpha=0.6, linewidth=1, linestyle=_DASHED)
+            axes.axvline(chosen, color=INK, alpha=0.6, linewidth=1, linestyle=DASHED)
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _ticks(axes.yaxis, unit)
-        _legend(figure, axes, list(lines), kept)
+        ticks(axes.yaxis, unit)
+        legend(figure, axes, list(lines), kept)
         told = [
             f"{name}: from {number(values[0], unit)} to {number(values[-1], unit)} in {len(values)} epochs"
             for name, line in lines.items()
             if (values := [value for value in line if not math.isnan(value)])
         ]
-        return _svg(figure, title, "; ".join(told + kept))
+        return svg(figure, title, "; ".join(told + kept))
 
 
 def lines(
@@ -186,10 +147,10 @@ def lines(
         log: x on a logarithmic scale.
         log_up: y on a logarithmic scale.
     """
-    with _drawing(2.9, list(points)) as figure:
-        axes = _axes(figure, left=0.7, right=4.5, low=0.5, high=2.9)
+    with drawing(2.9, list(points)) as figure:
+        axes = axes_at(figure, left=0.7, right=4.5, low=0.5, high=2.9)
         for i, line in enumerate(points.values()):
-            colour, marker = _look(i)
+            colour, marker = look(i)
             x, y, bar = ([point[j] for point in line] for j in range(3))
             axes.plot(x, y, color=colour, marker=marker if markers else None, markersize=4, linewidth=1.6)
             if any(bar):
@@ -198,18 +159,18 @@ def lines(
         axes.xaxis.set_minor_locator(NullLocator())
         if markers:
             axes.set_xticks(sorted({point[0] for line in points.values() for point in line}))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, "")))
-        _ticks(axes.yaxis, unit)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value, "")))
+        ticks(axes.yaxis, unit)
         if log_up:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: power(value)))
             axes.yaxis.set_minor_locator(NullLocator())
-        _legend(figure, axes, list(points))
+        legend(figure, axes, list(points))
         told = "; ".join(
-            f"{name}: " + ", ".join(f"{number(y, unit)} at {_tick(x, '')}" for x, y, _ in line)
+            f"{name}: " + ", ".join(f"{number(y, unit)} at {tick(x, '')}" for x, y, _ in line)
             for name, line in points.items()
         )
-        return _svg(figure, title, told)
+        return svg(figure, title, told)
 
 
 def heat(
@@ -229,14 +190,14 @@ def heat(
     left, cell = 0.25 + 0.09 * max(map(len, rows)) + (0.25 if label else 0), 0.3
     right = min(4.6, left + 0.62 * width)
     largest = max((abs(v) for row in values for v in row if not math.isnan(v)), default=0) or 1
-    with _drawing(0.55 + cell * len(values)) as figure:
-        axes = _axes(figure, left=left, right=right, low=0.5, high=0.5 + cell * len(values))
+    with drawing(0.55 + cell * len(values)) as figure:
+        axes = axes_at(figure, left=left, right=right, low=0.5, high=0.5 + cell * len(values))
         for y, row in enumerate(values):
             for x, value in enumerate(row):
                 if math.isnan(value):
                     continue
                 share = abs(value) / largest
-                colour = _SERIES[1] if value >= 0 else _SERIES[2]
+                colour = SERIES[1] if value >= 0 else SERIES[2]
                 axes.add_patch(Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, facecolor=colour, alpha=0.06 + 0.5 * share))
                 if width <= 12:
                     axes.text(x, y, _cell(value, unit), ha="center", va="center", fontsize=8)
@@ -249,7 +210,7 @@ def heat(
         told = "; ".join(
             f"{name}: {', '.join(number(v, unit) for v in row)}" for name, row in zip(rows, values, strict=True)
         )
-        return _svg(figure, title, told)
+        return svg(figure, title, told)
 
 
 def contours(
@@ -280,23 +241,23 @@ def contours(
         levels = np.geomspace(low * (1 - 1e-9), high * (1 + 1e-9), 10).tolist()
     else:
         levels = list(MaxNLocator(9).tick_values(low, high))
-    shades = [(_SERIES[1], alpha) for alpha in np.linspace(0.06, 0.8, len(levels) - 1)]
-    with _drawing(3.9) as figure:
-        axes = _axes(figure, left=0.7, right=4.1, low=0.5, high=3.9)
+    shades = [(SERIES[1], alpha) for alpha in np.linspace(0.06, 0.8, len(levels) - 1)]
+    with drawing(3.9) as figure:
+        axes = axes_at(figure, left=0.7, right=4.1, low=0.5, high=3.9)
         axes.contourf(steps, steps, field, levels=levels, colors=shades)
         if crossed := [level for level in levels if field.min() < level < field.max()]:
-            drawn = axes.contour(steps, steps, field, levels=crossed, colors=_INK, alpha=0.5, linewidths=0.7)
+            drawn = axes.contour(steps, steps, field, levels=crossed, colors=INK, alpha=0.5, linewidths=0.7)
             text = {level: number(level, "%") if unit == "%" else number(level) for level in crossed}
-            axes.clabel(drawn, fmt=text, fontsize=7, colors=_INK, inline_spacing=2)
-        axes.plot([0], [0], "+", color=_INK, markersize=9)
+            axes.clabel(drawn, fmt=text, fontsize=7, colors=INK, inline_spacing=2)
+        axes.plot([0], [0], "+", color=INK, markersize=9)
         axes.set(xlabel=across, ylabel=up, aspect="equal")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-            axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, "")))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value, "")))
         middle = float(np.ma.filled(field, math.nan)[len(steps) // 2, len(steps) // 2])
         ends = (number(float(end), unit) for end in (field.min(), field.max()))
         told = f"{number(middle, unit)} in the middle; from {' to '.join(ends)}"
-        return _svg(figure, title, told)
+        return svg(figure, title, told)
 
 
 def scatter(
@@ -319,76 +280,26 @@ def scatter(
     every = [value for pairs in points.values() for pair in pairs for value in pair]
     low, high = min(every), max(every)
     room = 0.06 * (high - low) or 0.05
-    with _drawing(4.0, list(points)) as figure:
-        axes = _axes(figure, left=0.8, right=4.4, low=0.5, high=4.0)
-        axes.plot([low, high], [low, high], color=_INK, alpha=0.4, linewidth=1, linestyle=_DASHED)
+    with drawing(4.0, list(points)) as figure:
+        axes = axes_at(figure, left=0.8, right=4.4, low=0.5, high=4.0)
+        axes.plot([low, high], [low, high], color=INK, alpha=0.4, linewidth=1, linestyle=DASHED)
         for i, pairs in enumerate(points.values()):
-            colour, marker = _look(i)
+            colour, marker = look(i)
             axes.plot([x for x, _ in pairs], [y for _, y in pairs], marker, color=colour, markersize=6, alpha=0.8)
         axes.set(xlim=(low - room, high + room), ylim=(low - room, high + room), xlabel=across, ylabel=up)
-        _ticks(axes.xaxis, unit)
-        _ticks(axes.yaxis, unit)
-        _legend(figure, axes, list(points))
+        ticks(axes.xaxis, unit)
+        ticks(axes.yaxis, unit)
+        legend(figure, axes, list(points))
         told = "; ".join(
             f"{kind}: " + ", ".join(f"({number(x, unit)}, {number(y, unit)})" for x, y in pairs)
             for kind, pairs in points.items()
         )
-        return _svg(figure, title, told)
-
-
-@contextmanager
-def _drawing(height: float, names: Sequence[str] = ()) -> Iterator[Figure]:
-    """A transparent figure outside pyplot's state, `height` inches and above that room for a legend."""
-    columns = _legend_columns(names)
-    legend = 0.15 + 0.21 * math.ceil(len(names) / columns)
-    with matplotlib.rc_context(_STYLE):
-        yield Figure(figsize=(_WIDTH, height + legend), facecolor="none")
-
-
-def _axes(figure: Figure, left: float, right: float, low: float, high: float) -> Axes:
-    """Axes at a place given in inches from the lower left."""
-    width, height = figure.get_size_inches()
-    return figure.add_axes((left / width, low / height, (right - left) / width, (high - low) / height))
-
-
-def _legend(figure: Figure, axes: Axes, names: Sequence[str], dashed: Sequence[str] = ()) -> None:
-    """The legend above the axes, flush left with the figure."""
-    handles = [
-        Line2D([], [], color=_look(i)[0], marker=_look(i)[1], markersize=6, linewidth=1.8, label=_short(name))
-        for i, name in enumerate(names)
-    ]
-    handles += [Line2D([], [], color=_INK, alpha=0.6, linewidth=1, linestyle=_DASHED, label=name) for name in dashed]
-    if handles:
-        width, height = figure.get_size_inches()
-        figure.legend(
-            handles=handles,
-            loc="lower left",
-            bbox_to_anchor=(0.05 / width, axes.get_position().y1 + 0.08 / height),
-            borderaxespad=0,
-            borderpad=0,
-            ncols=_legend_columns([*names, *dashed]),
-            handlelength=1.6,
-            columnspacing=1.6,
-        )
-
-
-def _legend_columns(names: Sequence[str]) -> int:
-    longest = max((len(_short(name)) for name in names), default=0)
-    return max(1, min(len(names), int(_WIDTH / (0.5 + 0.085 * longest))))
-
-
-def _short(name: str, letters: int = 46) -> str:
-    """The name, with its middle left out where it is too long for the plot."""
-    return name if len(name) <= letters else f"{name[: letters // 2]}…{name[-(letters // 2 - 1) :]}"
-
-
-def _look(i: int) -> tuple[str, str]:
-    return _SERIES[i % len(_SERIES)], _MARKERS[i % len(_MARKERS)]
+        return svg(figure, title, told)
 
 
 def _interval(axes: Axes, y: float, estimate: Estimate, model: int) -> None:
     """One estimate as marker and line, its value written flush right beyond the axis."""
-    colour, marker = _look(model)
+    colour, marker = look(model)
     if math.isfinite(estimate.value):
         if math.isfinite(estimate.low) and math.isfinite(estimate.high):
             axes.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=1.8, solid_capstyle="round")
@@ -396,26 +307,6 @@ def _interval(axes: Axes, y: float, estimate: Estimate, model: int) -> None:
     axes.text(
         1.2, y, number(estimate.value, estimate.unit), transform=axes.get_yaxis_transform(), ha="right", va="center"
     )
-
-
-def _ticks(axis: Axis, unit: str, at_most: int = 5) -> None:
-    """Ticks written in the unit, with faint lines behind the plot."""
-    axis.set_major_locator(MaxNLocator(at_most, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, unit)))
-    axis.grid(True, color=_INK, alpha=0.14, linewidth=0.8)
-    axis.axes.set_axisbelow(True)
-
-
-def _tick(value: float, unit: str) -> str:
-    if unit in ("%", "pp"):
-        sign = "+" if unit == "pp" and value > 0 else ""
-        return f"{sign}{100 * value:.3g}{'%' if unit == '%' else ''}".replace("-", "−")
-    return f"{value:,.6g}".replace("-", "−")
-
-
-def _power(value: float) -> str:
-    """A power of ten at its shortest: 0.001, 10⁻⁵."""
-    return _tick(value, "") if 1e-3 <= value < 1e6 else number(value).removeprefix("1.00×")
 
 
 def _cell(value: float, unit: str) -> str:
@@ -429,33 +320,3 @@ def _wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return middle - half, middle + half
-
-
-def _svg(figure: Figure, title: str, told: str) -> str:
-    """The figure as an SVG element with a name, a description, colours of the page and ids of its own."""
-    buffer = io.StringIO()
-    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the page's own font draws the text
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    drawn = buffer.getvalue()
-    drawn = drawn[drawn.index("<svg") :].strip()
-    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
-    drawn = re.sub(r"<!--.*?-->\s*", "", drawn, flags=re.DOTALL)
-    drawn = drawn.replace(_INK, "currentColor")
-    for i, colour in enumerate(_SERIES, 1):
-        drawn = drawn.replace(colour, f"var(--series-{i}, {colour})")
-    drawn = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", drawn)
-    prefix = hashlib.sha256((title + drawn).encode()).hexdigest()[:8]
-    used = set(re.findall(r"#([\w-]+)", drawn))
-    drawn = re.sub(r' id="([^"]+)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", drawn)
-    drawn = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", drawn)
-    name = f'<title id="{prefix}-title">{escape(title)}</title><desc id="{prefix}-desc">{escape(told)}</desc>'
-    return re.sub(
-        r"<svg ([^>]*)>",
-        lambda found: (
-            f'<svg role="img" aria-labelledby="{prefix}-title" aria-describedby="{prefix}-desc" {found[1]}>{name}'
-        ),
-        drawn,
-        count=1,
-    )
