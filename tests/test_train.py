@@ -243,7 +243,7 @@ def test_a_state_of_an_earlier_version_can_be_gone_on_with(folder, tmp_path):
 
 def test_kept_epochs_are_ordinary_checkpoints_and_outlive_a_stop(place, monkeypatch):
     settings = Settings(epochs=3, lr=1e-3, batch_size=4)
-    data, out = place / "data", place / "kept"
+    data, out = place / "data", place / "snapshots"
     keep = train._keep
 
     def stop(*arguments):
@@ -286,8 +286,8 @@ def test_a_recipe_by_its_options(place):
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(place, arguments, said):
-    assert said in told(clearhead("train", "model", "data", *arguments.split(), "--out", "refused", cwd=place))
-    assert not (place / "refused").exists()
+    assert said in told(clearhead("train", "model", "data", *arguments.split(), "--out", "not-trained", cwd=place))
+    assert not (place / "not-trained").exists()
 
 
 def test_training_that_only_harms_gives_back_the_model(folder):

@@ -64,8 +64,14 @@ class Settings:
             raise ValueError(f"schedule: {self.schedule!r} is unknown; there is {', '.join(get_args(Schedule))}")
         if self.warmup is not None and not 0 <= self.warmup <= self.epochs:
             raise ValueError(f"warmup: got {self.warmup}; 0 to {self.epochs} epochs can be warm-up of {self.epochs}")
+        if not 0 <= self.lr < math.inf:
+            raise ValueError(f"lr: got {self.lr}; a number of at least 0 is needed, such as 1e-4")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: got {self.batch_size}; at least 1 is needed")
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"crop: got {self.crop}; a share of the area above 0 and up to 1 is needed")
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing: got {self.label_smoothing}; a share in 0..1 is needed, such as 0.1")
+            raise ValueError(f"label_smoothing: got {self.label_smoothing}; a share below 1 is needed, such as 0.1")
         for name in ("mixup", "cutmix"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: got {getattr(self, name)}; a number of at least 0 is needed, such as 1.0")

@@ -54,7 +54,11 @@ class TrainingError(RuntimeError):
 
 
 class Diverged(TrainingError):
-    """A loss that is no longer finite."""
+    """A loss that is no longer finite; `history` has the epochs before."""
+
+    def __init__(self, message: str, history: "list[Epoch]") -> None:
+        super().__init__(message)
+        self.history = history
 
 
 @dataclass(frozen=True)
@@ -193,9 +197,9 @@ def fit(
             sums.add(step(batch), batch)
             schedule.step()
             if i % _LOOK == 0:
-                _require_finite(sums.sums["loss"].item(), number, settings)
+                _require_finite(sums.sums["loss"].item(), history, settings)
         means = sums.means()
-        _require_finite(means["loss"], number, settings)
+        _require_finite(means["loss"], history, settings)
         module.eval()
         prepared.eval()
         if optimizers.is_schedule_free(settings.optimizer):
@@ -288,12 +292,13 @@ def _images(batches: Iterable, device: torch.device) -> Iterator[Tensor]:
         yield batch["image"].to(device)
 
 
-def _require_finite(value: float, number: int, settings: Settings) -> None:
+def _require_finite(value: float, history: list[Epoch], settings: Settings) -> None:
     if not math.isfinite(value):
         raise Diverged(
-            f"the loss is {value} in epoch {number}: try a smaller learning rate than {settings.lr:g}"
+            f"the loss is {value} in epoch {len(history)}: try a smaller learning rate than {settings.lr:g}"
             + ("" if settings.mixed_precision == "no" else ", or mixed_precision no")
-            + "; the state of the epoch before is kept"
+            + "; the state of the epoch before is kept",
+            history,
         )
 
 

@@ -94,5 +94,5 @@ def test_the_way_of_the_weights(place, run):
     ],
 )
 def test_surfaces_that_cannot_be_are_refused(place, options, message):
-    found = clearhead("landscape", "surface", "model", "data", *options, "--out", "refused", cwd=place)
+    found = clearhead("landscape", "surface", "model", "data", *options, "--out", "no-surface", cwd=place)
     assert message in told(found)

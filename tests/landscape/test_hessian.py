@@ -110,6 +110,26 @@ def test_any_symmetric_matrix_even_of_low_rank(seed, size, rank):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rank", [0, 1, 4])
+def test_an_invariant_subspace_ends_nothing(dtype, rank):
+    torch.manual_seed(0)
+    q = torch.linalg.qr(torch.randn(60, 60, dtype=torch.float64))[0][:, :rank].to(dtype)
+    lift = torch.arange(1, rank + 1, dtype=dtype) * 10
+    shifted = Hessian(60, 0.0, torch.empty(0, dtype=dtype), lambda v: q @ (lift * (q.T @ v)) + 0.05 * v)
+    found = eigenvalues(shifted, 6)
+    expected = sorted([*(lift + 0.05).tolist(), *[0.05] * (6 - rank)], reverse=True)
+    assert found.values == pytest.approx(expected, rel=1e-3)
+    assert (found.lowest, found.highest) == pytest.approx((0.05, expected[0]), rel=1e-3)
+
+
+def test_the_lower_end_is_found_where_the_largest_are_all_positive():
+    true = torch.cat([torch.linspace(50, 60, 5), torch.linspace(-0.6, 1, 195)]).double()
+    found = eigenvalues(Hessian(200, 0.0, true[:0], lambda v: true * v), 5)
+    assert found.lowest == pytest.approx(-0.6, abs=1e-3 * 0.6)
+    assert found.values == pytest.approx(true[:5].sort(descending=True).values.tolist(), rel=1e-3)
+
+
 def test_the_model_is_left_as_it_was():
     module, (images, labels) = vit(), batch()
     module.train()

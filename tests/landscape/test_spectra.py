@@ -37,7 +37,7 @@ def test_weight_decay_moves_every_eigenvalue(model, folder):
 
 
 def test_windows_change_the_batches_and_the_seed_decides_them(model, folder):
-    same = [spectra(model, folder, k=1, batch_size=5, crop=0.5, seed=seed).largest.value for seed in (0, 0, 1)]
+    same = [spectra(model, folder, k=1, batch_size=5, augment="crop", seed=seed).largest.value for seed in (0, 0, 1)]
     assert same[0] == same[1]
     assert same[0] != same[2]
     assert same[0] != spectra(model, folder, k=1, batch_size=5).largest.value

@@ -42,7 +42,7 @@ def test_bad_input_is_told(place):
     assert "3 were given" in told(
         clearhead("layers", "cka", "model", "model", "model", "data", "--out", "x", cwd=place)
     )
-    (place / "few" / "cat").mkdir(parents=True)
+    (place / "few-images" / "cat").mkdir(parents=True)
     for i in range(3):
-        Image.new("RGB", (32, 32)).save(place / "few" / "cat" / f"{i}.png")
-    assert "needs at least 4" in told(clearhead("layers", "cka", "model", "few", "--out", "y", cwd=place))
+        Image.new("RGB", (32, 32)).save(place / "few-images" / "cat" / f"{i}.png")
+    assert "needs at least 4" in told(clearhead("layers", "cka", "model", "few-images", "--out", "y", cwd=place))

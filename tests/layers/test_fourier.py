@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from clearhead.layers import LayersError, feature_maps, frequencies, log_amplitudes, variances
@@ -27,6 +27,7 @@ def numpy_amplitudes(grid: np.ndarray) -> np.ndarray:
 @given(st.integers(1, 15), st.integers(1, 15), st.integers(0, 10**6))
 def test_amplitudes_are_the_diagonal_of_the_transform(height, width, seed):
     x = np.random.default_rng(seed).normal(size=(2, height, width, 3))
+    assume(np.abs(np.fft.fft2(x, axes=(1, 2))).min() > 1e-2)  # the logarithm of what rounds to nothing is not told
     found = log_amplitudes(torch.from_numpy(x).flatten(1, 2), height, width)
     np.testing.assert_allclose(found, numpy_amplitudes(x), atol=1e-3)
     assert found.shape[1] == len(frequencies(height, width))

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,13 +11,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import torch
 from torch import nn
 
+from clearhead import train
 from clearhead.data.folder import ImageFolder, Sample
+from clearhead.data.pixels import DataError
 from clearhead.data.splits import part_of
 from clearhead.landscape.sharpness import sharpness
+from clearhead.models import ModelError
 from clearhead.runs import RunError
 from clearhead.study.files import StudyError
 from clearhead.study.optimizers import Cell, read_plan, run_study
@@ -61,6 +66,7 @@ def test_the_plan_is_a_grid_of_cells_with_settings(plan_of):
         ("optimizers: {SGD: {optimizer: sgd, lr: 1}}, augment: odd", "'none', 'weak' or 'strong'"),
         ("optimizers: {A b: {optimizer: sgd, lr: 1}, A-b: {optimizer: sgd, lr: 1}}", "the same folder"),
         ("optimizers: {SGD: {optimizer: sdg, lr: 1}}", "sgd"),
+        ("optimizers: {SGD: {optimizer: sgd, lr: [0.1, 0.1]}}", "given twice"),
     ],
 )
 def test_plans_that_cannot_be(plan_of, rest, message):
@@ -114,6 +120,11 @@ def test_it_keeps_the_best_setting_stops_none_twice_and_grows(plan_of, tmp_path)
     assert {trial.lr for trial in grown.trials} == {1e-2, 1e-3}
     with pytest.raises(RunError, match="epochs was 3, now 4"):
         run_study(plan.model_copy(update={"epochs": 4}), tmp_path / "study", device="cpu")
+    with pytest.raises(RunError, match="optimizer was 'sgd', now 'adamw'"):
+        run_study(plan_of(rest.replace("optimizer: sgd", "optimizer: adamw").replace("LAST", "1")), tmp_path / "study")
+    shutil.rmtree(tmp_path / "study" / good.cell.folder)  # what the folder does not hold is done anew
+    again = run_study(plan_of(rest.replace(", LAST", "")), tmp_path / "study", device="cpu")
+    assert [(trial.lr, trial.accuracy) for trial in again.trials] == [(1e-2, good.accuracy)]
 
 
 def test_a_loss_that_is_no_longer_finite_ends_its_setting(plan_of, tmp_path):
@@ -124,11 +135,42 @@ def test_a_loss_that_is_no_longer_finite_ends_its_setting(plan_of, tmp_path):
 
 
 def test_data_without_test_images_is_refused(place, plan_of, tmp_path):
-    plan = plan_of("optimizers: {SGD: {optimizer: sgd, lr: 1}}").model_copy(
-        update={"data": str(place / "data" / "cat")}
-    )
+    plan = plan_of("optimizers: {SGD: {optimizer: sgd, lr: 1}}")
+    shutil.copytree(place / "data", tmp_path / "data", ignore=shutil.ignore_patterns("metadata.csv"))
     with pytest.raises(StudyError, match="needs the splits train and test"):
-        run_study(plan, tmp_path / "study")
+        run_study(plan.model_copy(update={"data": str(tmp_path / "data")}), tmp_path / "study")
+    with pytest.raises(DataError, match="nowhere"):
+        run_study(plan.model_copy(update={"data": str(place / "nowhere")}), tmp_path / "study")
+
+
+def test_what_cannot_be_had_is_told_before_anything_is_trained(plan_of, tmp_path):
+    fine = "optimizers: {SGD: {optimizer: sgd, lr: 1}}"
+    with pytest.raises(ModelError, match="vit_mini_patch4_32"):
+        run_study(plan_of(fine, "'zoo:vit_mini_patch4_33'"), tmp_path / "study")
+    with pytest.raises(StudyError, match="storage: nonsense cannot be opened"):
+        run_study(plan_of(fine), tmp_path / "study", storage="nonsense")
+
+
+def test_a_stopped_run_that_goes_on_is_looked_at_from_its_first_epoch(plan_of, tmp_path, monkeypatch):
+    plan = plan_of("optimizers: {SGD: {optimizer: sgd, lr: [1.0e-3, 1.0e-2]}}").model_copy(update={"epochs": 4})
+    keep, calls = train._keep, []
+
+    def keep_two(*args):
+        keep(*args)
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_keep", keep_two)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(plan, tmp_path / "study", device="cpu")
+    monkeypatch.setattr(train, "_keep", keep)
+    found = run_study(plan, tmp_path / "study", device="cpu")
+    whole = run_study(plan, tmp_path / "whole", device="cpu")
+    assert [(t.lr, t.ended, t.accuracy) for t in found.trials] == [(t.lr, t.ended, t.accuracy) for t in whole.trials]
+    storage = f"sqlite:///{tmp_path}/study/optuna.db"
+    seen = optuna.load_study(study_name=optuna.get_all_study_names(storage)[0], storage=storage).trials
+    assert any(sorted(trial.intermediate_values) == [0, 1, 2, 3, 4] for trial in seen if trial.state.name == "COMPLETE")
 
 
 @pytest.mark.slow

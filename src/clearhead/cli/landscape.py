@@ -29,9 +29,9 @@ def landscape_hessian(
     batches: Annotated[int, typer.Option(min=2, help="Mini-batches, at most a pass over the images.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a mini-batch.")] = 16,
     weight_decay: Annotated[float, typer.Option(min=0, help="Adds to every eigenvalue, as it does in training.")] = 0.0,
-    crop: Annotated[
-        float | None, typer.Option(min=0.01, max=1, help="Random windows of at least this share, mirrored; none else.")
-    ] = None,
+    augment: Annotated[
+        Literal["none", "crop", "weak", "strong"], typer.Option(help="The training augmentation, as for train.")
+    ] = "none",
     tolerance: Annotated[float, typer.Option(min=1e-6, help="Relative error of an eigenvalue.")] = 1e-3,
     density: Annotated[
         bool, typer.Option("--density", help="The density and the trace of the whole spectrum too: 110 products more.")
@@ -44,8 +44,8 @@ def landscape_hessian(
     from clearhead import console, workflows
 
     folder = out or default_out("hessian", data, *models)
-    options: dict[str, Any] = {"split": split, "k": top, "batches": batches, "batch_size": batch_size, "crop": crop}
-    options |= {"weight_decay": weight_decay, "tolerance": tolerance, "whole": density}
+    options: dict[str, Any] = {"split": split, "k": top, "batches": batches, "batch_size": batch_size}
+    options |= {"augment": augment, "weight_decay": weight_decay, "tolerance": tolerance, "whole": density}
     options |= {"workers": workers, "seed": seed, "device": device}
     console.tell_spectra(workflows.run_hessian(models, data, folder, **options, track=console.progress), folder)
 

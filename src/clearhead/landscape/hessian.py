@@ -11,6 +11,7 @@ be differentiated twice.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,8 @@ class Eigenvalues:
         values: the largest first, by magnitude.
         lowest, highest: the two ends of the spectrum.
         products: how many products with the matrix it took.
-        error: the largest residual of `values`, each relative to its magnitude: so near to each lies an eigenvalue.
+        error: the largest residual, relative to its value's magnitude (an end's: or to 1% of the largest): so near to
+            each lies an eigenvalue.
         vectors: an eigenvector of length 1 for each of `values`, k x P, where they were asked for.
     """
 
@@ -111,7 +113,7 @@ def hessian(module: nn.Module, loss: Callable[[], Tensor], *, weight_decay: floa
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         raise LandscapeError("the model has no parameter that requires a gradient")
-    with evaluation_mode(module), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with evaluation_mode(module), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _whole_precision():
         value = loss()
         if not torch.isfinite(value):
             raise LandscapeError(f"the loss is {value.item()}: it has no spectrum there")
@@ -145,6 +147,20 @@ def hessian(module: nn.Module, loss: Callable[[], Tensor], *, weight_decay: floa
         yield Hessian(size, value.item(), flat.detach()[:0], product, gradient_at, layout)
 
 
+@contextmanager
+def _whole_precision() -> Iterator[None]:
+    """A block without TF32, whose rounding is as large as the errors that are asked for."""
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
 def lanczos(matrix: Hessian, start: Tensor, steps: int) -> Iterator[Krylov]:
     """Lanczos from `start` (P), one product a step; each new vector is made orthogonal to all before it, twice."""
     basis = start.new_empty(min(steps, 32), matrix.size)
@@ -153,16 +169,28 @@ def lanczos(matrix: Hessian, start: Tensor, steps: int) -> Iterator[Krylov]:
     beside: list[Tensor] = []
     for m in range(1, steps + 1):
         w = matrix(basis[m - 1])
+        length = w.norm()
         diagonal.append(w @ basis[m - 1])
-        for _ in range(2):
-            w -= basis[:m].T @ (basis[:m] @ w)
+        w = _orthogonal(w, basis[:m])
         beside.append(w.norm())
+        ended = bool(beside[-1] <= 100 * torch.finfo(w.dtype).eps * length)
+        if ended:  # the subspace is invariant, w is rounding: go on in another one
+            beside[-1] = torch.zeros_like(length)
         yield Krylov(basis[:m], diagonal, beside)
         if m < steps:
+            if ended:
+                fresh = torch.randn(matrix.size, generator=torch.Generator().manual_seed(m)).to(w)
+                w = _orthogonal(fresh, basis[:m])
             if m == len(basis):
-                basis = torch.cat([basis, torch.empty_like(basis)[: steps - m]])
-            # in an invariant subspace w is rounding, a random direction as good as any; 0 only for a matrix of zeros
-            basis[m] = w / beside[-1].clamp(min=torch.finfo(w.dtype).tiny)
+                basis = torch.cat([basis, basis.new_empty(min(m, steps - m), matrix.size)])
+            basis[m] = w / w.norm()
+
+
+def _orthogonal(w: Tensor, basis: Tensor) -> Tensor:
+    """The part of w (P) that is orthogonal to the rows of `basis` (m x P); twice, for the rounding of the first."""
+    for _ in range(2):
+        w = w - basis.T @ (basis @ w)
+    return w
 
 
 def eigenvalues(
@@ -176,11 +204,11 @@ def eigenvalues(
 ) -> Eigenvalues:
     """The `k` eigenvalues of largest magnitude, and both ends of the spectrum.
 
-    Lanczos from a random vector. It stops when the residual of each of the k Ritz values, |β_m s_mi|, is at most
-    `tolerance` times that value's magnitude; an eigenvalue of the matrix lies within the residual of each. That it is
-    one of the k largest is not certain: where many are close, one that the first vector hardly contains comes late and
-    a smaller one, perhaps of the other sign, stands in its place. At a tolerance of 1e-2 this is seen, so it is
-    smaller.
+    Lanczos from a random vector. It stops when the residual of each of the k Ritz values and of both ends, |β_m s_mi|,
+    is at most `tolerance` times that value's magnitude (an end's: or 1% of the largest); an eigenvalue of the matrix
+    lies within the residual of each. That it is one of the k largest is not certain: where many are close, one that the
+    first vector hardly contains comes late and a smaller one, perhaps of the other sign, stands in its place. At a
+    tolerance of 1e-2 this is seen, so it is smaller.
 
     Args:
         matrix: symmetric, as ``hessian`` gives it.
@@ -204,9 +232,11 @@ def eigenvalues(
         if m == steps or (m >= k and m % _EVERY == 0):
             values, small, beta = found.ritz()
             order = values.abs().argsort(descending=True)[:k]
-            size = values[order].abs()
-            floor = max(1e-6 * float(size.max()), torch.finfo(torch.float32).tiny)
-            error = float(((beta * small[-1, order]).abs() / size.clamp(min=floor)).max())
+            judged = torch.cat([order, order.new_tensor([0, m - 1])])
+            size, largest = values[judged].abs(), max(float(values.abs().max()), torch.finfo(torch.float32).tiny)
+            size[:k].clamp_(min=1e-6 * largest)
+            size[k:].clamp_(min=1e-2 * largest)
+            error = float(((beta * small[-1, judged]).abs() / size).max())
             if error <= tolerance:
                 break
     ritz = small[:, order].T.to(matrix.like) @ found.basis if vectors else None

@@ -14,7 +14,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from clearhead.data.augment import crop_and_flip
+from clearhead.data.augment import Augmentation, augmentation
 from clearhead.data.batches import Images, loader
 from clearhead.data.folder import ImageFolder
 from clearhead.evaluate.statistics import Estimate, mean
@@ -73,7 +73,7 @@ def spectra(
     batches: int = 20,
     batch_size: int = 16,
     weight_decay: float = 0.0,
-    crop: float | None = None,
+    augment: Augmentation = "none",
     tolerance: float = 1e-3,
     whole: bool = False,
     workers: int = 0,
@@ -89,7 +89,7 @@ def spectra(
         batches: how many, at most a pass over the images.
         batch_size: images a batch.
         weight_decay: λ of λ/2 ||w||² in the loss: λ more on every eigenvalue.
-        crop: with random windows of at least this share of the image's area, mirrored half of the time; None without.
+        augment: the training augmentation, as in ``Settings``; ``crop`` draws windows of at least half of the area.
         tolerance: relative error of an eigenvalue.
         whole: the density and the trace of the whole spectrum too, at 110 products a batch.
         workers: processes that load images.
@@ -101,18 +101,15 @@ def spectra(
     """
     if len(folder.samples) < batch_size:
         raise LandscapeError(f"{folder.root}: {len(folder.samples)} images are fewer than a batch of {batch_size}")
-    images = Images(folder, model.preprocess, crop_and_flip(crop) if crop is not None else None)
+    images = Images(folder, model.preprocess, augmentation(augment, 0.5))
     count = min(batches, len(folder.samples) // batch_size)
     drawn = islice(loader(images, batch_size, workers, shuffle=True, seed=seed), count)
     device = next(model.module.parameters()).device
     found = []
     for number, batch in enumerate(track(drawn, count) if track else drawn):
         image, label = batch["image"].to(device), batch["label"].to(device)
-        with hessian(model.module, partial(_loss, model, image, label), weight_decay=weight_decay) as matrix:
-            e = eigenvalues(matrix, k, tolerance=tolerance, seed=seed)
-            probe = seed + number  # other random vectors for each batch: their errors do not add up
-            bulk = (density(matrix, seed=probe), trace(matrix, seed=probe)) if whole else (None, None)
-            found.append(BatchSpectrum(matrix.loss, e.values, e.lowest, e.highest, e.products, e.error, *bulk))
+        loss = partial(_loss, model, image, label)
+        found.append(_of_batch(model, loss, k, weight_decay, tolerance, whole, seed, number))
     values = [np.array(one.values) for one in found]
     return Spectrum(
         found,
@@ -123,6 +120,24 @@ def spectra(
         loss=mean(np.array([one.loss for one in found]), "nats", seed),
         trace=mean(np.array([one.trace.value for one in found if one.trace]), seed=seed) if whole else None,
     )
+
+
+def _of_batch(
+    model: Classifier,
+    loss: Callable[[], Tensor],
+    k: int,
+    weight_decay: float,
+    tolerance: float,
+    whole: bool,
+    seed: int,
+    number: int,
+) -> BatchSpectrum:
+    """The spectrum of one batch, whose graph is gone with the call: two of them would be twice the memory."""
+    with hessian(model.module, loss, weight_decay=weight_decay) as matrix:
+        e = eigenvalues(matrix, k, tolerance=tolerance, seed=seed)
+        probe = seed + number  # other random vectors for each batch: their errors do not add up
+        bulk = (density(matrix, seed=probe), trace(matrix, seed=probe)) if whole else (None, None)
+        return BatchSpectrum(matrix.loss, e.values, e.lowest, e.highest, e.products, e.error, *bulk)
 
 
 def _loss(model: Classifier, image: Tensor, label: Tensor) -> Tensor:

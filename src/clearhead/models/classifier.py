@@ -77,7 +77,11 @@ def chosen_logit(logits: Tensor, target: Tensor | int | None) -> Tensor:
 
 
 def on_device(model: Classifier, device: str | None) -> Classifier:
-    """The model on a device, by default a GPU where there is one."""
+    """The model on a device, by default a GPU where there is one. Raises ValueError for one that is not there."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"device: {device!r} cannot be used here: {error}") from error
     return replace(model, module=model.module.to(device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 

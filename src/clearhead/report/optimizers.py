@@ -53,7 +53,8 @@ def _speed(run: OptimizerResults, cells: dict[_Key, list[CellResult]], names: di
             if (key[0], *key[2:]) == (model, augment, fraction)
         }
         title = f"How fast does {model} train?"
-        text = "Validation accuracy after each epoch of the setting that was kept, against the seconds of training."
+        text = "Validation accuracy after each epoch of the setting that was kept, against the seconds of training; "
+        text += "of the first seed, fraction and augmentation."
         plot = plots.lines(points, title, "seconds of training", "validation accuracy", markers=False)
         sections.append(Figure(title, text, plot))
     rows = []
@@ -109,7 +110,7 @@ def _sensitivity(run: OptimizerResults) -> list[Section]:
         points = {name: [(lr, a, 0.0) for lr, a in sorted(found.items())] for name, found in best.items()}
         if max(map(len, points.values())) > 1:
             title = f"How much does the learning rate matter to {model}?"
-            text = "Highest validation accuracy at each; of a setting that was stopped, what it had then."
+            text = "Validation accuracy of the epoch kept, of the best weight decay; of a stopped setting, what it had."
             plot = plots.lines(points, title, "learning rate", "validation accuracy", log=True)
             sections.append(Figure(title, text, plot))
     return sections
@@ -122,9 +123,9 @@ def _flatness(cells: dict[_Key, list[CellResult]], names: dict[_Key, str]) -> li
         measured = [[m.train_loss, m.eigenvalue, m.negative, m.sharpness] for m in (cell.measures for cell in found)]
         rows.append(Row(names[key], [_over_seeds(column) for column in zip(*measured, strict=True)]))
     text = (
-        "On training images as they are. Loss: mean negative log-likelihood. Largest eigenvalue of the Hessian of the "
-        "loss, and the share of negative ones among the five of largest magnitude, of mini-batches. Sharpness: rise of "
-        "the loss one step of 0.05 up the gradient."
+        "After the last epoch, on training images as they are. Loss: mean negative log-likelihood. Largest eigenvalue "
+        "of its Hessian and the share of negative ones among the five of largest magnitude, of mini-batches. "
+        "Sharpness: rise of the loss one step of 0.05 up the gradient."
     )
     title = "How flat is the loss?"
     columns = ["training loss", "largest eigenvalue", "negative", "sharpness"]
@@ -158,7 +159,7 @@ def _amount(cells: dict[_Key, list[CellResult]]) -> list[Section]:
     text = f"{optimizer}, augmentation {augment}, as many epochs of each. "
     return [
         Figure(title, text + "A model that overfits errs more on fewer images while its training loss falls.", shown),
-        Figure(f"{title} Training loss", "On training images as they are.", fitted),
+        Figure(f"{title} Training loss", "After the last epoch, on training images as they are.", fitted),
     ]
 
 
@@ -170,7 +171,7 @@ def _unfinished(run: OptimizerResults) -> Table:
             note = f"{cell.augment} augmentation, {cell.fraction:.0%} of the data, seed {cell.seed}"
             cells = [f"{trial.lr:g}", f"{trial.weight_decay:g}", trial.ended, str(last), number(trial.accuracy, "%")]
             rows.append(Row(f"{cell.model}, {cell.optimizer}", cells, note))
-    text = "By successive halving, for want of validation accuracy, or because the loss was no longer finite."
+    text = "For falling behind the settings that finished in validation accuracy, or a loss that was no longer finite."
     columns = ["learning rate", "weight decay", "ended", "after epoch", "accuracy"]
     return Table("Settings that were stopped", columns, rows, text, names="model")
 
@@ -180,4 +181,4 @@ def _over_seeds(values: Sequence[Estimate]) -> Estimate | str:
         return values[0]
     numbers, unit = np.array([value.value for value in values]), values[0].unit
     spread = number(float(numbers.std(ddof=1)), unit)
-    return f"{number(float(numbers.mean()), unit).removesuffix('%')} ± {spread}"
+    return f"{number(float(numbers.mean()), unit).removesuffix(unit).rstrip()} ± {spread}"

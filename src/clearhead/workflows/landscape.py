@@ -1,10 +1,13 @@
 """landscape: how flat and how convex is the loss around the weights, and which way did training take through it?"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from clearhead.data.augment import Augmentation
+from clearhead.data.folder import ImageFolder
 from clearhead.data.shards import read_images
 from clearhead.landscape import LandscapeError, spectra, surface, trajectory, weight_vector
 from clearhead.models import load_model
@@ -34,7 +37,7 @@ def run_hessian(
     batches: int = 20,
     batch_size: int = 16,
     weight_decay: float = 0.0,
-    crop: float | None = None,
+    augment: Augmentation = "none",
     tolerance: float = 1e-3,
     whole: bool = False,
     workers: int = 0,
@@ -50,14 +53,15 @@ def run_hessian(
     arguments = given(locals())
     if not begin(out, "landscape hessian", arguments):
         started, names = time.perf_counter(), once([model_name(model) for model in models])
-        options = {"k": k, "batches": batches, "batch_size": batch_size, "weight_decay": weight_decay, "crop": crop}
-        options |= {"tolerance": tolerance, "whole": whole, "workers": workers, "seed": seed}
-        found = {}
+        options: dict[str, Any] = {"k": k, "batches": batches, "batch_size": batch_size, "weight_decay": weight_decay}
+        options |= {"augment": augment, "tolerance": tolerance, "whole": whole, "workers": workers, "seed": seed}
+        read, found = _reader(data, split), {}
         for name, model in _each(models):
             classifier = on_device(load_model(model), device)
-            folder = read_images(data, split=split, classes=classifier.classes)
-            found[name] = spectra(classifier, folder, **options, track=titled(track, name))  # type: ignore[arg-type]
+            folder = read(classifier.classes)
+            found[name] = spectra(classifier, folder, **options, track=titled(track, name))
         facts = facts_of(arguments, started, folder.samples, classifier)
+        facts["images"] = f"{min(batches, len(folder.samples) // batch_size) * batch_size:,} of {len(folder.samples):,}"
         problems = list(folder.problems)
         finish(out, SpectrumResults("spectrum", names, data_name(data, split), k, found, problems, facts))
     return read_results(out, Results)
@@ -88,14 +92,21 @@ def run_surface(
     arguments = given(locals())
     if not begin(out, "landscape surface", arguments):
         started, names = time.perf_counter(), once([model_name(model) for model in models])
-        options = {"dims": dims, "points": points, "span": span, "along": along, "weight_decay": weight_decay}
+        options: dict[str, Any] = {
+            "dims": dims,
+            "points": points,
+            "span": span,
+            "along": along,
+            "weight_decay": weight_decay,
+        }
         options |= {"images": images, "batch_size": batch_size, "workers": workers, "seed": seed}
-        found = {}
+        read, found = _reader(data, split), {}
         for name, model in _each(models):
             classifier = on_device(load_model(model), device)
-            folder = read_images(data, split=split, classes=classifier.classes)
-            found[name] = surface(classifier, folder, **options, track=titled(track, name))  # type: ignore[arg-type]
+            folder = read(classifier.classes)
+            found[name] = surface(classifier, folder, **options, track=titled(track, name))
         facts = facts_of(arguments, started, folder.samples, classifier)
+        facts["images"] = f"{min(images, len(folder.samples)):,} of {len(folder.samples):,}"
         problems = list(folder.problems)
         finish(out, SurfaceResults("surface", names, data_name(data, split), along, found, problems, facts))
     return read_results(out, Results)
@@ -120,6 +131,11 @@ def run_trajectory(run: str | Path, out: Path, *, track: Track | None = None) ->
     return read_results(out, Results)
 
 
+def _reader(data: str | Path, split: str | None) -> Callable[[tuple[str, ...]], ImageFolder]:
+    """Reads the data by a model's classes, and once for all models of the same ones: each image is decoded."""
+    return cache(lambda classes: read_images(data, split=split, classes=classes))
+
+
 def _epochs(run: Path) -> list[Path]:
     """The checkpoints of the epochs that a run kept, in order."""
     return sorted((f for f in run.glob("epochs/*") if f.name.isdecimal()), key=lambda folder: int(folder.name))
@@ -128,12 +144,11 @@ def _epochs(run: Path) -> list[Path]:
 def _each(models: Sequence[str]) -> list[tuple[str, str]]:
     """Names and places of models: a run folder stands for its checkpoint, after the epochs it kept, if any."""
     found: list[tuple[str, str]] = []
-    for model in models:
-        name, of = model_name(model), f"{model_name(model)}, " if len(models) > 1 else ""
-        kept = _epochs(Path(model))
+    for own, model in zip(once([model_name(model) for model in models]), models, strict=True):
+        kept, of = _epochs(Path(model)), f"{own}, " if len(models) > 1 else ""
         found += [(f"{of}epoch {folder.name}", str(folder)) for folder in kept]
         if (Path(model) / "checkpoint").is_dir():
-            found.append((f"{of}checkpoint" if kept else name, str(Path(model) / "checkpoint")))
+            found.append((f"{of}checkpoint" if kept else own, str(Path(model) / "checkpoint")))
         elif not kept:
-            found.append((name, model))
-    return list(zip(once([name for name, _ in found]), [place for _, place in found], strict=True))
+            found.append((own, model))
+    return found

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,11 @@ def _each_model(
         names = once([model_name(model) for model in models])
         options = {name: given_to[name] for name in ("batch_size", "workers", "seed")}
         found, classifier, folder = {}, None, None
+        read = cache(lambda classes: _drawn(read_images(data, split=split, classes=classes), given_to["images"], seed))
         for name, model in zip(names, models, strict=True):
             classifier = on_device(load_model(model), given_to["device"])
             classes = classifier.classes if labelled else None
-            folder = _drawn(read_images(data, split=split, classes=classes), given_to["images"], seed)
+            folder = read(classes)
             found[name] = instrument(classifier, folder, **options, track=titled(track, name))
         assert classifier is not None
         assert folder is not None

@@ -81,8 +81,10 @@ def finish(out: Path, results: Results) -> None:
 
 
 def model_name(model: str) -> str:
-    """How people call a model: without the path of its file, a checkpoint by the run it is of."""
+    """How people call a model: without the path of its file, a checkpoint by the run and the epoch it is of."""
     path = Path(model)
+    if path.is_dir() and path.parent.name == "epochs":
+        return f"{path.parent.parent.name}, epoch {path.name}"
     if path.is_dir():
         return path.parent.name if path.name == "checkpoint" else path.name
     return model.split("@")[0]

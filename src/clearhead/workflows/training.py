@@ -95,12 +95,13 @@ def run_train(
         started = time.perf_counter()
         seed = settings.seed
         train, validation = train_and_validation(data, train=train_split, validation=validation_split, seed=seed)
+        torch.manual_seed(seed)  # what is not pretrained is drawn
         try:
             classifier = load_model(model, pretrained=pretrained)
         except NoHead:  # a self-supervised backbone
             classifier = None
         if classifier is None or classifier.classes != train.classes:
-            torch.manual_seed(seed)  # the fresh head is drawn
+            torch.manual_seed(seed)
             count = len(train.classes)
             classifier = load_model(model, num_classes=count, classes=train.classes, pretrained=pretrained)
         results = TrainingResults(method="train")

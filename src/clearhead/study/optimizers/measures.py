@@ -24,7 +24,7 @@ MOST_TRAIN = 2000
 
 @dataclass(frozen=True)
 class Measures:
-    """Of one trained model.
+    """Of one training: of its kept epoch on test images, of its last epoch on training images.
 
     Attributes:
         accuracy: on the test images.
@@ -47,15 +47,20 @@ class Measures:
     parameters: int
 
 
-def measure(model: Classifier, train: ImageFolder, test: ImageFolder, *, batches: int = 8, seed: int = 0) -> Measures:
-    """All of them: a pass over the test images, one over training images, and mini-batches of those."""
-    said = predict(model, test, batch_size=128, seed=seed)
+def measure(
+    kept: Classifier, last: Classifier, train: ImageFolder, test: ImageFolder, *, batches: int = 8, seed: int = 0
+) -> Measures:
+    """All of them, of the epoch that was kept on test images, of the last epoch on training images.
+
+    The epoch that was kept was chosen not to overfit: how well training fits, and where it ends, the last one tells.
+    """
+    said = predict(kept, test, batch_size=128, seed=seed)
     chosen = np.random.default_rng(seed).permutation(len(train.samples))[:MOST_TRAIN]
     part = replace(train, samples=tuple(train.samples[i] for i in sorted(chosen)), problems=())
     labels = np.array([sample.label for sample in part.samples])
-    of_label = log_softmax(logits_of(model, part, 128), axis=-1)[np.arange(len(labels)), labels]
+    of_label = log_softmax(logits_of(last, part, 128), axis=-1)[np.arange(len(labels)), labels]
     size = min(16, len(part.samples) // 2)
-    spectrum = spectra(model, part, batches=batches, batch_size=size, seed=seed)
+    spectrum = spectra(last, part, batches=batches, batch_size=size, seed=seed)
     return Measures(
         accuracy=proportion(said.correct),
         loss=mean(said.loss, "nats", seed),
@@ -63,17 +68,19 @@ def measure(model: Classifier, train: ImageFolder, test: ImageFolder, *, batches
         train_loss=mean(-of_label, "nats", seed),
         eigenvalue=spectrum.largest,
         negative=spectrum.negative,
-        sharpness=mean(_sharpness(model, part, batches, seed), "nats", seed),
-        parameters=sum(p.numel() for p in model.module.parameters()),
+        sharpness=mean(_sharpness(last, part, batches, seed), "nats", seed),
+        parameters=sum(p.numel() for p in kept.module.parameters()),
     )
 
 
 def _sharpness(model: Classifier, folder: ImageFolder, batches: int, seed: int, batch_size: int = 128) -> np.ndarray:
     device = next(model.module.parameters()).device
     drawn = islice(loader(Images(folder, model.preprocess), batch_size, 0, shuffle=True, seed=seed), batches)
-    found = []
+    found: list[float] = []
     for batch in drawn:
         image, label = batch["image"].to(device), batch["label"].to(device)
+        if found and len(image) < batch_size:  # a smaller batch is sharper
+            break
         found.append(sharpness(model.module, partial(_loss, model, image, label)))
     return np.array(found)
 

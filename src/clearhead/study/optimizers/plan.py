@@ -109,6 +109,11 @@ class Plan(BaseModel):
         )
 
 
+def setting_name(lr: float, weight_decay: float) -> str:
+    """The name of a setting's folder."""
+    return f"lr{lr:g}-wd{weight_decay:g}"
+
+
 def read_plan(file: Path) -> Plan:
     """Read and check a plan; its data is relative to the file. Raises StudyError."""
     plan = read_yaml(file, Plan)
@@ -118,6 +123,9 @@ def read_plan(file: Path) -> Plan:
             "names that do not differ in letters and digits"
         )
     for name, choice in plan.optimizers.items():
+        settings = [setting_name(*setting) for setting in product(choice.lr, choice.weight_decay)]
+        if len(set(settings)) < len(settings):
+            raise StudyError(f"{file}: optimizers: {name!r}: a learning rate or a weight decay is given twice")
         try:
             require(choice.optimizer)
         except ValueError as error:

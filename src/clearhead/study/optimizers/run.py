@@ -1,12 +1,14 @@
 """Running a plan: Optuna hands the settings of each cell out, and stops those that fall behind.
 
 Each cell is an Optuna study with one trial a setting, kept in a database: any number of processes, on any number of
-machines that share the database and the folder, take what is waiting. Successive halving (ASHA, arXiv 1810.05934)
-stops a setting whose validation accuracy after a ninth and a third of the epochs is not among the best third of those
-that have come as far. A process that is killed loses its heartbeat; its setting is taken up by another, from its last
-finished epoch.
+machines that share the database and the folder, take what is waiting. From a third of the epochs on a setting is
+stopped whose best validation accuracy so far is below the median, at that epoch, of those that finished (the median
+rule of Google Vizier, Golovin et al. 2017). A process that is killed loses its heartbeat; its setting is taken up by
+another, from its last finished epoch.
 """
 
+import hashlib
+import json
 import logging
 import shutil
 import time
@@ -14,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
+from math import ceil
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -26,11 +29,13 @@ from clearhead.data.shards import read_images
 from clearhead.data.splits import hold_out, part_of, splits_of
 from clearhead.models import Classifier, load_model, save_model
 from clearhead.models.classifier import on_device
+from clearhead.models.errors import cause
+from clearhead.optimizers import make
 from clearhead.processes import run_all
 from clearhead.runs import begin, read_results, write_results
 from clearhead.study.files import StudyError
 from clearhead.study.optimizers.measures import Measures, measure
-from clearhead.study.optimizers.plan import Cell, Plan
+from clearhead.study.optimizers.plan import Cell, Plan, setting_name
 from clearhead.train import Diverged, Epoch, best_epoch, cross_entropy, fit
 
 if TYPE_CHECKING:
@@ -62,7 +67,7 @@ class Trial:
     Attributes:
         cell: where it was tried.
         lr, weight_decay: the setting.
-        ended: ``finished``, ``stopped`` by successive halving, or ``diverged``: its loss was no longer finite.
+        ended: ``finished``, ``stopped`` for falling behind, or ``diverged``: its loss was no longer finite.
         epoch: whose weights were kept, that of lowest validation loss; 0 is before training.
         accuracy: on the validation images, of those weights.
         curve: after each epoch, epoch 0 first.
@@ -111,40 +116,46 @@ def run_study(
 
     Args:
         plan: what to run.
-        out: a folder for each cell, in it one for each setting; the kept one keeps its checkpoint.
+        out: a folder for each cell, in it one for each setting, with the checkpoints of its kept and its last epoch.
         jobs: processes on this machine.
         storage: database URL as Optuna takes it, to share the work with other machines; a file in `out` by default.
         device: where to train and measure; a GPU where there is one by default.
         track: shows progress: ``track(pieces, count, title)``.
 
     Raises:
-        StudyError: without Optuna, for data without a split test, for models that cannot be trained on it.
+        StudyError: without Optuna, for data without a split test, for a storage that cannot be opened.
+        ModelError, ValueError: for a model or an optimizer that cannot be had.
+        RunError: for a folder that holds cells of the same names from another plan.
     """
     _optuna()
     out.mkdir(parents=True, exist_ok=True)
     url = storage or f"sqlite:///{(out / 'optuna.db').resolve()}"
-    _folders(str(plan.data))
+    train = _folders(str(plan.data))[0]
+    for name in plan.models:  # a mistake shows before hours of training
+        model = _fresh(plan.models[name], train, 0)
+        for choice in plan.optimizers.values():
+            make(choice.optimizer, model.module, 1e-3)
     for cell in plan.cells():
         begin(out / cell.folder, "study optimizers", _arguments(plan, cell))
-        _queue(_study(url, plan, cell), plan, cell)
+        _queue(_study(url, plan, cell), plan, cell, out)
     pieces = [(plan, cell, out, url, device) for cell in plan.cells() for _ in plan.tried(cell)]
     run_all(_next, pieces, jobs, track, "settings")
     run_all(_finish, [(plan, cell, out, url, device) for cell in plan.cells()], jobs, track, "cells")
     trials, cells = [], []
     for cell in plan.cells():
-        found = _trials(plan, cell, out)
-        trials += found
-        if (out / cell.folder / "results.json").is_file():
-            cells.append(read_results(out / cell.folder, CellResult))
+        trials += _trials(plan, cell, out)
+        best = _best(plan, cell, out)
+        result = _result(best, out) if best else None
+        if result:
+            cells.append(result)
     return OptimizerStudy(trials, cells)
 
 
 def _arguments(plan: Plan, cell: Cell) -> dict[str, Any]:
     """What decides the numbers of a cell, but for the settings, of which there may be more later."""
-    optimizer = plan.optimizers[cell.optimizer].optimizer
+    own = {"model": plan.models[cell.model], "optimizer": plan.optimizers[cell.optimizer].optimizer}
     fixed = {"epochs": plan.epochs, "batch_size": plan.batch_size, "clip": plan.clip}
-    fixed["eigenvalue_batches"] = plan.eigenvalue_batches
-    return {"data": str(plan.data), "model": plan.models[cell.model], "optimizer": optimizer, **vars(cell)} | fixed
+    return {"data": str(plan.data), "cell": vars(cell), **own, **fixed, "eigenvalue_batches": plan.eigenvalue_batches}
 
 
 def _optuna() -> ModuleType:
@@ -153,79 +164,94 @@ def _optuna() -> ModuleType:
         import optuna
     except ImportError as error:
         raise StudyError("a study of optimizers needs Optuna: pip install 'clearhead[study]'") from error
-    optuna.logging.set_verbosity(logging.WARNING)
+    optuna.logging.set_verbosity(logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna
 
 
 def _study(url: str, plan: Plan, cell: Cell) -> "optuna.Study":
+    """The cell in the database, under a name that no other plan's has. Raises StudyError for a URL that is none."""
     optuna = _optuna()
-    storage = optuna.storages.RDBStorage(url, heartbeat_interval=_BEAT, grace_period=_PATIENCE)
-    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=max(1, plan.epochs // 9), reduction_factor=3)
+    digest = hashlib.sha256(json.dumps(_arguments(plan, cell), sort_keys=True).encode()).hexdigest()[:12]
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=ceil(plan.epochs / 3))
+    try:
+        storage = optuna.storages.RDBStorage(url, heartbeat_interval=_BEAT, grace_period=_PATIENCE)
+    except Exception as error:  # SQLAlchemy's, or that of a driver
+        raise StudyError(f"storage: {url} cannot be opened: {cause(error)}") from error
     return optuna.create_study(
-        storage=storage, study_name=cell.folder, direction="maximize", pruner=pruner, load_if_exists=True
+        storage=storage, study_name=f"{cell.folder}-{digest}", direction="maximize", pruner=pruner, load_if_exists=True
     )
 
 
-def _queue(study: "optuna.Study", plan: Plan, cell: Cell) -> tuple[int, int]:
-    """Have each setting that is neither done nor being done wait for a process; how many wait and how many run."""
+def _queue(study: "optuna.Study", plan: Plan, cell: Cell, out: Path) -> tuple[int, int]:
+    """Have each setting wait for a process that is not done, by its folder, nor in work; how many wait and are in work.
+
+    What the folder does not hold counts as not done, whatever the database says.
+    """
     optuna = _optuna()
     optuna.storages.fail_stale_trials(study)
-    states = optuna.trial.TrialState
-    by_setting: dict[tuple[float, float], set[Any]] = {}
+    by_setting: dict[str, set[Any]] = {}
     for trial in study.get_trials(deepcopy=False):
         asked = trial.system_attrs["fixed_params"]
-        by_setting.setdefault((asked["lr"], asked["weight_decay"]), set()).add(trial.state)
+        by_setting.setdefault(setting_name(asked["lr"], asked["weight_decay"]), set()).add(trial.state)
+    waiting = running = 0
     for lr, weight_decay in plan.tried(cell):
-        if not by_setting.get((lr, weight_decay), set()) - {states.FAIL}:
+        name = setting_name(lr, weight_decay)
+        if (out / cell.folder / name / "results.json").is_file():
+            continue
+        states = by_setting.get(name, set())
+        if optuna.trial.TrialState.RUNNING in states:
+            running += 1
+            continue
+        if optuna.trial.TrialState.WAITING not in states:
             study.enqueue_trial({"lr": lr, "weight_decay": weight_decay})
-            by_setting[lr, weight_decay] = {states.WAITING}
-    every = [state for found in by_setting.values() for state in found]
-    return every.count(states.WAITING), every.count(states.RUNNING)
+        waiting += 1
+    return waiting, running
 
 
 def _next(plan: Plan, cell: Cell, out: Path, url: str, device: str | None) -> None:
     """Try the next setting of a cell that is waiting, if one is."""
     study = _study(url, plan, cell)
-    if _queue(study, plan, cell)[0]:
+    if _queue(study, plan, cell, out)[0]:
         study.optimize(lambda trial: _try(trial, plan, cell, out, device), n_trials=1)
 
 
 def _finish(plan: Plan, cell: Cell, out: Path, url: str, device: str | None) -> None:
     """Wait until all settings of a cell are done, doing those that others have left, and measure the best."""
-    while sum(counts := _queue(_study(url, plan, cell), plan, cell)):
+    while sum(counts := _queue(_study(url, plan, cell), plan, cell, out)):
         if counts[0]:
             _next(plan, cell, out, url, device)
         else:
             time.sleep(2)
-    finished = [trial for trial in _trials(plan, cell, out) if trial.ended == "finished"]
-    folder = out / cell.folder
-    if not finished:
-        return
-    best = max(finished, key=lambda trial: trial.accuracy)
-    if (folder / "results.json").is_file() and read_results(folder, CellResult).best == best:
+    best = _best(plan, cell, out)
+    if best is None or _result(best, out):
         return
     train, _, test = _folders(str(plan.data))
     train = part_of(train, cell.fraction, cell.seed)
-    checkpoint = folder / _name(best.lr, best.weight_decay) / "checkpoint"
-    model = on_device(load_model(str(checkpoint)), device)
-    measures = measure(model, train, test, batches=plan.eigenvalue_batches, seed=cell.seed)
-    write_results(folder, CellResult(best, len(train.samples), measures))
+    folder = out / cell.folder / setting_name(best.lr, best.weight_decay)
+    kept, last = (on_device(load_model(str(folder / name)), device) for name in ("checkpoint", "last"))
+    measures = measure(kept, last, train, test, batches=plan.eigenvalue_batches, seed=cell.seed)
+    write_results(out / cell.folder, CellResult(best, len(train.samples), measures))
 
 
 def _try(trial: "optuna.Trial", plan: Plan, cell: Cell, out: Path, device: str | None) -> float:
     """Train with one setting; its validation accuracy. Raises TrialPruned for one that is stopped or diverges."""
     lr, weight_decay = (trial.suggest_float(name, 0, 1e6) for name in ("lr", "weight_decay"))  # as they were queued
-    folder = out / cell.folder / _name(lr, weight_decay)
+    folder = out / cell.folder / setting_name(lr, weight_decay)
+    if (lr, weight_decay) not in plan.tried(cell) or (folder / "results.json").is_file():  # queued by another plan
+        raise _optuna().TrialPruned
     train, validation, _ = _folders(str(plan.data))
     history: list[Epoch] = []
 
-    def behind(epochs: list[Epoch], _: Classifier) -> bool:
+    def behind(epochs: list[Epoch], model: Classifier) -> bool:
+        for epoch in epochs[len(history) :]:  # those before a run was interrupted too
+            trial.report(epoch.validation["accuracy"], epoch.number)
         history[:] = epochs
-        trial.report(epochs[-1].validation["accuracy"], epochs[-1].number)
-        return trial.should_prune()
+        if len(epochs) <= plan.epochs:
+            return trial.should_prune()
+        save_model(model, folder / "last")
+        return False
 
-    ended = "finished"
     try:
         model, history[:] = fit(
             _fresh(plan.models[cell.model], train, cell.seed),
@@ -238,17 +264,30 @@ def _try(trial: "optuna.Trial", plan: Plan, cell: Cell, out: Path, device: str |
             after=behind,
         )
         ended = "finished" if history[-1].number == plan.epochs else "stopped"
-    except Diverged:
-        ended = "diverged"
-    kept = best_epoch(history) if history else None
-    accuracy = kept.validation["accuracy"] if kept else 0.0
+    except Diverged as error:
+        ended, history[:] = "diverged", error.history
+    kept = best_epoch(history)
+    accuracy = kept.validation["accuracy"]
     if ended == "finished":
         save_model(model, folder / "checkpoint")
-    write_results(folder, Trial(cell, lr, weight_decay, ended, kept.number if kept else 0, accuracy, _curve(history)))
+    write_results(folder, Trial(cell, lr, weight_decay, ended, kept.number, accuracy, _curve(history)))
     shutil.rmtree(folder / "state", ignore_errors=True)
     if ended != "finished":
         raise _optuna().TrialPruned
     return accuracy
+
+
+def _best(plan: Plan, cell: Cell, out: Path) -> Trial | None:
+    """The trial of highest validation accuracy among those that finished."""
+    finished = [trial for trial in _trials(plan, cell, out) if trial.ended == "finished"]
+    return max(finished, key=lambda trial: trial.accuracy, default=None)
+
+
+def _result(best: Trial, out: Path) -> CellResult | None:
+    """The measures of a trial, where they are taken."""
+    folder = out / best.cell.folder
+    found = read_results(folder, CellResult) if (folder / "results.json").is_file() else None
+    return found if found and found.best == best else None
 
 
 def _curve(history: list[Epoch]) -> list[Moment]:
@@ -261,7 +300,7 @@ def _curve(history: list[Epoch]) -> list[Moment]:
 
 def _trials(plan: Plan, cell: Cell, out: Path) -> list[Trial]:
     """The trials of a cell that are done."""
-    folders = [out / cell.folder / _name(*setting) for setting in plan.tried(cell)]
+    folders = [out / cell.folder / setting_name(*setting) for setting in plan.tried(cell)]
     return [read_results(folder, Trial) for folder in folders if (folder / "results.json").is_file()]
 
 
@@ -275,13 +314,12 @@ def _fresh(name: str, data: ImageFolder, seed: int) -> Classifier:
 def _folders(data: str) -> tuple[ImageFolder, ImageFolder, ImageFolder]:
     """The images to train on, to choose by, and to measure on."""
     splits = splits_of(data)
+    if not splits:
+        read_images(data, check=False)  # what cannot be read at all says so
     if not {"train", "test"} <= splits:
         raise StudyError(f"data: {data} needs the splits train and test; it has {', '.join(sorted(splits)) or 'none'}")
-    train, test = (read_images(data, split=split) for split in ("train", "test"))
+    train = read_images(data, split="train")
+    test = read_images(data, split="test", classes=train.classes)
     if "val" in splits:
         return train, read_images(data, split="val", classes=train.classes), test
     return *hold_out(train, min(0.1, MOST_VALIDATION / len(train.samples))), test
-
-
-def _name(lr: float, weight_decay: float) -> str:
-    return f"lr{lr:g}-wd{weight_decay:g}"
