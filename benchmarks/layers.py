@@ -15,9 +15,20 @@ import clearhead  # noqa: F401  (before timm)
 import timm
 import torch
 from timing import seconds, table
+from torch import Tensor
 
-from clearhead.layers import blocks_of, forward, log_amplitudes, positions, units_of, variances, whole, without
-from clearhead.models import Preprocessing, from_module
+from clearhead.layers import (
+    blocks_of,
+    forward,
+    log_amplitudes,
+    positions,
+    still,
+    units_of,
+    variances,
+    whole,
+    without,
+)
+from clearhead.models import Classifier, Preprocessing, from_module
 
 
 def main(name: str, size: int, batch: int, rounds: int) -> None:
@@ -26,7 +37,12 @@ def main(name: str, size: int, batch: int, rounds: int) -> None:
     half = (0.5, 0.5, 0.5)
     preprocess = Preprocessing((size, size), (size, size), half, half)
     model = from_module(module.eval(), preprocess=preprocess, classes=[str(i) for i in range(module.num_classes)])
-    images, units = torch.randn(batch, 3, size, size), units_of(model)
+    with still(model):  # else each call tells the model its mode again
+        compare(name, model, torch.randn(batch, 3, size, size), rounds)
+
+
+def compare(name: str, model: Classifier, images: Tensor, rounds: int) -> None:
+    module, batch, units = model.module, len(images), units_of(model)
     blocks = [module.get_submodule(units[block[-1]].module) for block in blocks_of(units)]
 
     @torch.inference_mode()

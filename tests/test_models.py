@@ -17,6 +17,7 @@ from torch import nn
 from clearhead.data.batches import Images
 from clearhead.data.folder import read_folder
 from clearhead.models import Classifier, Grid, ModelError, Preprocessing, from_module, load_model, save_model
+from clearhead.models.classifier import evaluation_mode
 
 import timm  # isort: skip  (after clearhead, which lets torchvision import)
 import torchvision  # isort: skip
@@ -356,6 +357,22 @@ def test_the_probe_leaves_no_trace():
     assert all(p.grad is None for p in module.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
     assert [n for n, p in module.named_parameters() if not p.requires_grad] == ["0.head.weight", "0.head.bias"]
+
+
+def test_evaluation_mode_tells_modules_of_their_mode_again():
+    class Merging(nn.Linear):  # as some adapters do, whose merged weights cannot be trained
+        merged = False
+
+        def train(self, mode: bool = True):
+            self.merged = not mode
+            return super().train(mode)
+
+    module = nn.Sequential(Merging(2, 2), nn.BatchNorm1d(2))
+    module[1].eval()
+    with evaluation_mode(module):
+        assert module[0].merged
+    assert not module[0].merged
+    assert [m.training for m in module.modules()] == [True, True, False]
 
 
 def test_fused_attention_is_put_back():

@@ -32,6 +32,9 @@ BUILDERS = {
     "torchvision-resnet": lambda: torchvision.models.ResNet(
         torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=3
     ),
+    "levit": lambda: timm.models.Levit(
+        img_size=64, embed_dim=(16, 16, 16), key_dim=8, depth=(1, 1, 1), num_heads=(2, 2, 2), num_classes=3
+    ),
     "vit": lambda: timm.models.VisionTransformer(
         img_size=32, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=3
     ),
@@ -53,7 +56,7 @@ def build(module: nn.Module, size=(32, 32), classes=("a", "b", "c")):
 
 def small(name: str):
     torch.manual_seed(1)
-    return build(BUILDERS[name](), (32, 48) if name == "vit-not-square" else (32, 32))
+    return build(BUILDERS[name](), {"vit-not-square": (32, 48), "levit": (64, 64)}.get(name, (32, 32)))
 
 
 @pytest.fixture(scope="session")

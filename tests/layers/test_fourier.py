@@ -1,6 +1,7 @@
 """Amplitudes and variance against NumPy's transform and torch.var of feature maps taken by hooks."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from clearhead.layers import LayersError, feature_maps, frequencies, log_amplitudes, variances
 from tests.layers.conftest import build, images_of, small
 from tests.layers.test_units import Handmade
+
+import timm  # isort: skip  (after clearhead, which lets torchvision import)
 
 
 def numpy_amplitudes(grid: np.ndarray) -> np.ndarray:
@@ -96,6 +99,30 @@ def test_no_change_is_told_where_the_grid_changes_or_has_one_frequency(folder):
     assert math.isnan(found.units[-1].high.value)
     assert found.units[1].high_change is not None
     assert math.isnan(found.units[-1].variance.value)
+
+
+def test_a_grid_of_one_frequency_has_changes_of_variance_alone(folder):
+    vit = timm.models.VisionTransformer(img_size=32, patch_size=16, embed_dim=16, depth=1, num_heads=2, num_classes=3)
+    model = build(vit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = feature_maps(model, folder)
+    assert [unit.high_change for unit in found.units] == [None] * 3
+    assert found.high_change == {}
+    assert list(found.variance_change) == ["attention", "mlp"]
+
+
+def test_no_change_is_told_across_a_unit_that_was_left_out(folder):
+    def there_and_back(m, x):
+        x = x + m.one(x)
+        odd = torch.cat([x, x[:, :14]], 1).repeat(1, 4, 1)
+        odd = odd + m.two(odd)
+        x = odd[:, :16]
+        return x + m.one(x)
+
+    found = feature_maps(build(Handmade(there_and_back)), folder)
+    assert len(found.left_out) == 1
+    assert [unit.high_change is None for unit in found.units] == [True, False, True]
 
 
 def test_maps_without_a_grid_are_refused(folder):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clearhead.layers import LayersError, Layout, blocks_of, forward, positions, units_of
+from clearhead.layers import LayersError, Layout, blocks_of, cka, feature_maps, forward, lesions, positions, units_of
 from tests.cases import MODELS, classifier
 from tests.layers.conftest import build, small
 
@@ -174,6 +174,23 @@ def test_the_model_is_left_as_it_was():
     assert model.module.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.module.modules())
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def logits_at(model, _folder):
+    forward(model, torch.randn(2, 3, 64, 64), units_of(model), lambda _i, value, _shortcut: value())
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("instrument", [logits_at, feature_maps, lesions, cka])
+def test_what_a_model_keeps_in_eval_mode_does_not_outlast_an_instrument(instrument, training, folder):
+    model = small("levit")  # whose attention keeps its biases, and forgets them when it is told its mode
+    model.module.train(training)
+    instrument(model, folder)
+    assert {m.training for m in model.module.modules()} == {training}
+    model(torch.randn(2, 3, 64, 64)).sum().backward()
+    biases = [p.grad for name, p in model.module.named_parameters() if name.endswith("attention_biases")]
+    assert biases
+    assert all(grad is not None for grad in biases)
 
 
 def test_positions_are_rows_then_columns():

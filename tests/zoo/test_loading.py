@@ -94,7 +94,12 @@ def test_every_method_explains_a_vit_with_windows(method):
         ),
         ("zoo:vit_mini_patch4_window_32,window", r"'window': arguments after a name"),
         ("zoo:vit_mini_patch4_32,img_size=64", r"give num_classes and image_size to load_model itself"),
-        ("zoo:vit_mini_patch4_32,heads=4", r"unexpected keyword argument 'heads'"),
+        (
+            "zoo:vit_mini_patch4_32,heads=4",
+            r"'heads=4': vit_mini_patch4_32 has no argument 'heads'; did you mean num_heads\?",
+        ),
+        ("zoo:vit_mini_patch4_window_32,depht=4", r"no argument 'depht'; did you mean depth"),
+        ("zoo:vit_mini_patch4_window_32,window=2.5", r"window: 2.5; an odd number"),
         ("timm:vit_mini_patch4_32", r"No pretrained weights exist for vit_mini_patch4_32"),
     ],
 )

@@ -175,7 +175,7 @@ def test_windows_follow_another_input_size():
     assert torch.equal(model.blocks[-1].attn.mask, window_mask((8, 12), 3))
 
 
-@pytest.mark.parametrize("window", [0, 4, -3])
+@pytest.mark.parametrize("window", [0, 4, -3, 2.5])
 def test_a_window_without_a_middle_is_refused(window):
     with pytest.raises(ValueError, match=rf"window: {window}; an odd number"):
         timm.create_model("vit_mini_patch4_window_32", window=window)

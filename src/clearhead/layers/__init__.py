@@ -3,7 +3,7 @@
 from clearhead.layers.cka import Similarity, cka
 from clearhead.layers.fourier import FeatureMap, FeatureMaps, feature_maps, frequencies, log_amplitudes, variances
 from clearhead.layers.lesion import Lesion, Lesions, Starts, lesions, whole, without
-from clearhead.layers.units import LayersError, Layout, Unit, blocks_of, forward, positions, units_of
+from clearhead.layers.units import LayersError, Layout, Unit, blocks_of, forward, positions, still, units_of
 
 __all__ = [
     "FeatureMap",
@@ -23,6 +23,7 @@ __all__ = [
     "lesions",
     "log_amplitudes",
     "positions",
+    "still",
     "units_of",
     "variances",
     "whole",

@@ -6,6 +6,7 @@ bias it.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from clearhead.data.batches import Images, loader
 from clearhead.data.folder import ImageFolder
-from clearhead.layers.units import LayersError, Unit, forward, units_of
+from clearhead.layers.units import LayersError, Unit, forward, still, units_of
 from clearhead.models import Classifier
 
 
@@ -23,8 +24,8 @@ class Similarity:
 
     Attributes:
         rows, columns: names of the units of the first and of the second model.
-        cka: rows x columns, 1 for the same representation up to rotation and scale; unbiased, so that it may be
-            slightly below 0 or above 1 by chance.
+        cka: rows x columns, from -1 to 1, 1 for the same representation up to rotation and scale; its estimator of
+            HSIC is unbiased, so that it may be slightly below 0 by chance.
         images: how many.
         batch_size: of the mini-batches.
     """
@@ -66,17 +67,20 @@ def cka(
     if size < 4:
         raise LayersError(f"{folder.root}: {size} images a batch; the unbiased estimator needs at least 4")
     models = [model] if other is None else [model, other]
-    units = [units_of(one) for one in models]
     loaders = [loader(Images(folder, one.preprocess), size, workers, shuffle=True, seed=seed) for one in models]
     sums: list[Tensor | float] = [0.0, 0.0, 0.0]  # rows x columns, and of either side with itself
     rounds: Iterable = zip(*loaders, strict=True)
-    for batches in track(rounds, len(loaders[0])) if track else rounds:
-        if len(batches[0]["image"]) < size:
-            break
-        grams = [_grams(m, u, batch["image"]) for m, u, batch in zip(models, units, batches, strict=True)]
-        a, b = grams[0], grams[-1].to(grams[0].device)
-        for i, hsic in enumerate((a @ b.T, a.square().sum(1), b.square().sum(1))):
-            sums[i] = sums[i] + hsic
+    with ExitStack() as stack:
+        for one in models:
+            stack.enter_context(still(one))
+        units = [units_of(one) for one in models]
+        for batches in track(rounds, len(loaders[0])) if track else rounds:
+            if len(batches[0]["image"]) < size:
+                break
+            grams = [_grams(m, u, batch["image"]) for m, u, batch in zip(models, units, batches, strict=True)]
+            a, b = grams[0], grams[-1].to(grams[0].device)
+            for i, hsic in enumerate((a @ b.T, a.square().sum(1), b.square().sum(1))):
+                sums[i] = sums[i] + hsic
     cross, rows, columns = (torch.as_tensor(value).cpu() for value in sums)
     alike = cross / (rows[:, None] * columns).sqrt()
     names = [[unit.name for unit in of_model] for of_model in units]

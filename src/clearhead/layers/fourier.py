@@ -18,7 +18,7 @@ from torch import Tensor
 from clearhead.data.batches import Images, loader
 from clearhead.data.folder import ImageFolder
 from clearhead.evaluate.statistics import Estimate, mean
-from clearhead.layers.units import LayersError, Unit, forward, positions, units_of
+from clearhead.layers.units import LayersError, Unit, forward, positions, still, units_of
 from clearhead.models import Classifier
 
 
@@ -33,7 +33,8 @@ class FeatureMap:
         amplitude: relative log amplitude at each frequency, mean over images; 0 at frequency 0.
         high: that of the last frequency; NaN on a grid too small to have one.
         variance: over positions.
-        high_change, variance_change: through the unit, after less before; None where the grid before was another.
+        high_change, variance_change: through the unit, after less before; None where the grid before was another, or
+            unknown, or too small.
     """
 
     unit: str
@@ -133,46 +134,51 @@ def feature_maps(
         LayersError: for a model without units, or none of whose units has positions on a grid.
         DataError: for an image that cannot be read.
     """
-    every = units_of(model)
-    units = [unit for unit in every if unit.layout]
-    if not units:
-        raise LayersError(
-            f"{model.name}: the feature maps (of {every[-1].name}: {' x '.join(map(str, every[-1].shape))} an image) "
-            "form no grid with the proportions of the image"
-        )
-    found: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in units]
-
-    def measure(i: int, value: Callable[[], Tensor], _shortcut: Tensor | None) -> Tensor:
-        made, layout = value(), units[i].layout
-        assert layout
-        x = positions(made, layout)
-        found[i]["amplitude"].append(log_amplitudes(x, layout.height, layout.width))
-        found[i]["variance"].append(variances(x))
-        return made
-
     device = next(model.module.parameters()).device
     batches = loader(Images(folder, model.preprocess), batch_size, workers)
-    for batch in track(batches, len(batches)) if track else batches:
-        forward(model, batch["image"].to(device, non_blocking=True), units, measure)
+    with still(model):
+        every = units_of(model)
+        units = [unit for unit in every if unit.layout]
+        if not units:
+            shape = " x ".join(map(str, every[-1].shape))
+            raise LayersError(
+                f"{model.name}: the feature maps (of {every[-1].name}: {shape} an image) "
+                "form no grid with the proportions of the image"
+            )
+        found: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in units]
+
+        def measure(i: int, value: Callable[[], Tensor], _shortcut: Tensor | None) -> Tensor:
+            made, layout = value(), units[i].layout
+            assert layout
+            x = positions(made, layout)
+            found[i]["amplitude"].append(log_amplitudes(x, layout.height, layout.width))
+            found[i]["variance"].append(variances(x))
+            return made
+
+        for batch in track(batches, len(batches)) if track else batches:
+            forward(model, batch["image"].to(device, non_blocking=True), units, measure)
     numbers = [{name: torch.cat(values).double().cpu().numpy() for name, values in each.items()} for each in found]
-    return _summed_up(every, units, numbers, seed)
+    return _summed_up(every, numbers, seed)
 
 
-def _summed_up(every: list[Unit], units: list[Unit], numbers: list[dict[str, np.ndarray]], seed: int) -> FeatureMaps:
-    maps, before = [], None
+def _summed_up(every: list[Unit], numbers: list[dict[str, np.ndarray]], seed: int) -> FeatureMaps:
+    """`numbers` are those of the units that have a grid, in order."""
+    maps, before, rest = [], None, iter(numbers)
     changes: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
-    for unit, of_unit in zip(units, numbers, strict=True):
-        layout = unit.layout
-        assert layout
-        grid = (layout.height, layout.width)
+    for unit in every:
+        if not unit.layout:
+            before = None
+            continue
+        of_unit, grid = next(rest), (unit.layout.height, unit.layout.width)
         relative = of_unit["amplitude"] - of_unit["amplitude"][:, :1]
         of_unit |= {"high": relative[:, -1] if relative.shape[1] > 1 else np.full(len(relative), np.nan)}
         change: dict[str, Estimate] = {}
         if before and before[0] == grid and unit.kind != "embed":
             for name in ("high", "variance"):
                 difference = of_unit[name] - before[1][name]
-                change[name] = _mean(difference, seed)
-                changes[name, unit.kind].append(difference)
+                if np.isfinite(difference).all():
+                    change[name] = _mean(difference, seed)
+                    changes[name, unit.kind].append(difference)
         before = grid, of_unit
         maps.append(
             FeatureMap(
@@ -183,9 +189,9 @@ def _summed_up(every: list[Unit], units: list[Unit], numbers: list[dict[str, np.
                 variance_change=change.get("variance"),
             )
         )
-    kinds: list[str] = list(dict.fromkeys(unit.kind for unit in units if unit.kind != "embed"))
+    kinds: list[str] = list(dict.fromkeys(unit.kind for unit in maps if unit.kind != "embed"))
     high, variance = (
-        {kind: _mean(np.nanmean(changes[name, kind], 0), seed) for kind in kinds if changes[name, kind]}
+        {kind: _mean(np.mean(changes[name, kind], 0), seed) for kind in kinds if changes[name, kind]}
         for name in ("high", "variance")
     )
     left_out = [unit.name for unit in every if not unit.layout]

@@ -16,7 +16,7 @@ from clearhead.data.batches import Images, loader
 from clearhead.data.folder import ImageFolder
 from clearhead.evaluate.statistics import Estimate, accuracy_difference, mean, mean_difference, proportion
 from clearhead.layers.resume import Outline, stand_in
-from clearhead.layers.units import Unit, blocks_of, forward, units_of
+from clearhead.layers.units import Unit, blocks_of, forward, still, units_of
 from clearhead.models import Classifier
 
 
@@ -80,20 +80,21 @@ def lesions(
         LayersError: for a model without units.
         DataError: for an image that cannot be read.
     """
-    units = [unit for unit in units_of(model) if unit.kind != "embed"]
-    blocks = [block for block in blocks_of(units) if len(block) > 1]
-    cut = [[i] for i in range(len(units))] + blocks
-    resumes = _resumes(model, units)
     device = next(model.module.parameters()).device
-    found: list[list[Tensor]] = [[] for _ in range(1 + len(cut))]
     batches = loader(Images(folder, model.preprocess), batch_size, workers)
-    for batch in track(batches, len(batches)) if track else batches:
-        images, labels = (batch[key].to(device, non_blocking=True) for key in ("image", "label"))
-        logits, starts = whole(model, images, units)
-        found[0].append(_scores(logits, labels))
-        for scores, removed in zip(found[1:], cut, strict=True):
-            start = starts if resumes[removed[0]] else None
-            scores.append(_scores(without(model, images, units, removed, start), labels))
+    with still(model):
+        units = [unit for unit in units_of(model) if unit.kind != "embed"]
+        blocks = [block for block in blocks_of(units) if len(block) > 1]
+        cut = [[i] for i in range(len(units))] + blocks
+        resumes = _resumes(model, units)
+        found: list[list[Tensor]] = [[] for _ in range(1 + len(cut))]
+        for batch in track(batches, len(batches)) if track else batches:
+            images, labels = (batch[key].to(device, non_blocking=True) for key in ("image", "label"))
+            logits, starts = whole(model, images, units)
+            found[0].append(_scores(logits, labels))
+            for scores, removed in zip(found[1:], cut, strict=True):
+                start = starts if resumes[removed[0]] else None
+                scores.append(_scores(without(model, images, units, removed, start), labels))
     (correct, loss), *rest = ([c.numpy() for c in torch.cat(each, 1).cpu()] for each in found)
     told = []
     for removed, (right, losses) in zip(cut, rest, strict=True):

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clearhead.layers.lineage import Calls, Lineage, Sum
 from clearhead.layers.resume import stands_in
@@ -81,36 +82,34 @@ _PROBED = 2
 def units_of(model: Classifier) -> list[Unit]:
     """The embedding, where there is one, and the residual sums, in call order.
 
-    Found on images of noise in eval mode, by five small forward passes.
+    Found on images of noise in eval mode, by three small forward passes.
 
     Raises:
         LayersError: for a model without residual sums, a compiled one, or one that does not do the same at every call.
     """
-    _refuse_compiled(model)
-    height, width = model.preprocess.size
-    like = next(model.module.parameters(), torch.zeros(1))
-    noise = torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(0)).to(like)
-    with _still(model):
-        model(noise)  # what is made at the first call and kept would be counted once
-        watched = noise[:_PROBED].clone()
+    with still(model):
+        watched = _noise(model, _PROBED)
         lineage = Lineage(model.module, watched)
-        with lineage.watched():
+        with _plain(), lineage.watched():
             output = logits(model.module(watched))
         sums = lineage.sums(output)
-    if not sums:
-        raise LayersError(
-            f"{model.name}: no residual sum was seen in {type(model.module).__name__}: a model is told apart into "
-            "layers where it adds to an activation (B x N x D, B x H x W x D or B x C x H x W) what it computed from it"
-        )
-    found = _units(sums, (height, width), model.grid)
-    forward(model, noise, found, lambda _unit, value, _shortcut: value())  # raises where it goes another way
+        if not sums:
+            raise LayersError(
+                f"{model.name}: no residual sum was seen in {type(model.module).__name__}: a model is told apart into "
+                "layers where it adds to an activation (B x N x D, B x H x W x D or B x C x H x W) what it computed "
+                "from it"
+            )
+        found = _units(sums, model.preprocess.size, model.grid)
+        # raises where it goes another way
+        forward(model, _noise(model, _PROBED + 1), found, lambda _unit, value, _shortcut: value())
     return found
 
 
 def forward(model: Classifier, images: Tensor, units: Sequence[Unit], at: At, around: Around | None = None) -> Tensor:
     """The logits (B x classes) of a forward pass in which ``at`` has its say at each unit, ``around`` at every call.
 
-    In eval mode and without gradients. Raises LayersError if the pass does not come by all units as they were found.
+    In eval mode and without gradients; outside ``still`` a small pass comes first. Raises LayersError if the pass does
+    not come by all units as they were found.
     """
     by_call = {unit.call: (i, unit) for i, unit in enumerate(units)}
     seen = 0
@@ -133,7 +132,7 @@ def forward(model: Classifier, images: Tensor, units: Sequence[Unit], at: At, ar
             return args[0].copy_(value)  # who holds the tensor that is added to sees it too
         return value
 
-    with _still(model), Calls(act):
+    with still(model), _plain(), Calls(act):
         output = logits(model.module(images))
     if seen != len(units):
         raise _wayward(model, next(unit for unit in units if unit.call == sorted(by_call)[seen]))
@@ -219,22 +218,47 @@ def _refuse_compiled(model: Classifier) -> None:
             )
 
 
-@contextmanager
-def _still(model: Classifier) -> Iterator[None]:
-    """In eval mode, without gradients and without torch's fused encoder layer, which hides its sums.
+_STILL: ContextVar[tuple[nn.Module, ...]] = ContextVar("_STILL", default=())
 
-    Attention stays fused. A model in eval mode already is not told again: some then forget what they keep.
+
+@contextmanager
+def still(model: Classifier) -> Iterator[None]:
+    """A block in which a model is in eval mode and all forward passes do the same, after which it is as it was.
+
+    Some models make at their first pass what they keep until they are told their mode again: here they are told once,
+    then run once on noise. A block within another one of the same model does nothing. Raises LayersError for a
+    compiled model.
     """
+    if model.module in _STILL.get():
+        yield
+        return
+    _refuse_compiled(model)
+    with evaluation_mode(model.module):
+        token = _STILL.set((*_STILL.get(), model.module))
+        try:
+            with _plain():
+                model(_noise(model, _PROBED))
+            yield
+        finally:
+            _STILL.reset(token)
+
+
+@contextmanager
+def _plain() -> Iterator[None]:
+    """Without gradients and without torch's fused encoder layer, which hides its sums. Attention stays fused."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with ExitStack() as stack:
-            if any(module.training for module in model.module.modules()):
-                stack.enter_context(evaluation_mode(model.module))
-            stack.enter_context(torch.inference_mode())
+        with torch.inference_mode():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _noise(model: Classifier, count: int) -> Tensor:
+    like = next(model.module.parameters(), torch.zeros(1))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, 3, *model.preprocess.size, generator=generator).to(like)
 
 
 def _wayward(model: Classifier, unit: Unit) -> LayersError:

@@ -93,6 +93,7 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        module.train(modes[0][1])  # some modules keep what they make in eval mode until they are told again
         for m, training in modes:
             m.training = training
 

@@ -1,6 +1,9 @@
 """The zoo's models: timm's in all but their names, and without pretrained weights."""
 
 from dataclasses import replace
+from inspect import Parameter, signature
+
+from timm.models import model_entrypoint
 
 from clearhead.models.classifier import Classifier, Wanted
 from clearhead.models.errors import ModelError, close_matches
@@ -15,18 +18,29 @@ def load_zoo(target: str, wanted: Wanted) -> Classifier:
     if name not in MODELS:
         matches = close_matches(name, MODELS, "zoo:") or f"; there is {', '.join(MODELS)}"
         raise ModelError(f"the zoo has no model {name!r}{matches}")
-    arguments = dict(_argument(pair) for pair in pairs)
+    arguments = dict(_argument(name, pair) for pair in pairs)
     if file:
         return load_timm(f"{name}@{file}", wanted, arguments)
     return create_timm(name, replace(wanted, pretrained=False), arguments, **arguments)
 
 
-def _argument(pair: str) -> tuple[str, int | float]:
+def _argument(name: str, pair: str) -> tuple[str, int | float]:
     """A constructor's argument, ``key=number``."""
     key, _, value = pair.partition("=")
     if key in ("num_classes", "img_size"):
         raise ModelError(f"{pair!r}: give num_classes and image_size to load_model itself, beside the name")
+    if value and key not in (known := _known(name)):
+        raise ModelError(f"{pair!r}: {name} has no argument {key!r}{close_matches(key, known)}")
     try:
         return key, float(value) if "." in value else int(value)
     except ValueError:
         raise ModelError(f"{pair!r}: arguments after a name are written key=number, as in NAME,window=3") from None
+
+
+def _known(name: str) -> list[str]:
+    """The arguments that a model of the zoo takes: those of its function, its class and the classes it is made from."""
+    entry = model_entrypoint(name)
+    taken = [
+        p for made in (entry, *signature(entry).return_annotation.__mro__) for p in signature(made).parameters.values()
+    ]
+    return [p.name for p in taken if p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]

@@ -70,17 +70,22 @@ def legend(figure: Figure, axes: Axes, names: Sequence[str], dashed: Sequence[st
     ]
     handles += [Line2D([], [], color=INK, alpha=0.6, linewidth=1, linestyle=DASHED, label=name) for name in dashed]
     if handles:
-        width, height = figure.get_size_inches()
-        figure.legend(
-            handles=handles,
-            loc="lower left",
-            bbox_to_anchor=(0.05 / width, axes.get_position().y1 + 0.08 / height),
-            borderaxespad=0,
-            borderpad=0,
-            ncols=_legend_columns([*names, *dashed]),
-            handlelength=1.6,
-            columnspacing=1.6,
-        )
+        legend_at(figure, axes, handles, _legend_columns([*names, *dashed]))
+
+
+def legend_at(figure: Figure, axes: Axes, handles: Sequence[Line2D], columns: int, spacing: float = 1.6) -> None:
+    """The lines' labels above the axes, flush left with the figure; `spacing` in letters."""
+    width, height = figure.get_size_inches()
+    figure.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(0.05 / width, axes.get_position().y1 + 0.08 / height),
+        borderaxespad=0,
+        borderpad=0,
+        ncols=columns,
+        handlelength=spacing,
+        columnspacing=spacing,
+    )
 
 
 def _legend_columns(names: Sequence[str]) -> int:

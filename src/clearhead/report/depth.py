@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from clearhead.evaluate.statistics import Estimate, number
-from clearhead.report.canvas import INK, MARKERS, SERIES, axes_at, drawing, svg, tick, ticks
+from clearhead.report.canvas import INK, MARKERS, SERIES, axes_at, drawing, legend_at, svg, tick, ticks
 
 _KINDS = {"embed": 0, "attention": 1, "mlp": 2, "conv": 4, "block": 3}
 """Colour and marker of each kind of unit, the same in all plots."""
@@ -34,17 +34,7 @@ def amplitudes(lines: Sequence[tuple[float, Sequence[float], Sequence[float]]], 
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == 0 else f"{tick(value, '')}π"))
         key = [Line2D([], [], color=SERIES[1], alpha=_opacity(d), linewidth=2.4, label=f"{d:g}") for d in shown]
-        width, height = figure.get_size_inches()
-        figure.legend(
-            handles=[Line2D([], [], linestyle="", label="depth"), *key],
-            loc="lower left",
-            bbox_to_anchor=(0.05 / width, axes.get_position().y1 + 0.08 / height),
-            borderaxespad=0,
-            borderpad=0,
-            ncols=6,
-            handlelength=1.2,
-            columnspacing=1.2,
-        )
+        legend_at(figure, axes, [Line2D([], [], linestyle="", label="depth"), *key], 1 + len(key), spacing=1.2)
         told = "; ".join(f"depth {tick(round(d, 3), '')}: {number(y[-1])} at {x[-1]:.3g}π" for d, x, y in lines)
         return svg(figure, title, told)
 
@@ -82,21 +72,11 @@ def through_depth(
         ticks(axes.yaxis, unit)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value, "")))
         handles = [
-            Line2D([], [], color=SERIES[_KINDS[k]], marker=MARKERS[_KINDS[k]], markersize=6, linewidth=1.8)
-            for k in kinds
+            Line2D([], [], color=SERIES[i], marker=MARKERS[i], markersize=6, linewidth=1.8, label=_KIND_NAMES[kind])
+            for kind, i in _KINDS.items()
+            if kind in kinds
         ]
-        width, height = figure.get_size_inches()
-        figure.legend(
-            handles=handles,
-            labels=[_KIND_NAMES[k] for k in kinds],
-            loc="lower left",
-            bbox_to_anchor=(0.05 / width, axes.get_position().y1 + 0.08 / height),
-            borderaxespad=0,
-            borderpad=0,
-            ncols=len(kinds),
-            handlelength=1.6,
-            columnspacing=1.6,
-        )
+        legend_at(figure, axes, handles, len(kinds))
         told = "; ".join(f"{kind} at depth {x:.3g}: {number(e.value, e.unit)}" for kind, x, e in units)
         return svg(figure, title, told)
 

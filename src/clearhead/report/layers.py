@@ -22,11 +22,11 @@ def _changes(run: FourierResults) -> Table:
     rows = [
         Row(
             f"{name}, {depth.kind_name(kind)}",
-            [found.high_change[kind], found.variance_change[kind]],
+            [found.high_change.get(kind, ""), found.variance_change[kind]],
             _made_of(found, kind),
         )
         for name, found in run.maps.items()
-        for kind in found.high_change
+        for kind in found.variance_change
     ]
     text = (
         "What a unit of each kind does to the feature map on average, after it less before it, where the grid stays. "
@@ -37,8 +37,8 @@ def _changes(run: FourierResults) -> Table:
 
 
 def _made_of(found: FeatureMaps, kind: str) -> str:
-    units = [unit for unit in found.units if unit.kind == kind]
-    return f"{len(units)} units, {sum((u.high_change or u.high).value < 0 for u in units if u.high_change)} lower it"
+    changes = [unit.high_change.value for unit in found.units if unit.kind == kind and unit.high_change]
+    return f"{len(changes)} units, {sum(change < 0 for change in changes)} lower it" if changes else ""
 
 
 def _maps(found: FeatureMaps, of: str) -> list[Section]:
@@ -116,9 +116,12 @@ def cka_sections(run: CkaResults) -> list[Section]:
     plot = depth.matrix(found.cka, title, f"unit of {_short(first)}", f"unit of {_short(second)}")
     rows = []
     for i, (name, row) in enumerate(zip(found.rows, found.cka, strict=True)):
-        others = [(value, j) for j, value in enumerate(row) if len(run.models) > 1 or j != i]
-        value, j = max(others)
-        rows.append(Row(f"{i}  {name}", [f"{j}  {found.columns[j]}", f"{value:.3f}"]))
+        others = [(value, j) for j, value in enumerate(row) if value == value and (len(run.models) > 1 or j != i)]
+        cells = ["–", "–"]
+        if others:
+            value, j = max(others)
+            cells = [f"{j}  {found.columns[j]}", f"{value:.3f}"]
+        rows.append(Row(f"{i}  {name}", cells))
     table = Table("Most alike", [f"unit of {second}", "CKA"], rows, "For each unit the one most like it.", names=first)
     return [Figure("Similarity of representations", text, plot), table]
 

@@ -14,7 +14,7 @@ def window_mask(grid: tuple[int, int], window: int) -> Tensor:
     A window is cut at the border: its share of the attention goes to the tokens that are there. (The unfolding of
     arXiv 2202.06709 fills windows up with zeros instead.) Raises ValueError unless `window` is odd and positive.
     """
-    if window < 1 or window % 2 == 0:
+    if window < 1 or window % 2 != 1:
         raise ValueError(f"window: {window}; an odd number of tokens is needed (1, 3, 5, ...), the token in its middle")
     rows, columns = (torch.arange(side) for side in grid)
     token = torch.cartesian_prod(rows, columns)  # row by row, as the tokens lie
