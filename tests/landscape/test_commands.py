@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from clearhead.models import load_model, save_model
+from clearhead.models import ModelError, load_model, save_model
+from clearhead.workflows import landscape, run_hessian
 from tests.test_cli import clearhead, told
 
 
@@ -37,6 +38,32 @@ def test_hessian_of_the_epochs_a_run_kept(place, run):
     page = (place / "epochs" / "report.html").read_text()
     assert "kept: Hessian spectra" in page
     assert "Highest eigenvalue by epoch" in page
+
+
+def test_a_stopped_run_keeps_what_it_found_of_each_model(place, run, tmp_path, monkeypatch):
+    models = [str(place / "model"), str(place / run / "epochs" / "3")]
+    options = {"split": "train", "k": 1, "batches": 2, "batch_size": 2, "tolerance": 0.1, "device": "cpu"}
+    spectra, calls = landscape.spectra, []
+
+    def stopped_at_the_second(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return spectra(*args, **kwargs)
+
+    monkeypatch.setattr(landscape, "spectra", stopped_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run_hessian(models, place / "data", tmp_path / "out", **options)
+    found = run_hessian(models, place / "data", tmp_path / "out", **options)
+    assert len(calls) == 3
+    assert list(found.spectra) == found.models == ["model", "kept, epoch 3"]
+    assert not (tmp_path / "out" / "state").exists()
+
+
+def test_a_model_that_is_not_there_is_told_before_any_is_measured(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(landscape, "spectra", lambda *_args, **_kwargs: pytest.fail("it was measured"))
+    with pytest.raises(ModelError, match="nowhere"):
+        run_hessian([str(place / "model"), "nowhere"], place / "data", tmp_path / "out")
 
 
 @pytest.mark.slow
