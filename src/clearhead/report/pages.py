@@ -94,26 +94,31 @@ def _title(run: Results) -> str:
     if isinstance(run, OptimizerResults):
         return f"Optimizers on {run.data}"
     if isinstance(run, EvaluationResults):
-        return f"{' and '.join(run.models)}: evaluation"
+        return f"{_listed(run.models)}: evaluation"
     if isinstance(run, SufficientResults):
         return f"{run.model}: sufficient input subsets"
     if isinstance(run, SuiteResults):
-        return f"{' and '.join(run.models)} on shifted data"
+        return f"{_listed(run.models)} on shifted data"
     if isinstance(run, SpectrumResults):
-        return f"{' and '.join(run.models)}: Hessian spectra"
+        return f"{_listed(run.models)}: Hessian spectra"
     if isinstance(run, SurfaceResults):
-        return f"{' and '.join(run.models)}: loss surface"
+        return f"{_listed(run.models)}: loss surface"
     if isinstance(run, TrajectoryResults):
         return f"{run.model}: the way of the weights"
     if isinstance(run, FourierResults):
-        return f"{' and '.join(run.models)}: frequencies through depth"
+        return f"{_listed(run.models)}: frequencies through depth"
     if isinstance(run, LesionResults):
-        return f"{' and '.join(run.models)}: lesions"
+        return f"{_listed(run.models)}: lesions"
     if isinstance(run, CkaResults):
-        return f"{' and '.join(run.models)}: similarity of layers"
+        return f"{_listed(run.models)}: similarity of layers"
     if isinstance(run, SlicesResults):
         return f"{run.model}: where it fails"
     return f"{run.model}: {'audit' if isinstance(run, AuditResults) else 'attention heads'}"
+
+
+def _listed(models: Sequence[str]) -> str:
+    """The names of up to three models, else the first two and how many more."""
+    return " and ".join(models) if len(models) <= 3 else f"{', '.join(models[:2])} and {len(models) - 2} more"
 
 
 def _lead(run: Results) -> str:

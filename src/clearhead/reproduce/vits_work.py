@@ -267,20 +267,14 @@ def claims(found: _Found) -> list[Claim]:
     fitted("Local attention fits better than global", "vit-window", "vit-gap", -1)
     fitted("AlterNet fits better than ResNet", "alternet", "resnet", -1)
     for says, name, kind, sign in (
-        ("Attention lowers high frequencies", "vit-gap", "attention", -1),
-        ("MLPs raise them", "vit-gap", "mlp", 1),
-        ("Convolutions raise them", "resnet", "conv", 1),
+        ("Attention lowers", "vit-gap", "attention", -1),
+        ("MLPs raise", "vit-gap", "mlp", 1),
+        ("Convolutions raise", "resnet", "conv", 1),
     ):
-        for what in ("high_change", "variance_change"):
-            change = getattr(found.maps.maps[name], what).get(kind)
-            measured = f"{name}, {kind}: change of the {'highest frequency' if what == 'high_change' else 'variance'}"
+        for changes, thing in (("high_change", "high frequencies"), ("variance_change", "variance")):
+            change = getattr(found.maps.maps[name], changes).get(kind)
             if change is not None:
-                shown = (
-                    says
-                    if what == "high_change"
-                    else says.replace("high frequencies", "variance").replace("them", "it")
-                )
-                told.append(Claim(shown, measured, change, sign))  # type: ignore[arg-type]
+                told.append(Claim(f"{says} {thing}", f"{name}, {kind}: change of {thing}", change, sign))  # type: ignore[arg-type]
     lost = {row.set: row.change for row in found.noise.changes if row.model == "vit-cls"}
     extra = _apart(lost["frequency noise 0.1"], lost["frequency noise 0.9"])
     says = "The higher the frequency of noise, the more it hurts ResNets beside ViTs"
