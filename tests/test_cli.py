@@ -219,6 +219,7 @@ def test_train_with_diverse_heads_and_audit_with_heads(place):
     assert "Heads that do the same" in (place / "with-heads" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_study_is_run_once_and_grows(place):
     methods = "{relevance: {method: relevance}, GradMask: {method: gradmask}, fine-tuning: {method: train}}"
     plan = "{model: MODEL, data: data, tests: {all: data}, samples: 2, classes: [1, 2], epochs: 1, lr: 1.0e-3}"

@@ -28,6 +28,7 @@ def results_of(place, out):
     return json.loads((place / out / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_hessian_of_the_epochs_a_run_kept(place, run):
     options = ("--split", "train", "--batch-size", 2, "--batches", 2, "--top", 2, "--tolerance", 0.1)
     found = clearhead("landscape", "hessian", run, "data", *options, "--out", "epochs", cwd=place)

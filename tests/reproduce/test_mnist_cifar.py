@@ -76,6 +76,7 @@ def test_protocols_choose_by_validation_alone() -> None:
     assert both == (id_test[epoch, ood_val[epoch].argmax()], ood_test[epoch, ood_val[epoch].argmax()])
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "mnist_cifar", lambda mnist, cifar, seed: parts())
     options = {"seeds": 2, "epochs": 1, "residuals": (False,)}

@@ -151,6 +151,7 @@ def test_what_cannot_be_had_is_told_before_anything_is_trained(plan_of, tmp_path
         run_study(plan_of(fine), tmp_path / "study", storage="nonsense")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_that_goes_on_is_looked_at_from_its_first_epoch(plan_of, tmp_path, monkeypatch):
     plan = plan_of("optimizers: {SGD: {optimizer: sgd, lr: [1.0e-3, 1.0e-2]}}").model_copy(update={"epochs": 4})
     keep, calls = train._keep, []

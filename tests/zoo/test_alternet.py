@@ -112,6 +112,7 @@ def timm_conv(*args, **kwargs) -> nn.Conv2d:
     return nn.Conv2d(*args, **kwargs, padding=(kwargs.get("kernel_size") or args[2]) // 2, bias=False)
 
 
+@pytest.mark.slow
 def test_sizes_against_known_ones():
     imagenet = 25_549_352  # ResNet-50 v2, 1000 classes
     assert parameters(on_paper("preact_resnet50_224")) == imagenet
