@@ -70,12 +70,12 @@ def test_a_model_that_is_not_there_is_told_before_any_is_measured(place, tmp_pat
 @pytest.mark.slow
 def test_hessian_with_the_whole_spectrum(place):
     options = ("--split", "train", "--batch-size", 2, "--batches", 2, "--density")
-    found = clearhead("landscape", "hessian", "model", "data", *options, "--out", "whole", cwd=place)
+    found = clearhead("landscape", "hessian", "model", "data", *options, "--out", "whole-spectrum", cwd=place)
     assert found.returncode == 0, found.stderr
     assert "trace" in found.stdout
-    (spectrum,) = results_of(place, "whole")["spectra"].values()
+    (spectrum,) = results_of(place, "whole-spectrum")["spectra"].values()
     assert len(spectrum["batches"][0]["density"]["nodes"][0]) == 80
-    assert "Whole spectrum" in (place / "whole" / "report.html").read_text()
+    assert "Whole spectrum" in (place / "whole-spectrum" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,8 @@ def test_parts_are_nested_and_share_what_they_are_measured_on(cifar, tmp_path):
 def test_all_of_it_once(cifar, tmp_path, monkeypatch):
     shallow = {name: f"{model},depth=1" if "vit" in name else model for name, model in TINY.models.items()}
     shallow["vit-window"] = "zoo:vit_mini_patch4_window_32,window=5,depth=1"
-    monkeypatch.setitem(
-        SIZES, "small", replace(TINY, models=shallow, settings=replace(TINY.settings, epochs=2, batch_size=16))
-    )
+    few = replace(TINY.settings, epochs=2, warmup=1, batch_size=16)
+    monkeypatch.setitem(SIZES, "small", replace(TINY, models=shallow, settings=few, early=1))
     found = reproduce(tmp_path / "out", cifar, device="cpu")
     for name in ("resnet", "vit-cls", "vit-gap", "vit-window", "alternet", "vit-gap-50"):
         assert f"| {name} |" in found
