@@ -66,6 +66,14 @@ def part_of(folder: ImageFolder, fraction: float, seed: int) -> ImageFolder:
     return replace(folder, samples=tuple(folder.samples[i] for i in sorted(kept)), problems=())
 
 
+def some_of(folder: ImageFolder, count: int | None, seed: int) -> ImageFolder:
+    """At most so many images of a folder, drawn at random, in its order; None for all."""
+    if count is None or count >= len(folder.samples):
+        return folder
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(folder.samples))[:count])
+    return replace(folder, samples=tuple(folder.samples[i] for i in chosen))
+
+
 def splits_of(root: str | Path) -> set[str]:
     """The splits that metadata.csv or the shards of a set name; none where there are no splits."""
     if is_sharded(root):

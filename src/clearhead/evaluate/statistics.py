@@ -5,7 +5,7 @@ Which interval is made how, and why, is told in docs/statistics.md.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import binomtest, bootstrap, norm
@@ -100,11 +100,18 @@ def accuracy_difference(before: np.ndarray, after: np.ndarray, level: float = LE
 
 def independent_difference(before: np.ndarray, after: np.ndarray) -> Estimate:
     """Share right after minus share right before, on other images, with Newcombe's interval from Wilson's."""
-    a, b = proportion(before), proportion(after)
-    value = b.value - a.value
-    low = value - math.hypot(b.value - b.low, a.high - a.value)
-    high = value + math.hypot(b.high - b.value, a.value - a.low)
-    return Estimate(value, low, high, min(a.count, b.count), "pp")
+    return replace(apart(proportion(before), proportion(after)), unit="pp")
+
+
+def apart(before: Estimate, after: Estimate) -> Estimate:
+    """After less before, of numbers on other images, with Newcombe's interval from theirs.
+
+    For numbers on the same images it is too wide where they go up and down together.
+    """
+    value = after.value - before.value
+    low = value - math.hypot(after.value - after.low, before.high - before.value)
+    high = value + math.hypot(after.high - after.value, before.value - before.low)
+    return Estimate(value, low, high, min(before.count, after.count), before.unit)
 
 
 def mean_difference(before: np.ndarray, after: np.ndarray, unit: str = "", seed: int = 0) -> Estimate:

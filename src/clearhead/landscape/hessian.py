@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from clearhead.models import Classifier
 from clearhead.models.classifier import evaluation_mode
 
 
@@ -131,20 +133,33 @@ def hessian(module: nn.Module, loss: Callable[[], Tensor], *, weight_decay: floa
             return torch.cat([part.flatten() for part in found]).add_(v, alpha=weight_decay)
 
         def gradient_at(v: Tensor) -> Tensor:
-            before = [p.data for p in parameters]
-            try:
-                for p, part in zip(parameters, v.split([p.numel() for p in parameters]), strict=True):
-                    p.data = p.data + part.view_as(p)  # other storage: the graph that is kept needs the old values
+            parts = v.split([p.numel() for p in parameters])
+            with moved(parameters, [part.view_as(p) for p, part in zip(parameters, parts, strict=True)]):
                 found = torch.autograd.grad(loss(), parameters, materialize_grads=True)
-                moved = torch.cat([p.data.flatten() for p in parameters])
-            finally:
-                for p, data in zip(parameters, before, strict=True):
-                    p.data = data
-            return torch.cat([part.flatten() for part in found]).add_(moved, alpha=weight_decay)
+                here = torch.cat([p.data.flatten() for p in parameters])
+            return torch.cat([part.flatten() for part in found]).add_(here, alpha=weight_decay)
 
         size = sum(p.numel() for p in parameters)
         layout = [p.shape for p in parameters]
         yield Hessian(size, value.item(), flat.detach()[:0], product, gradient_at, layout)
+
+
+@contextmanager
+def moved(parameters: Sequence[nn.Parameter], by: Sequence[Tensor]) -> Iterator[None]:
+    """A block in which parameters are moved; other tensors stand in for them, so a graph that is kept still holds."""
+    before = [p.data for p in parameters]
+    try:
+        for p, step in zip(parameters, by, strict=True):
+            p.data = p.data + step
+        yield
+    finally:
+        for p, data in zip(parameters, before, strict=True):
+            p.data = data
+
+
+def loss_of(model: Classifier, image: Tensor, label: Tensor) -> Callable[[], Tensor]:
+    """The mean cross-entropy of a batch (B x 3 x H x W, B), to be computed anew at each call."""
+    return lambda: F.cross_entropy(model(image), label)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from clearhead.landscape.hessian import LandscapeError
+from clearhead.landscape.hessian import LandscapeError, moved
 from clearhead.models.classifier import evaluation_mode
 
 
@@ -24,7 +24,6 @@ def sharpness(module: nn.Module, loss: Callable[[], Tensor], *, radius: float = 
         LandscapeError: for a loss that is not finite at the weights.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    kept = [p.detach().clone() for p in parameters]
     with evaluation_mode(module):
         with torch.enable_grad():
             value = loss()
@@ -32,12 +31,5 @@ def sharpness(module: nn.Module, loss: Callable[[], Tensor], *, radius: float = 
         if not torch.isfinite(value):
             raise LandscapeError(f"the loss is {value.item()}: it has no sharpness there")
         norm = torch.stack([part.norm() for part in gradient]).norm().clamp(min=torch.finfo(value.dtype).tiny)
-        try:
-            with torch.no_grad():
-                for p, part in zip(parameters, gradient, strict=True):
-                    p.add_(part * (radius / norm))
-                return (loss() - value).item()
-        finally:
-            with torch.no_grad():
-                for p, before in zip(parameters, kept, strict=True):
-                    p.copy_(before)
+        with torch.no_grad(), moved(parameters, [part * (radius / norm) for part in gradient]):
+            return (loss() - value).item()

@@ -5,21 +5,19 @@ eigenvalues, one that is not convex has negative ones. All batches' values make 
 positive end told apart.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
-import torch.nn.functional as F
-from torch import Tensor
 
 from clearhead.data.augment import Augmentation, augmentation
 from clearhead.data.batches import Images, loader
 from clearhead.data.folder import ImageFolder
 from clearhead.evaluate.statistics import Estimate, mean
 from clearhead.landscape.density import Density, Trace, density, trace
-from clearhead.landscape.hessian import LandscapeError, eigenvalues, hessian
+from clearhead.landscape.hessian import LandscapeError, eigenvalues, hessian, loss_of
 from clearhead.models import Classifier
 
 
@@ -105,11 +103,17 @@ def spectra(
     count = min(batches, len(folder.samples) // batch_size)
     drawn = islice(loader(images, batch_size, workers, shuffle=True, seed=seed), count)
     device = next(model.module.parameters()).device
-    found = []
-    for number, batch in enumerate(track(drawn, count) if track else drawn):
-        image, label = batch["image"].to(device), batch["label"].to(device)
-        loss = partial(_loss, model, image, label)
-        found.append(_of_batch(model, loss, k, weight_decay, tolerance, whole, seed, number))
+
+    def of_batch(number: int, batch: Mapping[str, Any]) -> BatchSpectrum:
+        # a function, so that its graph is gone before the next one is made
+        loss = loss_of(model, batch["image"].to(device), batch["label"].to(device))
+        with hessian(model.module, loss, weight_decay=weight_decay) as matrix:
+            e = eigenvalues(matrix, k, tolerance=tolerance, seed=seed)
+            probe = seed + number  # other random vectors for each batch: their errors do not add up
+            bulk = (density(matrix, seed=probe), trace(matrix, seed=probe)) if whole else (None, None)
+            return BatchSpectrum(matrix.loss, e.values, e.lowest, e.highest, e.products, e.error, *bulk)
+
+    found = [of_batch(number, batch) for number, batch in enumerate(track(drawn, count) if track else drawn)]
     values = [np.array(one.values) for one in found]
     return Spectrum(
         found,
@@ -120,25 +124,3 @@ def spectra(
         loss=mean(np.array([one.loss for one in found]), "nats", seed),
         trace=mean(np.array([one.trace.value for one in found if one.trace]), seed=seed) if whole else None,
     )
-
-
-def _of_batch(
-    model: Classifier,
-    loss: Callable[[], Tensor],
-    k: int,
-    weight_decay: float,
-    tolerance: float,
-    whole: bool,
-    seed: int,
-    number: int,
-) -> BatchSpectrum:
-    """The spectrum of one batch, whose graph is gone with the call: two of them would be twice the memory."""
-    with hessian(model.module, loss, weight_decay=weight_decay) as matrix:
-        e = eigenvalues(matrix, k, tolerance=tolerance, seed=seed)
-        probe = seed + number  # other random vectors for each batch: their errors do not add up
-        bulk = (density(matrix, seed=probe), trace(matrix, seed=probe)) if whole else (None, None)
-        return BatchSpectrum(matrix.loss, e.values, e.lowest, e.highest, e.products, e.error, *bulk)
-
-
-def _loss(model: Classifier, image: Tensor, label: Tensor) -> Tensor:
-    return F.cross_entropy(model(image), label)

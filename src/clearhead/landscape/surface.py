@@ -25,7 +25,7 @@ from torch.func import functional_call
 
 from clearhead.data.batches import Images, loader
 from clearhead.data.folder import ImageFolder
-from clearhead.landscape.hessian import LandscapeError, eigenvalues, hessian
+from clearhead.landscape.hessian import LandscapeError, eigenvalues, hessian, loss_of
 from clearhead.models import Classifier
 from clearhead.models.classifier import evaluation_mode, logits
 
@@ -86,7 +86,7 @@ def eigenvector_directions(
     """
     parameters = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
     with hessian(module, loss) as matrix:
-        found = eigenvalues(matrix, count, tolerance=1e-3, seed=seed, vectors=True)
+        found = eigenvalues(matrix, count, seed=seed, vectors=True)
     assert found.vectors is not None
     length = torch.cat([p.flatten() for p in parameters.values()]).norm()
     sizes = [p.numel() for p in parameters.values()]
@@ -151,10 +151,7 @@ def surface(
     if along == "random":
         directions = random_directions(module, dims, seed=seed)
     else:
-        first, label = batches[0]
-        directions, curvature = eigenvector_directions(
-            module, lambda: F.cross_entropy(model(first), label), dims, seed=seed
-        )
+        directions, curvature = eigenvector_directions(module, loss_of(model, *batches[0]), dims, seed=seed)
     steps = np.linspace(-span, span, points).tolist()
     grid = list(itertools.product(steps, repeat=dims))
     centre = torch.stack(on_points(module, directions, [(0.0,) * dims], batches))

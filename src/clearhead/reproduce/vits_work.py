@@ -8,7 +8,7 @@ difference: it holds where the whole interval lies on the claimed side of zero, 
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from math import hypot, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,13 +22,12 @@ from clearhead.data.folder import ImageFolder
 from clearhead.data.pixels import DataError, load_image
 from clearhead.data.shards import read_images
 from clearhead.data.splits import hold_out, part_of, splits_of
-from clearhead.evaluate.statistics import Estimate, interval, number
+from clearhead.evaluate.statistics import Estimate, apart, interval, number
 from clearhead.recipe import Settings
 from clearhead.results import (
     AuditResults,
     ComparisonResults,
     FourierResults,
-    LesionResults,
     SpectrumResults,
     SuiteResults,
 )
@@ -176,14 +175,13 @@ def reproduce(
         workflows.run_train(model, data / percent, out / name, chosen.settings, **arguments)
     runs = [out / name for name in chosen.models]
     checkpoints = [str(folder / "checkpoint") for folder in runs]
-    decay = chosen.settings.weight_decay
     snapshots = [str(folder / "epochs" / str(epoch)) for folder in runs for epoch in (chosen.early, last)]
     spectra = workflows.run_hessian(
         snapshots, data / "100", out / SPECTRA, split="train", batches=chosen.batches, seed=seed, **run
     )
     options: dict[str, Any] = {"split": "test", "images": chosen.probed, "seed": seed, **run}
     maps = workflows.run_fourier(checkpoints, data / "100", out / MAPS, **options)
-    lesions = workflows.run_lesion(checkpoints, data / "100", out / LESIONS, **options)
+    workflows.run_lesion(checkpoints, data / "100", out / LESIONS, **options)
     noise = workflows.run_suite(checkpoints, ["frequency-noise"], data / "100", out / NOISE, split="test", **run)
     # how well training fits is told by its end: the epoch that is kept was chosen not to overfit
     places = {"train": f"epochs/{last}", "test": "checkpoint"}
@@ -207,8 +205,8 @@ def reproduce(
         )
         for before, after in pairs
     }
-    found = _Found(spectra, maps, lesions, noise, audits, against, chosen.early, last, smallest)
-    told = f"Weight decay adds {decay:g} to every eigenvalue, left out here."
+    found = _Found(spectra, maps, noise, audits, against, chosen.early, last, smallest)
+    told = f"Weight decay adds {chosen.settings.weight_decay:g} to every eigenvalue, left out here."
     return "\n".join([_table(found, list(trained)), told, "", _noise_table(noise), _claims_table(claims(found))])
 
 
@@ -218,7 +216,6 @@ class _Found:
 
     spectra: SpectrumResults
     maps: FourierResults
-    lesions: LesionResults
     noise: SuiteResults
     audits: dict[tuple[str, str], AuditResults]
     against: dict[tuple[str, str], ComparisonResults]
@@ -261,7 +258,7 @@ def claims(found: _Found) -> list[Claim]:
 
     def fitted(says: str, of: str, other: str, sign: Literal[-1, 1]) -> None:
         before, after = (found.audits[name, "train"].audit.calibration.loss for name in (other, of))
-        told.append(Claim(says, f"loss on own training images: {of} less {other}", _apart(before, after), sign))
+        told.append(Claim(says, f"loss on own training images: {of} less {other}", apart(before, after), sign))
 
     fitted("and do not fit them better: they do not overfit", fewer[1], fewer[0], 1)
     fitted("Local attention fits better than global", "vit-window", "vit-gap", -1)
@@ -276,7 +273,7 @@ def claims(found: _Found) -> list[Claim]:
             if change is not None:
                 told.append(Claim(f"{says} {thing}", f"{name}, {kind}: change of {thing}", change, sign))  # type: ignore[arg-type]
     lost = {row.set: row.change for row in found.noise.changes if row.model == "vit-cls"}
-    extra = _apart(lost["frequency noise 0.1"], lost["frequency noise 0.9"])
+    extra = apart(lost["frequency noise 0.1"], lost["frequency noise 0.9"])
     says = "The higher the frequency of noise, the more it hurts ResNets beside ViTs"
     told.append(Claim(says, "accuracy of vit-cls less resnet: at 0.9 π less at 0.1 π", extra, 1))
     return told
@@ -287,14 +284,6 @@ def _over_batches(differences: np.ndarray, unit: str) -> Estimate:
     mean, count = float(differences.mean()), len(differences)
     half = float(t.ppf(0.975, count - 1)) * float(differences.std(ddof=1)) / sqrt(count)
     return Estimate(mean, mean - half, mean + half, count, unit)
-
-
-def _apart(before: Estimate, after: Estimate) -> Estimate:
-    """After less before, of other images, or of the same as if they were others, with Newcombe's interval."""
-    value = after.value - before.value
-    low = value - hypot(after.value - after.low, before.high - before.value)
-    high = value + hypot(after.high - after.value, before.value - before.low)
-    return Estimate(value, low, high, min(before.count, after.count), before.unit)
 
 
 def _parts(folder: Path, cifar: str | Path, size: Size, seed: int) -> Path:

@@ -2,15 +2,12 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from clearhead.data.folder import ImageFolder
 from clearhead.data.shards import read_images
+from clearhead.data.splits import some_of
 from clearhead.layers import LayersError, cka, feature_maps, lesions
 from clearhead.models import load_model
 from clearhead.models.classifier import on_device
@@ -85,7 +82,7 @@ def run_cka(
     if not begin(out, "layers cka", arguments):
         started = time.perf_counter()
         loaded = [on_device(load_model(model), device) for model in models]
-        folder = _drawn(read_images(data, split=split), images, seed)
+        folder = some_of(read_images(data, split=split), images, seed)
         names = once([model_name(model) for model in models])
         options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "seed": seed}
         other = loaded[1] if len(loaded) > 1 else None
@@ -110,7 +107,7 @@ def _each_model(
         names = once([model_name(model) for model in models])
         options = {name: given_to[name] for name in ("batch_size", "workers", "seed")}
         found, classifier, folder = {}, None, None
-        read = cache(lambda classes: _drawn(read_images(data, split=split, classes=classes), given_to["images"], seed))
+        read = cache(lambda classes: some_of(read_images(data, split=split, classes=classes), given_to["images"], seed))
         for name, model in zip(names, models, strict=True):
             classifier = on_device(load_model(model), given_to["device"])
             classes = classifier.classes if labelled else None
@@ -121,11 +118,3 @@ def _each_model(
         facts = facts_of(arguments, started, folder.samples, classifier)
         finish(out, kind(command.split()[1], names, data_name(data, split), found, list(folder.problems), facts))
     return read_results(out, Results)
-
-
-def _drawn(folder: ImageFolder, images: int | None, seed: int) -> ImageFolder:
-    """At most so many images of a folder, drawn at random, in its order."""
-    if images is None or images >= len(folder.samples):
-        return folder
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(folder.samples))[:images])
-    return replace(folder, samples=tuple(folder.samples[i] for i in chosen))

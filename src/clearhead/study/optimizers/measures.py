@@ -1,20 +1,18 @@
 """What is measured of the setting that a cell keeps: on test images, and of the loss on training images."""
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-import torch.nn.functional as F
-from scipy.special import log_softmax
-from torch import Tensor
 
 from clearhead.data.batches import Images, loader
 from clearhead.data.folder import ImageFolder
+from clearhead.data.splits import some_of
 from clearhead.evaluate.calibration import expected_calibration_error
-from clearhead.evaluate.predict import logits_of, predict
+from clearhead.evaluate.predict import predict
 from clearhead.evaluate.statistics import Estimate, mean, proportion
 from clearhead.landscape import spectra
+from clearhead.landscape.hessian import loss_of
 from clearhead.landscape.sharpness import sharpness
 from clearhead.models import Classifier
 
@@ -55,17 +53,15 @@ def measure(
     The epoch that was kept was chosen not to overfit: how well training fits, and where it ends, the last one tells.
     """
     said = predict(kept, test, batch_size=128, seed=seed)
-    chosen = np.random.default_rng(seed).permutation(len(train.samples))[:MOST_TRAIN]
-    part = replace(train, samples=tuple(train.samples[i] for i in sorted(chosen)), problems=())
-    labels = np.array([sample.label for sample in part.samples])
-    of_label = log_softmax(logits_of(last, part, 128), axis=-1)[np.arange(len(labels)), labels]
+    part = some_of(train, MOST_TRAIN, seed)
+    fitted = predict(last, part, batch_size=128, seed=seed)
     size = min(16, len(part.samples) // 2)
     spectrum = spectra(last, part, batches=batches, batch_size=size, seed=seed)
     return Measures(
         accuracy=proportion(said.correct),
         loss=mean(said.loss, "nats", seed),
         calibration_error=expected_calibration_error(said.confidence, said.correct, seed=seed),
-        train_loss=mean(-of_label, "nats", seed),
+        train_loss=mean(fitted.loss, "nats", seed),
         eigenvalue=spectrum.largest,
         negative=spectrum.negative,
         sharpness=mean(_sharpness(last, part, batches, seed), "nats", seed),
@@ -78,12 +74,7 @@ def _sharpness(model: Classifier, folder: ImageFolder, batches: int, seed: int, 
     drawn = islice(loader(Images(folder, model.preprocess), batch_size, 0, shuffle=True, seed=seed), batches)
     found: list[float] = []
     for batch in drawn:
-        image, label = batch["image"].to(device), batch["label"].to(device)
-        if found and len(image) < batch_size:  # a smaller batch is sharper
+        if found and len(batch["label"]) < batch_size:  # a smaller batch is sharper
             break
-        found.append(sharpness(model.module, partial(_loss, model, image, label)))
+        found.append(sharpness(model.module, loss_of(model, batch["image"].to(device), batch["label"].to(device))))
     return np.array(found)
-
-
-def _loss(model: Classifier, image: Tensor, label: Tensor) -> Tensor:
-    return F.cross_entropy(model(image), label)

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 _BEAT, _PATIENCE = 5, 20
 """Seconds between two heartbeats of a process, and without one until it counts as gone."""
 
-
 MOST_VALIDATION = 2000
 """Images held out to choose by, where the data has none to choose by; a tenth of fewer than ten times that."""
 
@@ -213,14 +212,19 @@ def _next(plan: Plan, cell: Cell, out: Path, url: str, device: str | None) -> No
     """Try the next setting of a cell that is waiting, if one is."""
     study = _study(url, plan, cell)
     if _queue(study, plan, cell, out)[0]:
-        study.optimize(lambda trial: _try(trial, plan, cell, out, device), n_trials=1)
+        _take(study, plan, cell, out, device)
+
+
+def _take(study: "optuna.Study", plan: Plan, cell: Cell, out: Path, device: str | None) -> None:
+    study.optimize(lambda trial: _try(trial, plan, cell, out, device), n_trials=1)
 
 
 def _finish(plan: Plan, cell: Cell, out: Path, url: str, device: str | None) -> None:
     """Wait until all settings of a cell are done, doing those that others have left, and measure the best."""
-    while sum(counts := _queue(_study(url, plan, cell), plan, cell, out)):
+    study = _study(url, plan, cell)
+    while sum(counts := _queue(study, plan, cell, out)):
         if counts[0]:
-            _next(plan, cell, out, url, device)
+            _take(study, plan, cell, out, device)
         else:
             time.sleep(2)
     best = _best(plan, cell, out)
