@@ -67,7 +67,9 @@ def main(data: Path, out: Path, epochs: int, lr: float, shifts: list[str], seeds
     plan = {"model": model, "data": "imagenet-samples", "tests": tests, "methods": METHODS, "samples": 1}
     plan |= {"classes": 500, "seeds": list(range(seeds)), "validation": 200, "epochs": epochs, "lr": lr}
     (out / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")
-    subprocess.run([*clearhead, "study", out / "plan.yaml", "--out", out / "runs", "--jobs", "2"], check=True)
+    subprocess.run(
+        [*clearhead, "study", "repairs", out / "plan.yaml", "--out", out / "runs", "--jobs", "2"], check=True
+    )
 
 
 if __name__ == "__main__":

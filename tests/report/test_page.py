@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 from xml.etree import ElementTree
 
 import numpy as np
@@ -22,8 +23,10 @@ from PIL import Image
 
 from clearhead.evaluate.statistics import Estimate, interval, number
 from clearhead.report import plots
+from clearhead.report.kinds import KINDS
 from clearhead.report.page import Figure, Gallery, Page, Picture, Row, Table, Verdict, render, write
 from clearhead.report.pictures import data_uri, outline, overlay
+from clearhead.results import Results
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -799,3 +802,7 @@ def test_the_page_renders_in_light_in_dark_and_on_a_phone(tmp_path: Path) -> Non
     path.write_text(path.read_text().replace("<main>", '<main><img src="https://example.invalid/a.png">'))
     _, console = screenshot(path, tmp_path / "request.png", tmp_path / "request", width=390, height=400)
     assert any("Content Security Policy" in line for line in console), "a request must be refused, and seen here"
+
+
+def test_every_kind_of_results_has_its_page() -> None:
+    assert set(KINDS) == set(get_args(Results))

@@ -35,13 +35,8 @@ def layers_fourier(
     from clearhead import console, workflows
 
     folder = out or default_out("fourier", data, *models)
-    options: dict[str, Any] = {
-        "split": split,
-        "images": images,
-        "batch_size": batch_size,
-        "workers": workers,
-        "seed": seed,
-    }
+    options: dict[str, Any] = {"split": split, "images": images, "batch_size": batch_size}
+    options |= {"workers": workers, "seed": seed}
     found = workflows.run_fourier(models, data, folder, **options, device=device, track=console.progress)
     console.tell_fourier(found, folder)
 
@@ -62,13 +57,8 @@ def layers_lesion(
     from clearhead import console, workflows
 
     folder = out or default_out("lesion", data, *models)
-    options: dict[str, Any] = {
-        "split": split,
-        "images": images,
-        "batch_size": batch_size,
-        "workers": workers,
-        "seed": seed,
-    }
+    options: dict[str, Any] = {"split": split, "images": images, "batch_size": batch_size}
+    options |= {"workers": workers, "seed": seed}
     found = workflows.run_lesion(models, data, folder, **options, device=device, track=console.progress)
     console.tell_lesions(found, folder)
 
@@ -89,12 +79,7 @@ def layers_cka(
     from clearhead import console, workflows
 
     folder = out or default_out("cka", data, *models)
-    options: dict[str, Any] = {
-        "split": split,
-        "images": images,
-        "batch_size": batch_size,
-        "workers": workers,
-        "seed": seed,
-    }
+    options: dict[str, Any] = {"split": split, "images": images, "batch_size": batch_size}
+    options |= {"workers": workers, "seed": seed}
     found = workflows.run_cka(models, data, folder, **options, device=device, track=console.progress)
     console.tell_cka(found, folder)

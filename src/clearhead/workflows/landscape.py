@@ -1,9 +1,8 @@
 """landscape: how flat and how convex is the loss around the weights, and which way did training take through it?"""
 
-import shutil
 import time
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +10,9 @@ from clearhead.data.augment import Augmentation
 from clearhead.data.folder import ImageFolder
 from clearhead.data.shards import read_images
 from clearhead.landscape import LandscapeError, Spectrum, Surface, spectra, surface, trajectory, weight_vector
-from clearhead.models import Classifier, load_model
-from clearhead.models.classifier import on_device
+from clearhead.models import load_model
 from clearhead.results import Results, SpectrumResults, SurfaceResults, TrajectoryResults
-from clearhead.runs import begin, read_results, write_results
+from clearhead.runs import begin, read_results
 from clearhead.workflows.pieces import (
     Track,
     data_name,
@@ -22,8 +20,8 @@ from clearhead.workflows.pieces import (
     finish,
     given,
     model_name,
+    of_each,
     once,
-    titled,
     versions_told,
 )
 
@@ -56,14 +54,13 @@ def run_hessian(
         started, names = time.perf_counter(), once([model_name(model) for model in models])
         options: dict[str, Any] = {"k": k, "batches": batches, "batch_size": batch_size, "weight_decay": weight_decay}
         options |= {"augment": augment, "tolerance": tolerance, "whole": whole, "workers": workers, "seed": seed}
-        found, folder, classifier = _of_each(
-            models, data, split, device, out, Spectrum, partial(spectra, **options), track
-        )
+        read = partial(_read, data, split)
+        instrument = partial(spectra, **options)
+        found, folder, classifier = of_each(_each(models), read, instrument, Spectrum, out, device=device, track=track)
         facts = facts_of(arguments, started, folder.samples, classifier)
         facts["images"] = f"{min(batches, len(folder.samples) // batch_size) * batch_size:,} of {len(folder.samples):,}"
         problems = list(folder.problems)
         finish(out, SpectrumResults("spectrum", names, data_name(data, split), k, found, problems, facts))
-        shutil.rmtree(out / "state")
     return read_results(out, Results)
 
 
@@ -92,22 +89,16 @@ def run_surface(
     arguments = given(locals())
     if not begin(out, "landscape surface", arguments):
         started, names = time.perf_counter(), once([model_name(model) for model in models])
-        options: dict[str, Any] = {
-            "dims": dims,
-            "points": points,
-            "span": span,
-            "along": along,
-            "weight_decay": weight_decay,
-        }
-        options |= {"images": images, "batch_size": batch_size, "workers": workers, "seed": seed}
-        found, folder, classifier = _of_each(
-            models, data, split, device, out, Surface, partial(surface, **options), track
-        )
+        options: dict[str, Any] = {"dims": dims, "points": points, "span": span, "along": along}
+        options |= {"weight_decay": weight_decay, "images": images, "batch_size": batch_size}
+        options |= {"workers": workers, "seed": seed}
+        read = partial(_read, data, split)
+        instrument = partial(surface, **options)
+        found, folder, classifier = of_each(_each(models), read, instrument, Surface, out, device=device, track=track)
         facts = facts_of(arguments, started, folder.samples, classifier)
         facts["images"] = f"{min(images, len(folder.samples)):,} of {len(folder.samples):,}"
         problems = list(folder.problems)
         finish(out, SurfaceResults("surface", names, data_name(data, split), along, found, problems, facts))
-        shutil.rmtree(out / "state")
     return read_results(out, Results)
 
 
@@ -130,30 +121,8 @@ def run_trajectory(run: str | Path, out: Path, *, track: Track | None = None) ->
     return read_results(out, Results)
 
 
-def _of_each(
-    models: Sequence[str],
-    data: str | Path,
-    split: str | None,
-    device: str | None,
-    out: Path,
-    kind: type,
-    instrument: Callable[..., Any],
-    track: Track | None,
-) -> tuple[dict[str, Any], ImageFolder, Classifier]:
-    """What an instrument finds of each model, by name; what a stopped run had found is in ``out/state``.
-
-    The data is read, and each image decoded, once for all models of the same classes.
-    """
-    read, found, places = cache(partial(read_images, data, split=split)), {}, _each(models)
-    for _, place in places:  # a mistake shows before hours of work
-        load_model(place)
-    for i, (name, place) in enumerate(places):
-        classifier, kept = on_device(load_model(place), device), out / "state" / str(i)
-        folder = read(classes=classifier.classes)
-        if not (kept / "results.json").is_file():
-            write_results(kept, instrument(classifier, folder, track=titled(track, name)))
-        found[name] = read_results(kept, kind)
-    return found, folder, classifier
+def _read(data: str | Path, split: str | None, classes: Sequence[str]) -> ImageFolder:
+    return read_images(data, split=split, classes=classes)
 
 
 def _epochs(run: Path) -> list[Path]:

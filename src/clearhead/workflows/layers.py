@@ -2,18 +2,19 @@
 
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from clearhead.data.folder import ImageFolder
 from clearhead.data.shards import read_images
 from clearhead.data.splits import some_of
-from clearhead.layers import LayersError, cka, feature_maps, lesions
+from clearhead.layers import FeatureMaps, LayersError, Lesions, cka, feature_maps, lesions
 from clearhead.models import load_model
 from clearhead.models.classifier import on_device
 from clearhead.results import CkaResults, FourierResults, LesionResults, Results
 from clearhead.runs import begin, read_results
-from clearhead.workflows.pieces import Track, data_name, facts_of, finish, given, model_name, once, titled
+from clearhead.workflows.pieces import Track, data_name, facts_of, finish, given, model_name, of_each, once, titled
 
 
 def run_fourier(
@@ -34,7 +35,7 @@ def run_fourier(
     Any images will do: labels are not asked for. `images`: at most so many, drawn at random; None for all. The other
     arguments are those of ``clearhead.layers.feature_maps``.
     """
-    return _each_model(locals(), "layers fourier", feature_maps, FourierResults)
+    return _each_model(locals(), "layers fourier", feature_maps, FeatureMaps, FourierResults)
 
 
 def run_lesion(
@@ -55,7 +56,7 @@ def run_lesion(
     `images`: at most so many, drawn at random; None for all. The other arguments are those of
     ``clearhead.layers.lesions``.
     """
-    return _each_model(locals(), "layers lesion", lesions, LesionResults, labelled=True)
+    return _each_model(locals(), "layers lesion", lesions, Lesions, LesionResults, labelled=True)
 
 
 def run_cka(
@@ -96,25 +97,24 @@ def _each_model(
     given_to: dict[str, Any],
     command: str,
     instrument: Callable[..., Any],
-    kind: Callable[..., Any],
+    kind: type,
+    results: Callable[..., Any],
     labelled: bool = False,
 ) -> Any:
     """A run of an instrument on one model after the other; with labels each reads the data by its own classes."""
-    arguments, out, track = given(given_to), given_to["out"], given_to["track"]
-    models, data, split, seed = (given_to[name] for name in ("models", "data", "split", "seed"))
+    arguments, out = given(given_to), given_to["out"]
+    models, data, split = (given_to[name] for name in ("models", "data", "split"))
+
+    def read(classes: Sequence[str]) -> ImageFolder:
+        images = read_images(data, split=split, classes=classes if labelled else None)
+        return some_of(images, given_to["images"], given_to["seed"])
+
     if not begin(out, command, arguments):
-        started = time.perf_counter()
-        names = once([model_name(model) for model in models])
+        started, names = time.perf_counter(), once([model_name(model) for model in models])
         options = {name: given_to[name] for name in ("batch_size", "workers", "seed")}
-        found, classifier, folder = {}, None, None
-        read = cache(lambda classes: some_of(read_images(data, split=split, classes=classes), given_to["images"], seed))
-        for name, model in zip(names, models, strict=True):
-            classifier = on_device(load_model(model), given_to["device"])
-            classes = classifier.classes if labelled else None
-            folder = read(classes)
-            found[name] = instrument(classifier, folder, **options, track=titled(track, name))
-        assert classifier is not None
-        assert folder is not None
+        run = {name: given_to[name] for name in ("device", "track")}
+        places = list(zip(names, models, strict=True))
+        found, folder, classifier = of_each(places, read, partial(instrument, **options), kind, out, **run)
         facts = facts_of(arguments, started, folder.samples, classifier)
-        finish(out, kind(command.split()[1], names, data_name(data, split), found, list(folder.problems), facts))
+        finish(out, results(command.split()[1], names, data_name(data, split), found, list(folder.problems), facts))
     return read_results(out, Results)

@@ -2,10 +2,12 @@
 
 import difflib
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,11 @@ from clearhead.data.shards import plain_source, source_name
 from clearhead.evaluate.predict import Predictions
 from clearhead.explain import explain_with_logits
 from clearhead.models import Classifier, NoHead, load_model
+from clearhead.models.classifier import on_device
 from clearhead.report.pages import write_page
 from clearhead.report.pictures import outline, overlay
 from clearhead.results import Results, Strip
-from clearhead.runs import versions, write_results, written
+from clearhead.runs import read_results, versions, write_results, written
 
 Track = Callable[[Iterable, int, str], Iterable]
 
@@ -75,9 +78,47 @@ def titled(track: Track | None, title: str) -> Callable[[Iterable, int], Iterabl
 
 
 def finish(out: Path, results: Results) -> None:
-    """The page, then the numbers that mark the run as finished."""
+    """The page, then the numbers that mark the run as finished; what was kept of it in case it stopped goes."""
     write_page([(results, out)], out / "report.html")
     write_results(out, results)
+    shutil.rmtree(out / "state", ignore_errors=True)
+
+
+def of_each(
+    places: Sequence[tuple[str, str]],
+    read: Callable[[Sequence[str]], ImageFolder],
+    instrument: Callable[..., Any],
+    kind: type,
+    out: Path,
+    *,
+    device: str | None,
+    track: Track | None,
+) -> tuple[dict[str, Any], ImageFolder, Classifier]:
+    """What an instrument finds of each model, by name; what a stopped run had found is in ``out/state``.
+
+    Args:
+        places: the models' names and where they are.
+        read: gives the data for the classes of a model; for models of the same classes once, so that each image is
+            decoded once.
+        instrument: called with a classifier, the data and `track`.
+        kind: of what it finds.
+        out: folder of the run.
+        device: where to run.
+        track: shows progress.
+
+    Returns:
+        What was found, and the last data and model.
+    """
+    read, found = cache(read), {}
+    for _, place in places:  # a mistake shows before hours of work
+        load_model(place)
+    for i, (name, place) in enumerate(places):
+        classifier, kept = on_device(load_model(place), device), out / "state" / str(i)
+        folder = read(classifier.classes)
+        if not (kept / "results.json").is_file():
+            write_results(kept, instrument(classifier, folder, track=titled(track, name)))
+        found[name] = read_results(kept, kind)
+    return found, folder, classifier
 
 
 def model_name(model: str) -> str:

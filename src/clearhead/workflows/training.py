@@ -1,6 +1,5 @@
 """train, and repair by each of its methods."""
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -311,4 +310,3 @@ def _finish(
     problems = list(dict.fromkeys(problem for folder in folders for problem in folder.problems))
     model, data = model_name(arguments["model"]), data_name(arguments["data"], None)
     finish(out, replace(results, model=model, data=data, problems=problems, facts=facts))
-    shutil.rmtree(out / "state", ignore_errors=True)

@@ -1,0 +1,55 @@
+"""The sections of an audit."""
+
+from pathlib import Path
+
+from clearhead.evaluate.audit import Audit
+from clearhead.report.calibration import calibration_sections
+from clearhead.report.comparisons import MEASURES
+from clearhead.report.heads import head_sections
+from clearhead.report.page import Row, Section, Table
+from clearhead.report.strips import gallery, map_text
+from clearhead.results import AuditResults
+
+MOST_CLASSES = 20
+"""Tables of classes show this many, those of lowest accuracy first."""
+
+
+def audit_sections(run: AuditResults, folder: Path, of: str) -> list[Section]:
+    """What the model relies on, its groups and classes, calibration, the images of least relevance, its heads."""
+    audit = run.audit
+    sections: list[Section] = []
+    if audit.foreground and audit.area:
+        sections.append(_reliance(audit, of))
+    if audit.groups:
+        text = "The worst group is what a model can be counted on for." + _caution(audit)
+        sections.append(Table(f"Groups{of}", ["accuracy"], [Row(n, [e]) for n, e in audit.groups.items()], text))
+    sections.append(_classes(audit, of))
+    sections += calibration_sections(audit.calibration, run.rescaled, of)
+    if run.least:
+        text = f"The images whose relevance lies least on the object. {map_text(audit)}"
+        sections.append(gallery(f"Least on the object{of}", text, run.least, folder))
+    return sections + (head_sections(run.heads, of) if run.heads else [])
+
+
+def _caution(audit: Audit) -> str:
+    small = [name for name, e in audit.groups.items() if e.count < 30]
+    return f" {len(small)} of them have fewer than 30 images: read those with care." if small else ""
+
+
+def _reliance(audit: Audit, of: str) -> Table:
+    rows = [
+        Row(
+            "Relevance in the foreground", [audit.foreground or "", ""], f"map: {audit.method}, of the predicted class"
+        ),
+        Row("Area of the foreground", [audit.area or "", ""], "what a map that is the same everywhere would score"),
+    ]
+    rows += [Row(f"Accuracy, {name}", ["", value]) for name, value in audit.intervened.items()]
+    return Table(f"What it relies on{of}", ["share", "accuracy"], rows, MEASURES.split(". ", 1)[1])
+
+
+def _classes(audit: Audit, of: str) -> Table:
+    worst = sorted(audit.classes.items(), key=lambda item: (item[1].value, item[0]))
+    shown = worst[:MOST_CLASSES]
+    text = "" if len(shown) == len(worst) else f"The {len(shown)} of lowest accuracy out of {len(worst)} with images."
+    balanced = Row("Mean of the classes", [audit.balanced], "balanced accuracy: each class counts alike")
+    return Table(f"Classes{of}", ["accuracy"], [balanced, *(Row(name, [value]) for name, value in shown)], text)

@@ -1,0 +1,101 @@
+"""How vision transformers work (Park & Kim, arXiv 2202.06709): its figures on CIFAR, and which of its claims hold.
+
+The models (`sizes`) are trained alike on parts of the images that are written to `out`/data (`images`), then each
+instrument is run on them: every piece is a run folder with its page, and is not done twice. What was found is told in
+tables, and held against what the paper says (`claims`).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clearhead import workflows
+from clearhead.reproduce.vits_work.claims import Found, claims, compared
+from clearhead.reproduce.vits_work.images import CORRUPTED, parts
+from clearhead.reproduce.vits_work.sizes import SIZES, percent
+from clearhead.reproduce.vits_work.tables import claims_table, main_table, noise_table, series_tables
+
+Track = Callable[[Iterable, int, str], Iterable]
+
+
+def reproduce(
+    out: Path,
+    cifar: str | Path,
+    *,
+    size: str = "small",
+    epochs: int | None = None,
+    train: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    track: Track | None = None,
+) -> str:
+    """Do what is not done yet below `out`, and give the tables (Markdown).
+
+    Args:
+        out: folder of the runs.
+        cifar: CIFAR-10 or CIFAR-100, as ``read_images`` takes it, with the splits train and test.
+        size: of ``SIZES``.
+        epochs: in place of the size's.
+        train: training images in place of the size's.
+        seed: of the images drawn, the weights and the order.
+        device: where to train and measure.
+        track: shows progress: ``track(pieces, count, title)``.
+
+    Raises:
+        DataError: for data without these splits, or with fewer images.
+        ValueError: for another size, or no epochs after the warm-up.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size: {size!r} is unknown; there is {', '.join(SIZES)}")
+    chosen = SIZES[size]
+    if epochs is not None and epochs <= chosen.early:
+        raise ValueError(f"epochs: got {epochs}; more than {chosen.early} are needed, the warm-up")
+    chosen = replace(chosen, train=train or chosen.train)
+    chosen = replace(chosen, settings=replace(chosen.settings, epochs=epochs or chosen.settings.epochs, seed=seed))
+    data = parts(out / "data", cifar, chosen, seed)
+    run: dict[str, Any] = {"device": device, "track": track}
+
+    snapshots: dict[str, list[str]] = {}
+    for name, training in chosen.trainings.items():
+        keep = (chosen.early, chosen.last(name)) if name in chosen.main else (chosen.last(name),)
+        part, settings = percent(training.fraction), training.settings(chosen.settings)
+        workflows.run_train(training.model, data / part, out / name, settings, pretrained=False, keep=keep, **run)
+        snapshots.setdefault(part, []).extend(str(out / name / "epochs" / str(epoch)) for epoch in keep)
+
+    drawn: dict[str, Any] = {"split": "train", "batches": chosen.batches, "seed": seed}
+    spectra = {
+        part: workflows.run_hessian(models, data / part, out / f"hessian-{part}", **drawn, **run)
+        for part, models in snapshots.items()
+    }
+    checkpoints = [str(out / name / "checkpoint") for name in chosen.main]
+    probed: dict[str, Any] = {"split": "test", "images": chosen.probed, "seed": seed, **run}
+    maps = workflows.run_fourier(checkpoints, data / "100", out / "fourier", **probed)
+    workflows.run_lesion(checkpoints, data / "100", out / "lesion", **probed)
+    noise, corruptions = (
+        workflows.run_suite(checkpoints, [suite], data / of, out / suite, split="test", seed=seed, **run)
+        for suite, of in (("frequency-noise", "100"), ("corruptions", CORRUPTED))
+    )
+    # how well training fits is told by its end: the epoch that is kept was chosen not to overfit
+    audits = {
+        (name, split): workflows.run_audit(
+            str(out / name / place), data / percent(training.fraction), out / f"{name}-on-{split}", split=split, **run
+        )
+        for name, training in chosen.trainings.items()
+        for split, place in (("train", f"epochs/{chosen.last(name)}"), ("test", "checkpoint"))
+    }
+    against = {
+        (before, after): workflows.run_compare(
+            str(out / before / "checkpoint"),
+            str(out / after / "checkpoint"),
+            data / "100",
+            out / f"{before}-against-{after}",
+            split="test",
+            **run,
+        )
+        for _, after, before, _ in compared(chosen)
+    }
+    found = Found(chosen, spectra, maps, noise, corruptions, audits, against)
+    told = f"Weight decay adds {chosen.settings.weight_decay:g} to every eigenvalue, left out here.\n"
+    tables = [main_table(found), told, noise_table(noise), series_tables(found), claims_table(claims(found))]
+    return "\n".join(tables)

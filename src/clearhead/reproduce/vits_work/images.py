@@ -1,0 +1,64 @@
+"""The images of the experiments: drawn once and written down, each part a data set of its own."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from clearhead.data.folder import ImageFolder
+from clearhead.data.pixels import DataError, load_image
+from clearhead.data.shards import read_images
+from clearhead.data.splits import hold_out, part_of, some_of, splits_of
+from clearhead.reproduce.vits_work.sizes import Size, percent
+from clearhead.runs import begin, write_results
+
+CORRUPTED = "corrupted"
+"""The test images that corruptions are made of."""
+
+
+def parts(folder: Path, cifar: str | Path, size: Size, seed: int) -> Path:
+    """Draw the images; each fraction, named by its percent, becomes a data set with the splits train, val and test.
+
+    Raises DataError for data without the splits train and test, or with fewer images than are drawn.
+    """
+    wanted: dict[str, Any] = {"train": size.train, "validation": size.validation, "test": size.test}
+    wanted |= {"fractions": size.fractions, "corrupted": size.corrupted}
+    if begin(folder, "reproduce vits-work", {"cifar": str(cifar), "seed": seed, **wanted}):
+        return folder
+    if not {"train", "test"} <= splits_of(cifar):
+        raise DataError(
+            f"{cifar}: the splits train and test are needed, there is {', '.join(splits_of(cifar)) or 'none'}"
+        )
+    every = read_images(cifar, split="train")
+    test = read_images(cifar, split="test", classes=every.classes)
+    needed = {"train": size.validation + (size.train or 1), "test": size.test or 1}
+    for split, images in (("train", every), ("test", test)):
+        if len(images.samples) < needed[split]:
+            raise DataError(
+                f"{cifar}: {len(images.samples):,} images in {split}, {needed[split]:,} are needed to draw from"
+            )
+    train, validation = hold_out(every, size.validation / len(every.samples), seed)
+    if size.train is not None:
+        train = part_of(train, min(1.0, size.train / len(train.samples)), seed)
+    if size.test is not None:
+        test = part_of(test, min(1.0, size.test / len(test.samples)), seed)
+    for fraction in size.fractions:
+        _write({"train": part_of(train, fraction, seed), "val": validation, "test": test}, folder / percent(fraction))
+    _write({"test": some_of(test, size.corrupted, seed)}, folder / CORRUPTED)
+    write_results(folder, size)
+    return folder
+
+
+def _write(splits: dict[str, ImageFolder], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "names.txt").write_text("\n".join(splits["test"].classes) + "\n", encoding="utf-8")
+    for split, images in splits.items():
+        pictures = []
+        for sample in images.samples:
+            stream = io.BytesIO()
+            load_image(sample.path).save(stream, "PNG")
+            pictures.append(stream.getvalue())
+        columns = {"image": pictures, "label": [sample.label for sample in images.samples]}
+        pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"{split}.parquet")
