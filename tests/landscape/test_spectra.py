@@ -4,6 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
+from clearhead.data.augment import mixed
+from clearhead.data.batches import Images, loader
 from clearhead.landscape import LandscapeError, spectra
 from clearhead.models import Preprocessing, from_module
 from clearhead.report.landscape import spectrum_sections
@@ -41,6 +43,19 @@ def test_windows_change_the_batches_and_the_seed_decides_them(model, folder):
     assert same[0] == same[1]
     assert same[0] != same[2]
     assert same[0] != spectra(model, folder, k=1, batch_size=5).largest.value
+
+
+def test_mixing_images_mixes_their_labels(model, folder):
+    found = spectra(model, folder, k=2, batch_size=4, mixup=1.0, seed=3, tolerance=1e-4)
+    drawn = loader(Images(folder, model.preprocess), 4, 0, shuffle=True, seed=3)
+    for number, (batch, one) in enumerate(zip(drawn, found.batches, strict=False)):
+        image, target = mixed(batch["image"], batch["label"], 2, mixup=1.0, seed=(3, number))
+        assert (target.amax(1) < 1).any()
+        assert one.loss == pytest.approx(-(target * model(image).log_softmax(-1)).sum(1).mean().item(), rel=1e-5)
+        x, p = image.mean((2, 3)), model(image).softmax(-1).detach()
+        logits = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+        true = torch.linalg.eigvalsh(torch.einsum("ncd,ni,nj->cidj", logits, x, x).reshape(6, 6) / 4)
+        assert one.values == pytest.approx(true.flip(0)[:2].tolist(), rel=1e-3)
 
 
 def test_fewer_images_than_a_batch_are_refused(model, folder):

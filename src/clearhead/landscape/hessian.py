@@ -158,7 +158,7 @@ def moved(parameters: Sequence[nn.Parameter], by: Sequence[Tensor]) -> Iterator[
 
 
 def loss_of(model: Classifier, image: Tensor, label: Tensor) -> Callable[[], Tensor]:
-    """The mean cross-entropy of a batch (B x 3 x H x W, B), to be computed anew at each call."""
+    """The mean cross-entropy of a batch (B x 3 x H x W; B, or B x classes), to be computed anew at each call."""
     return lambda: F.cross_entropy(model(image), label)
 
 

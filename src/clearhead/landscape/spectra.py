@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from clearhead.data.augment import Augmentation, augmentation
+from clearhead.data.augment import Augmentation, augmentation, mixed
 from clearhead.data.batches import Images, loader
 from clearhead.data.folder import ImageFolder
 from clearhead.evaluate.statistics import Estimate, mean
@@ -72,6 +72,8 @@ def spectra(
     batch_size: int = 16,
     weight_decay: float = 0.0,
     augment: Augmentation = "none",
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
     tolerance: float = 1e-3,
     whole: bool = False,
     workers: int = 0,
@@ -88,10 +90,11 @@ def spectra(
         batch_size: images a batch.
         weight_decay: λ of λ/2 ||w||² in the loss: λ more on every eigenvalue.
         augment: the training augmentation, as in ``Settings``; ``crop`` draws windows of at least half of the area.
+        mixup, cutmix: as in ``Settings``: images and their labels mixed, drawn once a batch.
         tolerance: relative error of an eigenvalue.
         whole: the density and the trace of the whole spectrum too, at 110 products a batch.
         workers: processes that load images.
-        seed: of the batches, the windows, and the first vectors.
+        seed: of the batches, the augmentation, and the first vectors.
         track: wraps the batches to show progress: ``track(batches, count)``.
 
     Raises:
@@ -106,7 +109,11 @@ def spectra(
 
     def of_batch(number: int, batch: Mapping[str, Any]) -> BatchSpectrum:
         # a function, so that its graph is gone before the next one is made
-        loss = loss_of(model, batch["image"].to(device), batch["label"].to(device))
+        image, target = batch["image"], batch["label"]
+        if mixup or cutmix:
+            classes = len(model.classes)
+            image, target = mixed(image, target, classes, mixup=mixup, cutmix=cutmix, seed=(seed, number))
+        loss = loss_of(model, image.to(device), target.to(device))
         with hessian(model.module, loss, weight_decay=weight_decay) as matrix:
             e = eigenvalues(matrix, k, tolerance=tolerance, seed=seed)
             probe = seed + number  # other random vectors for each batch: their errors do not add up

@@ -37,6 +37,8 @@ def run_hessian(
     batch_size: int = 16,
     weight_decay: float = 0.0,
     augment: Augmentation = "none",
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
     tolerance: float = 1e-3,
     whole: bool = False,
     workers: int = 0,
@@ -53,7 +55,8 @@ def run_hessian(
     if not begin(out, "landscape hessian", arguments):
         started, names = time.perf_counter(), once([model_name(model) for model in models])
         options: dict[str, Any] = {"k": k, "batches": batches, "batch_size": batch_size, "weight_decay": weight_decay}
-        options |= {"augment": augment, "tolerance": tolerance, "whole": whole, "workers": workers, "seed": seed}
+        options |= {"augment": augment, "mixup": mixup, "cutmix": cutmix, "tolerance": tolerance, "whole": whole}
+        options |= {"workers": workers, "seed": seed}
         read = partial(_read, data, split)
         instrument = partial(spectra, **options)
         found, folder, classifier = of_each(_each(models), read, instrument, Spectrum, out, device=device, track=track)

@@ -63,7 +63,9 @@ def reproduce(
         workflows.run_train(training.model, data / part, out / name, settings, pretrained=False, keep=keep, **run)
         snapshots.setdefault(part, []).extend(str(out / name / "epochs" / str(epoch)) for epoch in keep)
 
+    how = chosen.settings
     drawn: dict[str, Any] = {"split": "train", "batches": chosen.batches, "seed": seed}
+    drawn |= {"augment": how.augment, "mixup": how.mixup, "cutmix": how.cutmix}
     spectra = {
         part: workflows.run_hessian(models, data / part, out / f"hessian-{part}", **drawn, **run)
         for part, models in snapshots.items()
