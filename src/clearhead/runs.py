@@ -1,7 +1,7 @@
 """What a run leaves behind: a folder that says how it was made, and nothing half-written under its final name.
 
     config.yaml          the command, its arguments, the versions: written first
-    state/               how far a training run has come; gone when it is finished
+    state/               how far an unfinished run has come; gone when it is finished
     checkpoint/          the model, loadable by the library it came from
     predictions.parquet  a row an image
     pictures/            the images and maps the page shows

@@ -76,7 +76,7 @@ def reproduce_vits_work(
     ],
     size: Annotated[
         Literal["small", "paper"],
-        typer.Option(help="Models of half a million parameters on 3,000 images, or the paper's and its recipe."),
+        typer.Option(help="Small models on 3,000 images, or the paper's and its recipe."),
     ] = "small",
     epochs: Annotated[int | None, typer.Option(min=1, help="Of each training, in place of the size's.")] = None,
     train: Annotated[int | None, typer.Option(min=1, help="Training images, in place of the size's.")] = None,

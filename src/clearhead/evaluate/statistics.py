@@ -5,7 +5,7 @@ Which interval is made how, and why, is told in docs/statistics.md.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binomtest, bootstrap, norm
@@ -100,7 +100,7 @@ def accuracy_difference(before: np.ndarray, after: np.ndarray, level: float = LE
 
 def independent_difference(before: np.ndarray, after: np.ndarray) -> Estimate:
     """Share right after minus share right before, on other images, with Newcombe's interval from Wilson's."""
-    return replace(apart(proportion(before), proportion(after)), unit="pp")
+    return apart(proportion(before), proportion(after))
 
 
 def apart(before: Estimate, after: Estimate) -> Estimate:
@@ -111,7 +111,7 @@ def apart(before: Estimate, after: Estimate) -> Estimate:
     value = after.value - before.value
     low = value - math.hypot(after.value - after.low, before.high - before.value)
     high = value + math.hypot(after.high - after.value, before.value - before.low)
-    return Estimate(value, low, high, min(before.count, after.count), before.unit)
+    return Estimate(value, low, high, min(before.count, after.count), "pp" if before.unit == "%" else before.unit)
 
 
 def mean_difference(before: np.ndarray, after: np.ndarray, unit: str = "", seed: int = 0) -> Estimate:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,7 +57,7 @@ def run_hessian(
         options: dict[str, Any] = {"k": k, "batches": batches, "batch_size": batch_size, "weight_decay": weight_decay}
         options |= {"augment": augment, "mixup": mixup, "cutmix": cutmix, "tolerance": tolerance, "whole": whole}
         options |= {"workers": workers, "seed": seed}
-        read = partial(_read, data, split)
+        read = cache(partial(_read, data, split))
         instrument = partial(spectra, **options)
         found, folder, classifier = of_each(_each(models), read, instrument, Spectrum, out, device=device, track=track)
         facts = facts_of(arguments, started, folder.samples, classifier)
@@ -95,7 +95,7 @@ def run_surface(
         options: dict[str, Any] = {"dims": dims, "points": points, "span": span, "along": along}
         options |= {"weight_decay": weight_decay, "images": images, "batch_size": batch_size}
         options |= {"workers": workers, "seed": seed}
-        read = partial(_read, data, split)
+        read = cache(partial(_read, data, split))
         instrument = partial(surface, **options)
         found, folder, classifier = of_each(_each(models), read, instrument, Surface, out, device=device, track=track)
         facts = facts_of(arguments, started, folder.samples, classifier)

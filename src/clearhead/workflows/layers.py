@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +105,12 @@ def _each_model(
     arguments, out = given(given_to), given_to["out"]
     models, data, split = (given_to[name] for name in ("models", "data", "split"))
 
+    @cache
+    def drawn(classes: Sequence[str] | None) -> ImageFolder:
+        return some_of(read_images(data, split=split, classes=classes), given_to["images"], given_to["seed"])
+
     def read(classes: Sequence[str]) -> ImageFolder:
-        images = read_images(data, split=split, classes=classes if labelled else None)
-        return some_of(images, given_to["images"], given_to["seed"])
+        return drawn(classes if labelled else None)
 
     if not begin(out, command, arguments):
         started, names = time.perf_counter(), once([model_name(model) for model in models])

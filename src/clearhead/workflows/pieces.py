@@ -1,13 +1,13 @@
 """What the verbs share: arguments, facts, pictures, the end of a run."""
 
 import difflib
+import hashlib
 import shlex
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,7 @@ def of_each(
 
     Args:
         places: the models' names and where they are.
-        read: gives the data for the classes of a model; for models of the same classes once, so that each image is
-            decoded once.
+        read: gives the data for the classes of a model.
         instrument: called with a classifier, the data and `track`.
         kind: of what it finds.
         out: folder of the run.
@@ -109,11 +108,13 @@ def of_each(
     Returns:
         What was found, and the last data and model.
     """
-    read, found = cache(read), {}
+    found = {}
     for _, place in places:  # a mistake shows before hours of work
         load_model(place)
-    for i, (name, place) in enumerate(places):
-        classifier, kept = on_device(load_model(place), device), out / "state" / str(i)
+    for name, place in places:
+        classifier = on_device(load_model(place), device)
+        # by name and place: a run that is trained further has more epochs when this one goes on
+        kept = out / "state" / hashlib.sha256(f"{name}\0{place}".encode()).hexdigest()[:16]
         folder = read(classifier.classes)
         if not (kept / "results.json").is_file():
             write_results(kept, instrument(classifier, folder, track=titled(track, name)))
@@ -155,6 +156,7 @@ def once(names: list[str]) -> list[str]:
 _FACTS = (
     *("model", "models", "before", "after", "data", "suites", "root", "sets", "baseline", "split"),
     *("method", "methods", "fill", "target", "layers", "margin"),
+    *("augment", "mixup", "cutmix", "weight_decay"),
 )
 """The arguments that are told."""
 

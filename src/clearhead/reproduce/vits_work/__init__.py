@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from clearhead import workflows
+from clearhead.landscape import Spectrum
 from clearhead.reproduce.vits_work.claims import Found, claims, compared
 from clearhead.reproduce.vits_work.images import CORRUPTED, parts
-from clearhead.reproduce.vits_work.sizes import SIZES, percent
+from clearhead.reproduce.vits_work.sizes import SIZES, Size, percent
 from clearhead.reproduce.vits_work.tables import claims_table, main_table, noise_table, series_tables
 
 Track = Callable[[Iterable, int, str], Iterable]
@@ -44,32 +45,25 @@ def reproduce(
 
     Raises:
         DataError: for data without these splits, or with fewer images.
-        ValueError: for another size, or no epochs after the warm-up.
+        ValueError: for another size, or fewer than three times the epochs of the warm-up.
     """
     if size not in SIZES:
         raise ValueError(f"size: {size!r} is unknown; there is {', '.join(SIZES)}")
     chosen = SIZES[size]
-    if epochs is not None and epochs <= chosen.early:
-        raise ValueError(f"epochs: got {epochs}; more than {chosen.early} are needed, the warm-up")
+    if epochs is not None and epochs < 3 * chosen.early:
+        raise ValueError(f"epochs: got {epochs}; at least {3 * chosen.early} are needed, three times the warm-up")
     chosen = replace(chosen, train=train or chosen.train)
     chosen = replace(chosen, settings=replace(chosen.settings, epochs=epochs or chosen.settings.epochs, seed=seed))
     data = parts(out / "data", cifar, chosen, seed)
     run: dict[str, Any] = {"device": device, "track": track}
 
-    snapshots: dict[str, list[str]] = {}
+    kept: dict[str, tuple[int, ...]] = {}
     for name, training in chosen.trainings.items():
-        keep = (chosen.early, chosen.last(name)) if name in chosen.main else (chosen.last(name),)
-        part, settings = percent(training.fraction), training.settings(chosen.settings)
-        workflows.run_train(training.model, data / part, out / name, settings, pretrained=False, keep=keep, **run)
-        snapshots.setdefault(part, []).extend(str(out / name / "epochs" / str(epoch)) for epoch in keep)
+        kept[name] = (chosen.early, chosen.last(name)) if name in chosen.main else (chosen.last(name),)
+        part, how = data / percent(training.fraction), training.settings(chosen.settings)
+        workflows.run_train(training.model, part, out / name, how, pretrained=False, keep=kept[name], **run)
+    spectra = _spectra(out, data, chosen, kept, run)
 
-    how = chosen.settings
-    drawn: dict[str, Any] = {"split": "train", "batches": chosen.batches, "seed": seed}
-    drawn |= {"augment": how.augment, "mixup": how.mixup, "cutmix": how.cutmix}
-    spectra = {
-        part: workflows.run_hessian(models, data / part, out / f"hessian-{part}", **drawn, **run)
-        for part, models in snapshots.items()
-    }
     checkpoints = [str(out / name / "checkpoint") for name in chosen.main]
     probed: dict[str, Any] = {"split": "test", "images": chosen.probed, "seed": seed, **run}
     maps = workflows.run_fourier(checkpoints, data / "100", out / "fourier", **probed)
@@ -98,6 +92,25 @@ def reproduce(
         for _, after, before, _ in compared(chosen)
     }
     found = Found(chosen, spectra, maps, noise, corruptions, audits, against)
-    told = f"Weight decay adds {chosen.settings.weight_decay:g} to every eigenvalue, left out here.\n"
-    tables = [main_table(found), told, noise_table(noise), series_tables(found), claims_table(claims(found))]
+    tables = [main_table(found), noise_table(noise), series_tables(found), claims_table(claims(found))]
     return "\n".join(tables)
+
+
+def _spectra(
+    out: Path, data: Path, size: Size, kept: dict[str, tuple[int, ...]], run: dict[str, Any]
+) -> dict[str, dict[int, Spectrum]]:
+    """The spectra of each training at its epochs, of the loss it was trained on but for its weight decay."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, training in size.trainings.items():
+        how = training.settings(size.settings)
+        alike.setdefault((percent(training.fraction), how.augment), []).append(name)
+    found: dict[str, dict[int, Spectrum]] = {}
+    for (part, augment), names in alike.items():
+        how = size.trainings[names[0]].settings(size.settings)
+        models = [str(out / name / "epochs" / str(epoch)) for name in names for epoch in kept[name]]
+        options: dict[str, Any] = {"split": "train", "batches": size.batches, "seed": how.seed}
+        options |= {"augment": augment, "mixup": how.mixup, "cutmix": how.cutmix}
+        measured = workflows.run_hessian(models, data / part, out / f"hessian-{part}-{augment}", **options, **run)
+        for name in names:
+            found[name] = {epoch: measured.spectra[f"{name}, epoch {epoch}"] for epoch in kept[name]}
+    return found

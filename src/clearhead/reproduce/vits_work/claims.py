@@ -9,8 +9,9 @@ import numpy as np
 from scipy.stats import t
 
 from clearhead.evaluate.statistics import Estimate, apart
+from clearhead.landscape import Spectrum
 from clearhead.reproduce.vits_work.sizes import BLOCKS, FRACTIONS, Size
-from clearhead.results import AuditResults, ComparisonResults, FourierResults, SpectrumResults, SuiteResults
+from clearhead.results import AuditResults, ComparisonResults, FourierResults, SuiteResults
 
 Sentence = tuple[str, str, str, Literal[-1, 1]]
 """What is said, of which model, against which (or of which kind of unit), and on which side of zero it lies."""
@@ -25,7 +26,7 @@ class Found:
 
     Attributes:
         size: what was run.
-        spectra: by the percent of the images that the models were trained on.
+        spectra: of each training, by name, at the epochs that were kept.
         maps: feature maps through depth.
         noise: accuracy under noise of one frequency after another.
         corruptions: accuracy under the corruptions of CIFAR-C.
@@ -34,7 +35,7 @@ class Found:
     """
 
     size: Size
-    spectra: dict[str, SpectrumResults]
+    spectra: dict[str, dict[int, Spectrum]]
     maps: FourierResults
     noise: SuiteResults
     corruptions: SuiteResults
@@ -42,15 +43,16 @@ class Found:
     against: dict[tuple[str, str], ComparisonResults]
 
     def of_batches(self, model: str, epoch: int, what: Callable[[Any], float]) -> np.ndarray:
-        """A number of each mini-batch's spectrum; the batches are the same for all models of all images."""
-        return np.array([what(batch) for batch in self.spectra["100"].spectra[f"{model}, epoch {epoch}"].batches])
+        """A number of each mini-batch's spectrum; models that were trained alike are measured on the same batches."""
+        return np.array([what(batch) for batch in self.spectra[model][epoch].batches])
 
 
 @dataclass(frozen=True)
 class Claim:
     """A sentence of the paper, the difference that it is judged by, and on which side of zero it should lie.
 
-    It holds where the whole interval lies on that side, and does not where it lies on the other.
+    It holds where the whole interval lies on that side, and does not where it lies on the other. An interval without
+    width says nothing: all of few batches were alike.
     """
 
     says: str
@@ -61,7 +63,8 @@ class Claim:
 
     def __post_init__(self) -> None:
         low, high = sorted((self.sign * self.difference.low, self.sign * self.difference.high))
-        word = "holds" if low > 0 else "does not hold" if high < 0 else "cannot tell"
+        told = low < high
+        word = "holds" if told and low > 0 else "does not hold" if told and high < 0 else "cannot tell"
         object.__setattr__(self, "verdict", word)
 
 
@@ -117,7 +120,6 @@ def _of_fits(found: Found) -> list[Claim]:
         ),
         ("Windows of 5 fit better than global attention", "vit-window", "vit-gap", -1),
         ("and better than windows of 3", "vit-window", "vit-window-3", -1),
-        ("AlterNet fits better than ResNet", "alternet", "resnet", -1),
         ("ResNets fit better than ViTs", "resnet", "vit-cls", -1),
     ]
     told = []

@@ -1,6 +1,7 @@
 """The images of the experiments: drawn once and written down, each part a data set of its own."""
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,8 @@ CORRUPTED = "corrupted"
 def parts(folder: Path, cifar: str | Path, size: Size, seed: int) -> Path:
     """Draw the images; each fraction, named by its percent, becomes a data set with the splits train, val and test.
 
-    Raises DataError for data without the splits train and test, or with fewer images than are drawn.
+    Raises DataError for data without the splits train and test, or with too few images.
     """
-    wanted: dict[str, Any] = {"train": size.train, "validation": size.validation, "test": size.test}
-    wanted |= {"fractions": size.fractions, "corrupted": size.corrupted}
-    if begin(folder, "reproduce vits-work", {"cifar": str(cifar), "seed": seed, **wanted}):
-        return folder
     if not {"train", "test"} <= splits_of(cifar):
         raise DataError(
             f"{cifar}: the splits train and test are needed, there is {', '.join(splits_of(cifar)) or 'none'}"
@@ -44,6 +41,17 @@ def parts(folder: Path, cifar: str | Path, size: Size, seed: int) -> Path:
         train = part_of(train, min(1.0, size.train / len(train.samples)), seed)
     if size.test is not None:
         test = part_of(test, min(1.0, size.test / len(test.samples)), seed)
+    fewest = size.fractions[-1]
+    if len(train.samples) * fewest < 2 * 16:
+        least = math.ceil(2 * 16 / fewest)
+        raise DataError(
+            f"{cifar}: {len(train.samples):,} training images; of {percent(fewest)}% of them a spectrum is taken on at "
+            f"least two batches of 16, so {least:,} are needed"
+        )
+    wanted: dict[str, Any] = {"train": size.train, "validation": size.validation, "test": size.test}
+    wanted |= {"fractions": size.fractions, "corrupted": size.corrupted}
+    if begin(folder, "reproduce vits-work", {"cifar": str(cifar), "seed": seed, **wanted}):
+        return folder
     for fraction in size.fractions:
         _write({"train": part_of(train, fraction, seed), "val": validation, "test": test}, folder / percent(fraction))
     _write({"test": some_of(test, size.corrupted, seed)}, folder / CORRUPTED)

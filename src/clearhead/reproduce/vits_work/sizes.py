@@ -6,7 +6,7 @@ from typing import Any
 from clearhead.data.augment import Augmentation
 from clearhead.recipe import Settings
 
-FRACTIONS, WINDOWS, BLOCKS = "Fewer images", "Windows of attention", "Attention blocks"
+FRACTIONS, BLOCKS = "Fewer images", "More blocks of attention"
 """Series that claims are made of."""
 
 
@@ -17,7 +17,14 @@ def percent(fraction: float) -> str:
 
 @dataclass(frozen=True)
 class Training:
-    """A model, and what differs from how all are trained: fewer images, fewer epochs, another augmentation."""
+    """A model, and what differs from how all are trained: fewer images, fewer epochs, another augmentation.
+
+    Attributes:
+        model: by name.
+        fraction: of the training images.
+        epochs: share of the epochs of all.
+        augment: in place of that of all; with ``none`` and ``weak`` no images are mixed.
+    """
 
     model: str
     fraction: float = 1.0
@@ -25,8 +32,8 @@ class Training:
     augment: Augmentation | None = None
 
     def settings(self, common: Settings) -> Settings:
-        """How it is trained, where all are trained as `common`; with none or weak augmentation nothing is mixed."""
-        epochs = max(common.warmup or 1, round(self.epochs * common.epochs))
+        """How it is trained, where all are trained as `common`."""
+        epochs = round(self.epochs * common.epochs)
         if self.augment in ("none", "weak"):
             common = replace(common, mixup=0.0, cutmix=0.0)
         return replace(common, epochs=epochs, augment=self.augment or common.augment)
@@ -38,8 +45,9 @@ class Size:
 
     Attributes:
         trainings: by name; claims are of those that both sizes have.
-        main: those of them that every instrument is run on.
-        series: those that differ in one thing, side by side.
+        main: those of them that every instrument is run on; the first is what noise is told against, the ResNet.
+        series: those that differ in one thing, side by side; `FRACTIONS` ends with the ViT on the fewest images,
+            `BLOCKS` begins with the models of no and of one block of attention.
         settings: how all are trained.
         early: the epoch whose spectrum is taken beside that of the last one.
         train, validation, test: images of each, all there are where None.
@@ -71,7 +79,7 @@ class Size:
 
 
 def _small(name: str, changed: str = "", **differs: Any) -> Training:
-    """A model of about half a million parameters."""
+    """A small model: half a million parameters, but those that differ in their size."""
     return Training(f"zoo:{name}_32{changed}", **differs)
 
 
@@ -82,11 +90,11 @@ def _paper(name: str, changed: str = "", **differs: Any) -> Training:
 
 _MAIN = ("resnet", "alternet", "swin", "vit-cls", "vit-gap", "vit-window", "mixer")
 _SERIES = {
-    WINDOWS: ("vit-window-3", "vit-window", "vit-gap"),
-    "Heads": ("vit-heads-1", "vit-gap", "vit-heads-12"),
-    "Channels": ("vit-narrow", "vit-gap", "vit-wide"),
-    "Blocks": ("vit-shallow", "vit-gap"),
-    "Epochs": ("vit-third", "vit-gap"),
+    "Windows of 3, of 5, global attention": ("vit-window-3", "vit-window", "vit-gap"),
+    "Heads: 1, 3, 12": ("vit-heads-1", "vit-gap", "vit-heads-12"),
+    "Half the channels, all, twice as many": ("vit-narrow", "vit-gap", "vit-wide"),
+    "Half the blocks, all": ("vit-shallow", "vit-gap"),
+    "A third of the epochs, all": ("vit-third", "vit-gap"),
 }
 
 SIZES = {
@@ -104,10 +112,8 @@ SIZES = {
             "vit-gap-30": _small("vit_mini_patch4_gap", fraction=0.3),
             "vit-gap-10": _small("vit_mini_patch4_gap", fraction=0.1),
             "alternet-1": _small("alternet_mini", ",attn_blocks=1"),
-            "alternet-3": _small("alternet_mini", ",attn_blocks=3"),
             "alternet-4": _small("alternet_mini", ",attn_blocks=4"),
             "vit-window-3": _small("vit_mini_patch4_window", ",window=3"),
-            "vit-patch-2": _small("vit_mini_patch4_gap", ",patch_size=2"),
             "vit-patch-8": _small("vit_mini_patch4_gap", ",patch_size=8"),
             "vit-heads-1": _small("vit_mini_patch4_gap", ",num_heads=1"),
             "vit-heads-12": _small("vit_mini_patch4_gap", ",num_heads=12"),
@@ -121,9 +127,9 @@ SIZES = {
         _MAIN,
         {
             FRACTIONS: ("resnet", "resnet-30", "resnet-10", "vit-gap", "vit-gap-30", "vit-gap-10"),
-            BLOCKS: ("resnet", "alternet-1", "alternet", "alternet-3", "alternet-4"),
-            "Sides of a patch": ("vit-patch-2", "vit-gap", "vit-patch-8"),
-            "Augmentation": ("vit-none", "vit-gap", "vit-strong"),
+            BLOCKS: ("resnet", "alternet-1", "alternet", "alternet-4"),
+            "Patches of 4 and 8 pixels": ("vit-gap", "vit-patch-8"),
+            "Augmentation: none, weak, strong": ("vit-none", "vit-gap", "vit-strong"),
             **_SERIES,
         },
         Settings(epochs=15, lr=1e-3, batch_size=64, weight_decay=0.05, augment="weak", clip=5.0, warmup=2),
@@ -175,8 +181,8 @@ SIZES = {
                 *("vit-gap", "vit-gap-30", "vit-gap-10", "vit-gap-3"),
             ),
             BLOCKS: ("alternet-0", "alternet-1", "alternet-2", "alternet-3", "alternet", "alternet-5"),
-            "Sides of a patch": ("vit-gap", "vit-patch-4", "vit-patch-8"),
-            "Augmentation": ("vit-none", "vit-weak", "vit-gap"),
+            "Patches of 2, 4 and 8 pixels": ("vit-gap", "vit-patch-4", "vit-patch-8"),
+            "Augmentation: none, weak, strong": ("vit-none", "vit-weak", "vit-gap"),
             **_SERIES,
         },
         Settings(

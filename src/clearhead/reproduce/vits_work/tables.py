@@ -4,14 +4,18 @@ from collections.abc import Iterable, Sequence
 
 from clearhead.evaluate.statistics import Estimate, interval, number
 from clearhead.reproduce.vits_work.claims import CORRUPTION, Claim, Found
-from clearhead.reproduce.vits_work.sizes import percent
 from clearhead.results import SuiteResults
+
+_READ = """Errors and test losses are of the epoch of lowest validation loss. Training losses, of the last epoch, are on
+the model's own training images as they are; spectra are of the loss that it was trained on, augmentation and all, but
+for the weight decay, which adds {:g} to every eigenvalue.
+"""
 
 
 def main_table(found: Found) -> str:
     """The models that every instrument was run on: errors, losses, spectra early and late, corruptions."""
     epochs = (found.size.early, found.size.settings.epochs)
-    heads = ["model", "test error", "test loss", "training loss", f"{CORRUPTION}"]
+    heads = ["model", "test error", "test loss", "training loss", CORRUPTION]
     heads += [f"{what}, epoch {n}" for n in epochs for what in ("largest eigenvalue", "negative")]
     rows = []
     for name in found.size.main:
@@ -19,7 +23,7 @@ def main_table(found: Found) -> str:
         kept = found.corruptions.summaries[name].get(CORRUPTION)
         cells = [name, _error(found, name), _told(loss), _fit(found, name), _told(kept)]
         rows.append(cells + [cell for epoch in epochs for cell in _spectrum(found, name, epoch)])
-    return _table(heads, rows)
+    return f"{_table(heads, rows)}\n{_READ.format(found.size.settings.weight_decay)}"
 
 
 def series_tables(found: Found) -> str:
@@ -70,6 +74,5 @@ def _fit(found: Found, name: str) -> str:
 
 
 def _spectrum(found: Found, name: str, epoch: int) -> list[str]:
-    of_part = found.spectra[percent(found.size.trainings[name].fraction)]
-    spectrum = of_part.spectra[f"{name}, epoch {epoch}"]
+    spectrum = found.spectra[name][epoch]
     return [_told(spectrum.largest), _told(spectrum.negative)]
