@@ -2,18 +2,20 @@
 
     python -m pip install --no-deps pyhessian==0.1
     python benchmarks/landscape.py [--image-size 32] [--dim 192] [--depth 6]
-    python benchmarks/landscape.py --surface [--images 64] [--points 5] [--rounds 5]
+    python benchmarks/landscape.py --surface [--images 256] [--points 5] [--rounds 5]
 
 Spectra: the five largest eigenvalues of a mini-batch's Hessian, against PyHessian's power iteration. A ViT of random
 weights (patch 4 px) on a batch of 16 random images, in float32. The truth is Lanczos in float64 to 1e-8. The floor of a
 product is a backward pass through the graph of a forward and backward pass: about two backwards. PyHessian is given the
 tolerance at which its five values are as near to the truth as asked, the largest of those tried.
 
-Surfaces: points on a line, against the floor, as many plain forward passes of the same images; and against two other
+Surfaces: points on a line, images in batches of 64, against the floor, as many plain forward passes of the same
+images; the same at the weights of the points, where a forward pass may be slower (other activations); and two other
 ways, weights written into the model in place, and all points at once by vmap. A ViT, a smaller one, and a ResNet-18.
 """
 
 import argparse
+import copy
 import sys
 import time
 
@@ -108,7 +110,7 @@ def surfaces(count: int, points: int, rounds: int) -> None:
     print(
         f"{count} images, {points} points, {torch.get_num_threads()} threads: images/s x points, and its share of the "
     )
-    print("floor\n\n| | plain forward | surface | in place | vmap |\n|---|---|---|---|---|")
+    print("floor\n\n| | plain forward | plain, there | surface | in place | vmap |\n|---|---|---|---|---|---|")
     for name, (model, size) in models.items():
         times = _ways(model.eval(), torch.randn(count, 3, size, size), points, rounds)
         floor = times["plain"]
@@ -118,26 +120,34 @@ def surfaces(count: int, points: int, rounds: int) -> None:
 
 def _ways(model: torch.nn.Module, images: torch.Tensor, points: int, rounds: int) -> dict[str, float]:
     """Seconds of each way to the logits of all points."""
-    labels = torch.zeros(len(images), dtype=torch.long)
+    batches = [(part, torch.zeros(len(part), dtype=torch.long)) for part in images.split(64)]
     grid = torch.linspace(-1, 1, points)
     (direction,) = random_directions(model, 1)
     weights = {name: model.get_parameter(name).detach() for name in direction}
+
+    models = [copy.deepcopy(model) for _ in grid]
+    for there, x in zip(models, grid.tolist(), strict=True):
+        for name in weights:
+            there.get_parameter(name).data.add_(direction[name], alpha=x)
 
     def in_place() -> None:
         kept = {name: p.clone() for name, p in weights.items()}
         for x in grid.tolist():
             for name, p in weights.items():
                 torch.add(kept[name], direction[name], alpha=x, out=p)
-            model(images)
+            for part, _ in batches:
+                model(part)
         for name, p in weights.items():
             p.copy_(kept[name])
 
-    def at(x: torch.Tensor) -> torch.Tensor:
-        return functional_call(model, {name: p + x * direction[name] for name, p in weights.items()}, (images,))
+    def at(x: torch.Tensor) -> list[torch.Tensor]:
+        moved = {name: p + x * direction[name] for name, p in weights.items()}
+        return [functional_call(model, moved, (part,)) for part, _ in batches]
 
     ways = {
-        "plain": lambda: [model(images) for _ in range(points)],
-        "surface": lambda: on_points(model, [direction], [(x,) for x in grid.tolist()], [(images, labels)]),
+        "plain": lambda: [model(part) for _ in range(points) for part, _ in batches],
+        "plain, there": lambda: [there(part) for there in models for part, _ in batches],
+        "surface": lambda: on_points(model, [direction], [(x,) for x in grid.tolist()], batches),
         "in place": in_place,
         "vmap": lambda: vmap(at)(grid),
     }
@@ -151,7 +161,7 @@ if __name__ == "__main__":
     parser.add_argument("--dim", type=int, default=192)
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--surface", action="store_true")
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--points", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
