@@ -1,6 +1,7 @@
 """The landscape commands as a user runs them, on a model and on a training run that kept some of its epochs."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -59,6 +60,31 @@ def test_a_stopped_run_keeps_what_it_found_of_each_model(place, run, tmp_path, m
     assert len(calls) == 3
     assert list(found.spectra) == found.models == ["model", "kept, epoch 3"]
     assert not (tmp_path / "out" / "state").exists()
+
+
+def test_what_was_found_stays_with_its_model_when_a_run_has_been_trained_further(place, run, tmp_path, monkeypatch):
+    grown = tmp_path / "grown"
+    shutil.copytree(place / run / "epochs" / "1", grown / "epochs" / "1")
+    shutil.copytree(place / run / "checkpoint", grown / "checkpoint")
+    models = [str(grown), str(place / "model")]
+    options = {"split": "train", "k": 1, "batches": 2, "batch_size": 2, "tolerance": 0.1, "device": "cpu"}
+    spectra, calls = landscape.spectra, []
+
+    def stopped_at_the_third(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return spectra(*args, **kwargs)
+
+    monkeypatch.setattr(landscape, "spectra", stopped_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run_hessian(models, place / "data", tmp_path / "out", **options)
+    shutil.copytree(place / run / "epochs" / "3", grown / "epochs" / "3")
+    found = run_hessian(models, place / "data", tmp_path / "out", **options).spectra
+    assert len(calls) == 5
+    anew = run_hessian(models, place / "data", tmp_path / "anew", **options).spectra
+    assert list(found) == list(anew) == ["grown, epoch 1", "grown, epoch 3", "grown, checkpoint", "model"]
+    assert all(found[name].largest == anew[name].largest for name in found)
 
 
 def test_a_model_that_is_not_there_is_told_before_any_is_measured(place, tmp_path, monkeypatch):
