@@ -75,3 +75,14 @@ def test_the_whole_spectrum_of_each_batch(model, folder):
     *_, figure, table = spectrum_sections(SpectrumResults("spectrum", ["m"], "d", 2, {"m": found}, [], {}))
     assert figure.title == "Whole spectrum"
     assert table.columns[-1] == "trace"
+
+
+def test_figures_of_many_models_draw_the_first_and_the_table_has_all(model, folder):
+    found = spectra(model, folder, k=2, batch_size=5, tolerance=1e-4)
+    names = [f"model {i}" for i in range(9)]
+    figure, table = spectrum_sections(SpectrumResults("spectrum", names, "d", 2, dict.fromkeys(names, found), [], {}))
+    assert figure.text.endswith("The first 8 of 9 models.")
+    assert "model 7" in figure.svg
+    assert "model 8" not in figure.svg
+    assert [row.name for row in table.rows] == names
+    assert len(spectrum_sections(SpectrumResults("spectrum", names, "d", 2, {"epoch 3": found}, [], {}))) == 2

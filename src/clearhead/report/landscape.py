@@ -13,13 +13,18 @@ from clearhead.report import plots
 from clearhead.report.page import Figure, Row, Section, Table
 from clearhead.results import SpectrumResults, SurfaceResults, TrajectoryResults
 
+MOST_CURVES = 8
+"""Figures draw this many models, the first; the table has all."""
+
 # --- spectra ---------------------------------------------------------------------------------------------------------
 
 
 def spectrum_sections(run: SpectrumResults) -> list[Section]:
     """A density for the negative and the positive end, the whole spectrum, its change by epoch, a table of models."""
     sections = _by_epoch(run)
-    values = {name: np.concatenate([b.values for b in found.batches]) for name, found in run.spectra.items()}
+    shown = dict(list(run.spectra.items())[:MOST_CURVES])
+    of = "" if len(shown) == len(run.spectra) else f" The first {MOST_CURVES} of {len(run.spectra)} models."
+    values = {name: np.concatenate([b.values for b in found.batches]) for name, found in shown.items()}
     for end, sign in (("Negative", -1), ("Positive", 1)):
         points = {name: _density(v[v * sign > 0]) for name, v in values.items() if len(np.unique(v[v * sign > 0])) > 1}
         if points:
@@ -28,10 +33,10 @@ def spectrum_sections(run: SpectrumResults) -> list[Section]:
                 f"Density of the {run.k} eigenvalues of largest magnitude of every mini-batch that are {end.lower()}."
             )
             plot = plots.lines(points, title, "eigenvalue", "density", unit="", markers=False)
-            sections.append(Figure(title, text, plot))
+            sections.append(Figure(title, text + of, plot))
     whole = {
         name: together(b.density for b in found.batches if b.density)
-        for name, found in run.spectra.items()
+        for name, found in shown.items()
         if found.batches[0].density
     }
     if whole:
@@ -41,7 +46,7 @@ def spectrum_sections(run: SpectrumResults) -> list[Section]:
             "Gaussian of 1% of the range, in powers of ten: most eigenvalues are near 0."
         )
         plot = plots.lines(_whole(whole), title, "eigenvalue", "density", unit="", markers=False, log_up=True)
-        sections.append(Figure(title, text, plot))
+        sections.append(Figure(title, text + of, plot))
     rows = []
     for name, found in run.spectra.items():
         cells = [found.largest, found.lowest, found.negative, found.positive, found.loss]
@@ -57,13 +62,13 @@ def spectrum_sections(run: SpectrumResults) -> list[Section]:
 
 
 def _by_epoch(run: SpectrumResults) -> list[Section]:
-    """The highest eigenvalue and the share of negative ones against the epoch, for each run whose epochs are there."""
+    """The highest eigenvalue and the share of negative ones against the epoch, for each run of several epochs."""
     epochs: dict[str, list[tuple[int, str]]] = {}
     for name in run.spectra:
         if found := re.fullmatch(r"(?:(.*), )?epoch (\d+)", name):
             epochs.setdefault(found[1] or "epochs", []).append((int(found[2]), name))
-    if not any(len(kept) > 1 for kept in epochs.values()):
-        return []
+    several = {of: kept for of, kept in epochs.items() if len(kept) > 1}
+    epochs = dict(list(several.items())[:MOST_CURVES])
     sections: list[Section] = []
     for title, label, unit, measure in (
         ("Highest eigenvalue by epoch", "eigenvalue", "", "largest"),
