@@ -51,6 +51,7 @@ def tiny():
     series = {
         FRACTIONS: ("resnet", "resnet-50", "vit-gap", "vit-gap-50"),
         BLOCKS: ("resnet", "alternet-1"),
+        "Windows": ("vit-window-3", "vit-gap"),
     }
     settings = replace(SMALL.settings, epochs=3, warmup=1, batch_size=16)
     few = {"train": 64, "validation": 12, "test": 16, "batches": 2, "probed": 8, "corrupted": 4}

@@ -174,6 +174,18 @@ def test_a_stopped_run_that_goes_on_is_looked_at_from_its_first_epoch(plan_of, t
     assert any(sorted(trial.intermediate_values) == [0, 1, 2, 3, 4] for trial in seen if trial.state.name == "COMPLETE")
 
 
+def test_a_setting_that_nobody_asked_for_is_passed_over(plan_of, tmp_path):
+    plan = plan_of("optimizers: {SGD: {optimizer: sgd, lr: [1.0e-3]}}").model_copy(update={"epochs": 1})
+    found = run_study(plan, tmp_path / "study", device="cpu")
+    storage = f"sqlite:///{tmp_path}/study/optuna.db"
+    study = optuna.load_study(study_name=optuna.get_all_study_names(storage)[0], storage=storage)
+    study.tell(study.ask(), state=optuna.trial.TrialState.PRUNED)  # as where two processes want the last that waits
+    for results in (tmp_path / "study").rglob("results.json"):
+        results.unlink()
+    again = run_study(plan, tmp_path / "study", device="cpu")
+    assert [(t.lr, t.accuracy) for t in again.trials] == [(t.lr, t.accuracy) for t in found.trials]
+
+
 @pytest.mark.slow
 def test_a_killed_study_goes_on(plan_of, tmp_path):
     plan_of("optimizers: {AdamW: {optimizer: adamw, lr: [1.0e-3, 3.0e-3]}}")

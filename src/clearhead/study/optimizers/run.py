@@ -191,7 +191,9 @@ def _queue(study: "optuna.Study", plan: Plan, cell: Cell, out: Path) -> tuple[in
     optuna.storages.fail_stale_trials(study)
     by_setting: dict[str, set[Any]] = {}
     for trial in study.get_trials(deepcopy=False):
-        asked = trial.system_attrs["fixed_params"]
+        asked = trial.system_attrs.get("fixed_params")
+        if asked is None:  # another process took the last that waited, so this one was made up, and stopped by `_try`
+            continue
         by_setting.setdefault(setting_name(asked["lr"], asked["weight_decay"]), set()).add(trial.state)
     waiting = running = 0
     for lr, weight_decay in plan.tried(cell):
