@@ -42,18 +42,29 @@ def test_hessian_of_the_epochs_a_run_kept(place, run):
     assert "Highest eigenvalue by epoch" in page
 
 
-def test_a_stopped_run_keeps_what_it_found_of_each_model(place, run, tmp_path, monkeypatch):
+@pytest.fixture
+def stopped_at(monkeypatch):
+    """Has the user interrupt the n-th spectrum that is taken; gives the list that grows with each."""
+
+    def interrupt(n):
+        spectra, calls = landscape.spectra, []
+
+        def counted(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == n:
+                raise KeyboardInterrupt
+            return spectra(*args, **kwargs)
+
+        monkeypatch.setattr(landscape, "spectra", counted)
+        return calls
+
+    return interrupt
+
+
+def test_a_stopped_run_keeps_what_it_found_of_each_model(place, run, tmp_path, stopped_at):
     models = [str(place / "model"), str(place / run / "epochs" / "3")]
     options = {"split": "train", "k": 1, "batches": 2, "batch_size": 2, "tolerance": 0.1, "device": "cpu"}
-    spectra, calls = landscape.spectra, []
-
-    def stopped_at_the_second(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return spectra(*args, **kwargs)
-
-    monkeypatch.setattr(landscape, "spectra", stopped_at_the_second)
+    calls = stopped_at(2)
     with pytest.raises(KeyboardInterrupt):
         run_hessian(models, place / "data", tmp_path / "out", **options)
     found = run_hessian(models, place / "data", tmp_path / "out", **options)
@@ -62,21 +73,13 @@ def test_a_stopped_run_keeps_what_it_found_of_each_model(place, run, tmp_path, m
     assert not (tmp_path / "out" / "state").exists()
 
 
-def test_what_was_found_stays_with_its_model_when_a_run_has_been_trained_further(place, run, tmp_path, monkeypatch):
+def test_what_was_found_stays_with_its_model_when_a_run_has_been_trained_further(place, run, tmp_path, stopped_at):
     grown = tmp_path / "grown"
     shutil.copytree(place / run / "epochs" / "1", grown / "epochs" / "1")
     shutil.copytree(place / run / "checkpoint", grown / "checkpoint")
     models = [str(grown), str(place / "model")]
     options = {"split": "train", "k": 1, "batches": 2, "batch_size": 2, "tolerance": 0.1, "device": "cpu"}
-    spectra, calls = landscape.spectra, []
-
-    def stopped_at_the_third(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return spectra(*args, **kwargs)
-
-    monkeypatch.setattr(landscape, "spectra", stopped_at_the_third)
+    calls = stopped_at(3)
     with pytest.raises(KeyboardInterrupt):
         run_hessian(models, place / "data", tmp_path / "out", **options)
     shutil.copytree(place / run / "epochs" / "3", grown / "epochs" / "3")

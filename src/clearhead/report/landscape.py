@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.stats import gaussian_kde
@@ -22,8 +23,7 @@ MOST_CURVES = 8
 def spectrum_sections(run: SpectrumResults) -> list[Section]:
     """A density for the negative and the positive end, the whole spectrum, its change by epoch, a table of models."""
     sections = _by_epoch(run)
-    shown = dict(list(run.spectra.items())[:MOST_CURVES])
-    of = "" if len(shown) == len(run.spectra) else f" The first {MOST_CURVES} of {len(run.spectra)} models."
+    shown, of = _first(run.spectra)
     values = {name: np.concatenate([b.values for b in found.batches]) for name, found in shown.items()}
     for end, sign in (("Negative", -1), ("Positive", 1)):
         points = {name: _density(v[v * sign > 0]) for name, v in values.items() if len(np.unique(v[v * sign > 0])) > 1}
@@ -67,8 +67,7 @@ def _by_epoch(run: SpectrumResults) -> list[Section]:
     for name in run.spectra:
         if found := re.fullmatch(r"(?:(.*), )?epoch (\d+)", name):
             epochs.setdefault(found[1] or "epochs", []).append((int(found[2]), name))
-    several = {of: kept for of, kept in epochs.items() if len(kept) > 1}
-    epochs = dict(list(several.items())[:MOST_CURVES])
+    several, of_all = _first({of: kept for of, kept in epochs.items() if len(kept) > 1})
     sections: list[Section] = []
     for title, label, unit, measure in (
         ("Highest eigenvalue by epoch", "eigenvalue", "", "largest"),
@@ -76,13 +75,19 @@ def _by_epoch(run: SpectrumResults) -> list[Section]:
     ):
         points = {
             of: [(float(epoch), *_bar(getattr(run.spectra[name], measure))) for epoch, name in kept]
-            for of, kept in epochs.items()
+            for of, kept in several.items()
         }
         if not any(y for line in points.values() for _, y, _ in line):
             continue
-        text = "Mean over mini-batches, the bar its 95% interval."
+        text = f"Mean over mini-batches, the bar its 95% interval.{of_all}"
         sections.append(Figure(title, text, plots.lines(points, title, "epoch", label, unit=unit)))
     return sections
+
+
+def _first(found: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The models that a figure draws, and a sentence where they are not all."""
+    shown = dict(list(found.items())[:MOST_CURVES])
+    return shown, "" if len(shown) == len(found) else f" The first {MOST_CURVES} of {len(found)} models."
 
 
 def _bar(estimate: Estimate) -> tuple[float, float]:
