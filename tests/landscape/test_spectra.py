@@ -1,5 +1,7 @@
 """Spectra of mini-batches: those of the very batches, with what is added to the loss."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -86,3 +88,16 @@ def test_figures_of_many_models_draw_the_first_and_the_table_has_all(model, fold
     assert "model 8" not in figure.svg
     assert [row.name for row in table.rows] == names
     assert len(spectrum_sections(SpectrumResults("spectrum", names, "d", 2, {"epoch 3": found}, [], {}))) == 2
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_models_whose_eigenvalues_are_far_apart_are_drawn_by_power_of_ten(model, folder, sign):
+    found = spectra(model, folder, k=2, batch_size=5, tolerance=1e-4)
+    for factor, told in ((2.0, False), (1e4, True)):
+        both = {
+            name: replace(found, batches=[replace(b, values=[by * v for v in b.values]) for b in found.batches])
+            for name, by in (("near", sign), ("far", sign * factor))
+        }
+        figure, _ = spectrum_sections(SpectrumResults("spectrum", list(both), "d", 2, both, [], {}))
+        assert ("by power of ten" in figure.text) is told
+        assert ("magnitude of the eigenvalue" in figure.svg) is (told and sign < 0)

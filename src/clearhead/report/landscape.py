@@ -26,13 +26,18 @@ def spectrum_sections(run: SpectrumResults) -> list[Section]:
     shown, of = _first(run.spectra)
     values = {name: np.concatenate([b.values for b in found.batches]) for name, found in shown.items()}
     for end, sign in (("Negative", -1), ("Positive", 1)):
-        points = {name: _density(v[v * sign > 0]) for name, v in values.items() if len(np.unique(v[v * sign > 0])) > 1}
-        if points:
+        one = {name: v[v * sign > 0] for name, v in values.items() if len(np.unique(v[v * sign > 0])) > 1}
+        if one:
+            middles = [abs(float(np.median(v))) for v in one.values()]
+            log = max(middles) > 10 * min(middles)
             title = f"{end} eigenvalues"
             text = (
-                f"Density of the {run.k} eigenvalues of largest magnitude of every mini-batch that are {end.lower()}."
+                f"Density of the {run.k} eigenvalues of largest magnitude of every mini-batch that are {end.lower()}"
+                + (", by power of ten: the models are far apart." if log else ".")
             )
-            plot = plots.lines(points, title, "eigenvalue", "density", unit="", markers=False)
+            across = "magnitude of the eigenvalue" if log and sign < 0 else "eigenvalue"
+            points = {name: _density(v, log) for name, v in one.items()}
+            plot = plots.lines(points, title, across, "density", unit="", markers=False, log=log)
             sections.append(Figure(title, text + of, plot))
     whole = {
         name: together(b.density for b in found.batches if b.density)
@@ -95,12 +100,15 @@ def _bar(estimate: Estimate) -> tuple[float, float]:
     return estimate.value, half if math.isfinite(half) else 0.0
 
 
-def _density(values: np.ndarray) -> list[tuple[float, float, float]]:
-    """A Gaussian kernel density of values of one sign on a grid that covers them, by Scott's rule."""
-    margin = 0.1 * float(np.ptp(values))
-    low, high = float(values.min() - margin), float(values.max() + margin)
-    grid = np.linspace(max(low, 0), high, 100) if values[0] > 0 else np.linspace(low, min(high, 0), 100)
-    return [(float(x), float(y), 0.0) for x, y in zip(grid, gaussian_kde(values)(grid), strict=True)]
+def _density(values: np.ndarray, log: bool) -> list[tuple[float, float, float]]:
+    """A Gaussian kernel density (Scott's rule) of values of one sign, or of their magnitudes' powers of ten."""
+    at = np.log10(np.abs(values)) if log else values
+    margin = 0.1 * float(np.ptp(at))
+    low, high = float(at.min() - margin), float(at.max() + margin)
+    if not log:
+        low, high = (max(low, 0.0), high) if values[0] > 0 else (low, min(high, 0.0))
+    grid = np.linspace(low, high, 100)
+    return [(float(x), float(y), 0.0) for x, y in zip(10**grid if log else grid, gaussian_kde(at)(grid), strict=True)]
 
 
 def _whole(densities: Mapping[str, Density]) -> dict[str, list[tuple[float, float, float]]]:

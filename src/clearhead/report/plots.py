@@ -143,7 +143,7 @@ def lines(
         across: what x is.
         up: what y is.
         unit: of y, as in `Estimate.unit`.
-        markers: mark the points, each at a tick of its own.
+        markers: mark all points, each at a tick of its own; else only the highest of a line, to tell it by.
         log: x on a logarithmic scale.
         log_up: y on a logarithmic scale.
     """
@@ -152,7 +152,8 @@ def lines(
         for i, line in enumerate(points.values()):
             colour, marker = look(i)
             x, y, bar = ([point[j] for point in line] for j in range(3))
-            axes.plot(x, y, color=colour, marker=marker if markers else None, markersize=4, linewidth=1.6)
+            marked = [int(np.argmax(y))] if y and not markers else None
+            axes.plot(x, y, color=colour, marker=marker, markevery=marked, markersize=4, linewidth=1.6)
             if any(bar):
                 axes.errorbar(x, y, bar, color=colour, linewidth=1.2, capsize=2.5, fmt="none")
         axes.set(xlabel=across, ylabel=up, xscale="log" if log else "linear")
