@@ -179,6 +179,28 @@ def test_both_passes_of_a_sharpness_aware_step_see_one_dropout(folder):
     assert not torch.equal(one, next_one)
 
 
+class Counting:
+    """Cross-entropy that counts the training steps, as group DRO moves its weights with each."""
+
+    steps = 0
+
+    def __call__(self, model, batch):
+        self.steps += model.module.training
+        return cross_entropy(model, batch)
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+
+def test_both_passes_of_a_sharpness_aware_step_are_one_to_a_loss_with_state(folder):
+    loss = Counting()
+    fit(model(), loss, folder, folder, replace(SETTINGS, optimizer="sam-sgd", epochs=2), device="cpu")
+    assert loss.steps == 2 * 4
+
+
 def test_a_schedule_free_model_has_the_statistics_of_its_average(folder):
     settings = replace(SETTINGS, optimizer="schedulefree-adamw", augment="none", lr=0.01)
     trained, history = fit(normed(), cross_entropy, folder, folder, settings, device="cpu")

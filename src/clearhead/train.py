@@ -13,6 +13,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -148,7 +149,7 @@ def fit(
         optimizer = prepared  # else left alone: at each step it looks for packages that may be installed
     schedule = torch.optim.lr_scheduler.LambdaLR(prepared.optimizer, settings.factor(len(batches)))
     accelerator.register_for_checkpointing(schedule)
-    if hasattr(loss, "state_dict") and hasattr(loss, "load_state_dict"):
+    if _has_state(loss):
         accelerator.register_for_checkpointing(loss)
     trained = replace(model, module=module)
     measured = replace(model, module=accelerator.unwrap_model(module))  # no gradients to be shared
@@ -165,7 +166,7 @@ def fit(
         return parts
 
     def sharpness_aware_step(batch: Batch) -> dict[str, Tensor]:
-        with optimizers.same_draws(accelerator.device):
+        with optimizers.same_draws(accelerator.device), _same_state(loss):
             parts = gradients(batch)
         with optimizers.statistics_kept(module):
             optimizer.step(partial(gradients, batch))
@@ -258,6 +259,19 @@ class _Means:
             found["worst_group_loss"] = (losses / images)[there].max().item()
             found["worst_group_accuracy"] = (correct / images)[there].min().item()
         return found
+
+
+def _has_state(loss: Any) -> bool:
+    return hasattr(loss, "state_dict") and hasattr(loss, "load_state_dict")
+
+
+@contextmanager
+def _same_state(loss: Any) -> Iterator[None]:
+    """A block after which a loss that changes with training is as it was: two passes are one step to it."""
+    state = copy.deepcopy(loss.state_dict()) if _has_state(loss) else None
+    yield
+    if state is not None:
+        loss.load_state_dict(state)
 
 
 @torch.no_grad()  # a loss that needs gradients switches them on
