@@ -1,5 +1,14 @@
-"""clearhead comes before any test's imports: it makes torchvision importable beside a torch it was not built for."""
+"""clearhead comes before any test's imports: it makes torchvision importable beside a torch it was not built for.
 
+Before torch, in turn, comes the number of its threads: of several test processes each has its share of the cores.
+"""
+
+import os
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
+# isort: split
 import clearhead  # noqa: F401
 
 # isort: split
