@@ -11,7 +11,7 @@ tolerance at which its five values are as near to the truth as asked, the larges
 
 Surfaces: points on a line, images in batches of 64, against the floor, as many plain forward passes of the same
 images; the same at the weights of the points, where a forward pass may be slower (other activations); and two other
-ways, weights written into the model in place, and all points at once by vmap. A ViT, a smaller one, and a ResNet-18.
+ways, weights lent to the model for each call, and all points at once by vmap. A ViT, a smaller one, and a ResNet-18.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def surfaces(count: int, points: int, rounds: int) -> None:
     print(
         f"{count} images, {points} points, {torch.get_num_threads()} threads: images/s x points, and its share of the "
     )
-    print("floor\n\n| | plain forward | plain, there | surface | in place | vmap |\n|---|---|---|---|---|---|")
+    print("floor\n\n| | plain forward | plain, there | surface | lent | vmap |\n|---|---|---|---|---|---|")
     for name, (model, size) in models.items():
         times = _ways(model.eval(), torch.randn(count, 3, size, size), points, rounds)
         floor = times["plain"]
@@ -130,16 +130,6 @@ def _ways(model: torch.nn.Module, images: torch.Tensor, points: int, rounds: int
         for name in weights:
             there.get_parameter(name).data.add_(direction[name], alpha=x)
 
-    def in_place() -> None:
-        kept = {name: p.clone() for name, p in weights.items()}
-        for x in grid.tolist():
-            for name, p in weights.items():
-                torch.add(kept[name], direction[name], alpha=x, out=p)
-            for part, _ in batches:
-                model(part)
-        for name, p in weights.items():
-            p.copy_(kept[name])
-
     def at(x: torch.Tensor) -> list[torch.Tensor]:
         moved = {name: p + x * direction[name] for name, p in weights.items()}
         return [functional_call(model, moved, (part,)) for part, _ in batches]
@@ -148,7 +138,7 @@ def _ways(model: torch.nn.Module, images: torch.Tensor, points: int, rounds: int
         "plain": lambda: [model(part) for _ in range(points) for part, _ in batches],
         "plain, there": lambda: [there(part) for there in models for part, _ in batches],
         "surface": lambda: on_points(model, [direction], [(x,) for x in grid.tolist()], batches),
-        "in place": in_place,
+        "lent": lambda: [at(x) for x in grid],
         "vmap": lambda: vmap(at)(grid),
     }
     with torch.inference_mode():

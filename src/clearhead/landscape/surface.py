@@ -8,26 +8,26 @@ norms), embeddings of positions, tokens that are learned and tables of biases st
 Cross-entropy, the L2 term and accuracy are told apart: with the weight decay of training the L2 term can be most of a
 surface, and it is the same bowl for every model. It needs no forward pass: along the directions it is a quadratic.
 
-The weights of a point are handed to the model for the length of a call, so the model itself is never written to.
+The weights of a point are written into a copy of the model, never into the model itself.
 """
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from clearhead.data.batches import Images, loader
 from clearhead.data.folder import ImageFolder
 from clearhead.landscape.hessian import LandscapeError, eigenvalues, hessian, loss_of
 from clearhead.models import Classifier
-from clearhead.models.classifier import evaluation_mode, logits
+from clearhead.models.classifier import logits
 
 Direction = dict[str, Tensor]
 """Names of parameters to what is added to them at a step of 1; others stay."""
@@ -184,21 +184,20 @@ def on_points(
         batches: images and labels (B) on the module's device.
     """
     count = sum(len(label) for _, label in batches)
-    weights = {name: p.detach() for name, p in module.named_parameters()}
-    moving = [name for name in weights if any(name in direction for direction in directions)]
+    weights = dict(module.named_parameters())
+    moved = copy.deepcopy(module).eval()
+    moving = {name: p for name, p in moved.named_parameters() if any(name in direction for direction in directions)}
     found = []
-    with evaluation_mode(module), torch.inference_mode():
+    with torch.inference_mode():
         for point in grid:
-            moved: dict[str, Any] = {}
-            for name in moving:
-                here = weights[name].clone()
+            for name, p in moving.items():
+                p.copy_(weights[name])
                 for x, direction in zip(point, directions, strict=True):
                     if name in direction:
-                        here.add_(direction[name], alpha=x)
-                moved[name] = here
+                        p.add_(direction[name], alpha=x)
             total = batches[0][0].new_zeros(2, dtype=torch.float32)
             for image, label in batches:
-                output = logits(functional_call(module, moved, (image,))).float()
+                output = logits(moved(image)).float()
                 right = (output.argmax(-1) == label).sum()
                 total += torch.stack([F.cross_entropy(output, label, reduction="sum"), right])
             found.append(total / count)
