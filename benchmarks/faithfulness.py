@@ -33,7 +33,8 @@ from timing import seconds
 from torch import Tensor
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder, read_folder
+from clearhead.data.folder import read_folder
+from clearhead.data.samples import ImageFolder
 from clearhead.evaluate.faithfulness import faithfulness, randomised
 from clearhead.explain import METHODS, explain
 from clearhead.models import Classifier, Grid, Preprocessing

@@ -26,7 +26,8 @@ from PIL import Image
 
 from clearhead import optimizers
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder, read_folder
+from clearhead.data.folder import read_folder
+from clearhead.data.samples import ImageFolder
 from clearhead.models import Classifier, load_model
 from clearhead.train import Epoch, Settings, cross_entropy, fit
 

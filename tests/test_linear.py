@@ -7,7 +7,8 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder, read_folder
+from clearhead.data.folder import read_folder
+from clearhead.data.samples import ImageFolder
 from clearhead.linear import train_linear
 from clearhead.models.features import features
 from tests import cases

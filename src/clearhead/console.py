@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from clearhead.data.folder import Problem
+from clearhead.data.samples import Problem
 from clearhead.evaluate.audit import Audit
 from clearhead.evaluate.statistics import Estimate, interval, number
 from clearhead.masks import MasksWritten

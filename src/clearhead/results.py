@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from clearhead.data.folder import Problem
+from clearhead.data.samples import Problem
 from clearhead.evaluate.audit import Audit
 from clearhead.evaluate.calibration import Rescaled
 from clearhead.evaluate.compare import Comparison

@@ -32,7 +32,7 @@ from torch.optim.swa_utils import update_bn
 from clearhead import optimizers
 from clearhead.data.augment import augmentation, mixed, smoothed
 from clearhead.data.batches import Images, Shuffle, loader, over_images
-from clearhead.data.folder import ImageFolder
+from clearhead.data.samples import ImageFolder
 from clearhead.models import Classifier
 from clearhead.processes import mean_over_processes
 from clearhead.recipe import Settings

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from clearhead.data.collage import make_collage
-from clearhead.data.folder import group_labels, read_folder
+from clearhead.data.folder import read_folder
 from clearhead.data.pixels import DataError, load_image, load_mask
+from clearhead.data.samples import group_labels
 
 CLASSES = {"cat": ["tabby", "lynx"], "dog": ["pug"]}
 PAIRING = {"cat": "land", "dog": "water"}

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from clearhead.data.batches import Images, Shuffle, loader
-from clearhead.data.folder import ImageFolder, Problem, Sample, group_labels, read_folder
+from clearhead.data.folder import read_folder
 from clearhead.data.pixels import DataError, load_image, load_mask
+from clearhead.data.samples import ImageFolder, Problem, Sample, group_labels
 
 
 def picture(path: Path, size: tuple[int, int] = (20, 12), colour: int = 90, **options: object) -> Path:

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from clearhead.data.folder import group_labels, read_folder
+from clearhead.data.folder import read_folder
 from clearhead.data.mnist_cifar import make_mnist_cifar, mnist_cifar
 from clearhead.data.pixels import DataError, load_mask
+from clearhead.data.samples import group_labels
 
 SPLITS = ("train", "test")
 SHARES = {"train": 0.1, "id-val": 0.1, "id-test": 0.1, "ood-val": 0.5, "ood-test": 0.5, "spurious": 0.5}

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from clearhead.data import waterbirds
-from clearhead.data.folder import group_labels, read_folder
+from clearhead.data.folder import read_folder
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import group_labels
 from clearhead.data.waterbirds import make_waterbirds
 
 COLUMNS = ["img_id", "img_filename", "y", "split", "place", "place_filename"]

@@ -16,7 +16,8 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from clearhead.data.batches import Images
-from clearhead.data.folder import ImageFolder, read_folder
+from clearhead.data.folder import read_folder
+from clearhead.data.samples import ImageFolder
 from clearhead.evaluate.faithfulness import BLUR, MapFaithfulness, faithfulness, randomised
 from clearhead.evaluate.faithfulness import Faithfulness as Result
 from clearhead.explain import METHODS, explain

@@ -13,8 +13,9 @@ from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from torch import nn
 
-from clearhead.data.folder import ImageFolder, read_folder
+from clearhead.data.folder import read_folder
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder
 from clearhead.evaluate import knn as module
 from clearhead.evaluate.knn import knn, neighbours, vote
 from tests.explain.test_explain import classifier

@@ -13,8 +13,9 @@ from torchmetrics.functional.classification import binary_jaccard_index
 from torchmetrics.functional.classification import multiclass_jaccard_index as jaccard
 
 from clearhead.data.batches import Images
-from clearhead.data.folder import ImageFolder, read_folder
+from clearhead.data.folder import read_folder
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder
 from clearhead.evaluate.segmentation import segment, segmentation, usable
 from clearhead.explain import explain
 from tests.cases import CLASSES

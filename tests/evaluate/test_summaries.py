@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clearhead.data.folder import ImageFolder, Sample
+from clearhead.data.samples import ImageFolder, Sample
 from clearhead.evaluate.answers import Answers
 from clearhead.evaluate.summaries import summaries
 from clearhead.shifts.corruptions import COMMON, corruption_sets, mean_corruption_error

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clearhead.data.folder import ImageFolder, read_folder
+from clearhead.data.folder import read_folder
+from clearhead.data.samples import ImageFolder
 from tests import cases
 
 SIDE = (cases.SIZE, cases.SIZE)

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder
 from clearhead.heads.scores import implied_classes, score_heads
 from clearhead.models import Preprocessing, from_module
 from clearhead.tap import NoAttentionSeen, tap

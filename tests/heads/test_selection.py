@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder
 from clearhead.heads.branch import Heads, attention_layers
 from clearhead.heads.fold import fold_heads
 from clearhead.heads.selection import select_heads

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clearhead.data.folder import ImageFolder, read_folder
+from clearhead.data.folder import read_folder
 from clearhead.data.pixels import DataError, load_mask
+from clearhead.data.samples import ImageFolder
 from clearhead.masks import FORMATS, Limits, write_masks
 
 BOX = np.zeros((6, 8), dtype=bool)

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import nn
 
 from clearhead import train
-from clearhead.data.folder import ImageFolder, Sample, group_labels, read_folder
+from clearhead.data.folder import read_folder
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder, Sample, group_labels
 from clearhead.models import Classifier, Preprocessing, from_module
 from clearhead.repair.groups import GroupDRO, Reweight
 from clearhead.train import Settings, cross_entropy, fit

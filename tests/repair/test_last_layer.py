@@ -12,7 +12,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from clearhead.data.batches import Images
-from clearhead.data.folder import ImageFolder, read_folder
+from clearhead.data.folder import read_folder
+from clearhead.data.samples import ImageFolder
 from clearhead.models import Classifier, Preprocessing, from_module
 from clearhead.repair.last_layer import PENALTIES, retrain_last_layer
 from tests.cases import CLASSES

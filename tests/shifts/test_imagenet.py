@@ -13,8 +13,8 @@ import pytest
 import timm.data
 from PIL import Image
 
-from clearhead.data.folder import ImageFolder, Problem
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder, Problem
 from clearhead.shifts.imagenet import IMAGENET, read_imagenet, read_shards, subset
 from clearhead.shifts.sets import Scoring, ShiftedSet, plain
 

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from clearhead import train
-from clearhead.data.folder import ImageFolder, Sample
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder, Sample
 from clearhead.data.splits import part_of
 from clearhead.landscape.sharpness import sharpness
 from clearhead.models import ModelError

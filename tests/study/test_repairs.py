@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clearhead.data.folder import ImageFolder, read_folder
+from clearhead.data.folder import read_folder
 from clearhead.data.interventions import INTERVENTIONS
+from clearhead.data.samples import ImageFolder
 from clearhead.demo import MODEL
 from clearhead.repair import RRR, Relevance
 from clearhead.runs import write_results, write_table

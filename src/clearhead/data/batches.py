@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
-from clearhead.data.folder import ImageFolder, group_labels
 from clearhead.data.pixels import DataError, by, load_image, load_mask
+from clearhead.data.samples import ImageFolder, group_labels
 from clearhead.processes import mean_over_processes, share
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from clearhead.data.files import whole_folder
-from clearhead.data.folder import Problem, Sample, check_samples, image_files
+from clearhead.data.folder import image_files
 from clearhead.data.pixels import DataError, load_image, load_mask
+from clearhead.data.samples import Problem, Sample, check_samples
 
 SPLITS = ("train", "val", "test")
 FILL = (0.45, 0.75)  # longer side of the foreground's box, as a fraction of the picture's side

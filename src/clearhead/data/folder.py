@@ -37,59 +37,20 @@ exist or is empty, no usable image at all. Hidden files and folders are passed o
 and decoded, only with ``check=True``; without it, a broken file is a ``DataError`` when it is loaded.
 """
 
-import csv
 import functools
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from clearhead.data.pixels import DataError, Stored, by, load_image, load_mask
+from clearhead.data.metadata import with_metadata
+from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder, Problem, Sample, check_samples, listed, require_samples
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".tga"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One image: `file` is its path relative to the class folders, or in its shard, and its unique name."""
-
-    file: str
-    path: Path | Stored
-    label: int
-    mask: Path | None
-    groups: Mapping[str, str]  # metadata columns other than file and split
-
-    @property
-    def own_file(self) -> Path:
-        """The file that is the image. Raises DataError for one inside a shard."""
-        if not isinstance(self.path, Path):
-            raise DataError(f"{self.path}: images that are files are needed here, in class folders")
-        return self.path
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing wrong with the data: the kinds and actions are listed at the head of this file."""
-
-    file: str
-    kind: str
-    detail: str
-    action: str  # 'skipped', 'mask ignored', 'row ignored', 'counted'
-
-
-@dataclass(frozen=True)
-class ImageFolder:
-    """The usable samples of a folder, in order of `file`, and what was wrong with the rest."""
-
-    root: Path
-    classes: tuple[str, ...]
-    samples: tuple[Sample, ...]
-    problems: tuple[Problem, ...]
 
 
 def read_folder(
@@ -131,7 +92,7 @@ def read_folder(
                 for path in files[folder.name]
             ]
     if metadata:
-        samples = _with_metadata(root, top, samples, files, split, problems)
+        samples = with_metadata(root, top, samples, files, split, problems)
     if check:
         samples, found = check_samples(samples)
         problems += found
@@ -139,62 +100,9 @@ def read_folder(
     return ImageFolder(root, names, tuple(samples), tuple(sorted(problems, key=lambda p: (p.file, p.kind))))
 
 
-def require_samples(root: str | Path, samples: Sequence[Sample], problems: Sequence[Problem]) -> None:
-    """Raise DataError where no image is left, with what befell them."""
-    if not samples:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(p.kind for p in problems).most_common())
-        first = next((p for p in problems if p.action == "skipped"), None)
-        raise DataError(
-            f"{root}: no usable image is left ({kinds})" + (f"; first {first.file}: {first.detail}" if first else "")
-        )
-
-
 def image_files(folder: Path) -> list[Path]:
     """The image files directly in a folder, by extension in any case, sorted by name. Raises DataError."""
     return [entry for entry in _entries(folder) if entry.suffix.lower() in EXTENSIONS and entry.is_file()]
-
-
-def check_samples(samples: Sequence[Sample]) -> tuple[list[Sample], list[Problem]]:
-    """Decode every image and mask; return the samples that can be used (a bad mask taken off) and the problems."""
-    with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(_check, samples))
-    kept = [
-        replace(sample, mask=None) if problem else sample
-        for sample, problem in zip(samples, problems, strict=True)
-        if not (problem and problem.action == "skipped")
-    ]
-    return kept, [problem for problem in problems if problem]
-
-
-def attribute_columns(folder: ImageFolder) -> list[str]:
-    """The metadata columns with at most 10 different values, the class aside."""
-    values: dict[str, set[str]] = defaultdict(set)
-    for sample in folder.samples:
-        for column, value in sample.groups.items():
-            values[column].add(value)
-    return [column for column, seen in values.items() if column != "class" and len(seen) <= 10]
-
-
-def group_labels(folder: ImageFolder, columns: Sequence[str] | None) -> list[str]:
-    """The group of each sample, such as ``class=cat, background=water``: its class crossed with metadata columns.
-
-    `columns` None takes all columns with at most 10 different values; the class always comes first. A cell that is
-    empty or missing reads ``unknown``. Raises DataError for a column that does not exist.
-    """
-    there = dict.fromkeys(column for sample in folder.samples for column in sample.groups if column != "class")
-    columns = attribute_columns(folder) if columns is None else [column for column in columns if column != "class"]
-    if missing := [column for column in columns if column not in there]:
-        raise DataError(
-            f"no group column {', '.join(missing)} in {folder.root / 'metadata.csv'}; "
-            f"there is {listed(there) if there else 'none besides the class'}"
-        )
-    return [
-        ", ".join(
-            [f"class={folder.classes[sample.label]}"]
-            + [f"{column}={sample.groups.get(column) or 'unknown'}" for column in columns]
-        )
-        for sample in folder.samples
-    ]
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -310,120 +218,6 @@ def _masks(folder: Path, images: list[Path], problems: list[Problem]) -> dict[st
     return masks
 
 
-def _with_metadata(
-    root: Path,
-    top: Path,
-    samples: list[Sample],
-    files: Mapping[str, list[Path]],
-    split: str | None,
-    problems: list[Problem],
-) -> list[Sample]:
-    """The samples of a split with their group columns."""
-    table = root / "metadata.csv"
-    if not table.is_file():
-        if split is not None:
-            raise DataError(
-                f"split {split!r} was asked for, but {table} does not exist; it names the split of each image"
-            )
-        return samples
-    columns, rows = _metadata(table, problems)
-    if split is not None:
-        _require_split(table, columns, rows, split)
-    groups = [column for column in columns if column not in ("file", "split")]
-    there = {f"{name}/{path.name}" for name, paths in files.items() for path in paths}
-    if rows and not there & rows.keys():
-        raise DataError(
-            f"{table}: no row names an image that is there; the first is {next(iter(rows))!r}, "
-            f"paths are relative to {top}, as in {min(there)!r}"
-        )
-    wanted = {file for file, found in rows.items() if split is None or any(row["split"] == split for row in found)}
-    problems += [
-        Problem(file, "metadata-without-file", "a row of metadata.csv, but no such image", "counted")
-        for file in rows
-        if file in wanted - there
-    ]
-    kept = []
-    for sample in samples:
-        found = rows.get(sample.file, [])
-        if len(found) > 1 and (split is None or sample.file in wanted):
-            alike = all(row == found[0] for row in found)
-            detail = f"{len(found)} rows of metadata.csv" + ("" if alike else " that contradict each other")
-            action = "counted" if alike else "skipped"
-            problems.append(Problem(sample.file, "metadata-duplicate", detail, action))
-            if not alike:
-                continue
-        row = found[0] if found else {}
-        if not row or (split is not None and not row["split"]):
-            detail = "no split in metadata.csv" if row else "no row in metadata.csv"
-            problems.append(Problem(sample.file, "no-metadata", detail, "counted" if split is None else "skipped"))
-        if split is None or row.get("split") == split:
-            kept.append(replace(sample, groups={column: row.get(column, "") for column in groups}))
-    return kept
-
-
-def _metadata(table: Path, problems: list[Problem]) -> tuple[list[str], dict[str, list[dict[str, str]]]]:
-    """The columns of metadata.csv and its rows by file."""
-    rows: dict[str, list[dict[str, str]]] = defaultdict(list)
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as opened:
-            lines = csv.reader(opened)
-            columns = [cell.strip() for cell in next(lines, [])]
-            if "file" not in columns or len(set(columns)) != len(columns):
-                raise DataError(
-                    f"{table}: the first line must name each column once, one of them file; it has {columns}"
-                )
-            for cells in lines:
-                row = dict(zip(columns, (cell.strip() for cell in cells), strict=False))
-                if len(cells) == len(columns) and row["file"]:
-                    rows[PurePosixPath(row["file"].replace("\\", "/")).as_posix()].append(row)
-                elif cells:
-                    cause = (
-                        "no file" if len(cells) == len(columns) else f"{len(cells)} cells for {len(columns)} columns"
-                    )
-                    detail = f"line {lines.line_num}: {cause}"
-                    problems.append(Problem("metadata.csv", "metadata-row", detail, "row ignored"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table} cannot be read as UTF-8 comma-separated text: {error}") from error
-    return columns, rows
-
-
-def _require_split(table: Path, columns: list[str], rows: Mapping[str, list[dict[str, str]]], split: str) -> None:
-    """Raise DataError unless some row has the split."""
-    if "split" not in columns:
-        raise DataError(f"split {split!r} was asked for, but {table} has no column split; it has {listed(columns)}")
-    splits = Counter(row["split"] for found in rows.values() for row in found if row["split"])
-    if split not in splits:
-        there = ", ".join(f"{name} ({count})" for name, count in splits.items()) or "none"
-        raise DataError(f"no split {split!r} in {table}; there is {there}")
-
-
-def _check(sample: Sample) -> Problem | None:
-    """What is wrong with the files of a sample."""
-    try:
-        size = load_image(sample.path).size
-    except DataError as error:
-        kind = "truncated" if "truncated" in str(error.__cause__).lower() else "unreadable"
-        return Problem(sample.file, kind, str(error).removeprefix(f"{sample.path}: "), "skipped")
-    if sample.mask is None:
-        return None
-    try:
-        mask = load_mask(sample.mask)
-    except DataError as error:
-        return Problem(sample.file, "mask-unreadable", str(error).removeprefix(f"{sample.mask}: "), "mask ignored")
-    if mask.size != size:
-        detail = f"a mask of {by(mask.size)} for an image of {by(size)}"
-        return Problem(sample.file, "mask-size", detail, "mask ignored")
-    if mask.getbbox() is None:
-        return Problem(sample.file, "mask-empty", "a mask without foreground", "mask ignored")
-    return None
-
-
 def plain_name(name: str) -> str:
     """A class name for comparing: case aside, underscores as spaces."""
     return " ".join(name.replace("_", " ").casefold().split())
-
-
-def listed(names: Iterable[str], most: int = 5) -> str:
-    """A few names, and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -17,8 +17,8 @@ import pyarrow
 import pyarrow.parquet
 from fsspec.core import url_to_fs
 
-from clearhead.data.folder import Problem, Sample, check_samples
 from clearhead.data.pixels import DataError, Stored
+from clearhead.data.samples import Problem, Sample, check_samples
 from clearhead.data.stored import ArrayRow, Held, ParquetCell, TarMember, array_of, opened
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png")

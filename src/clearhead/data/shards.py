@@ -34,19 +34,9 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from clearhead.data.folder import (
-    ImageFolder,
-    Problem,
-    Sample,
-    check_samples,
-    image_files,
-    listed,
-    plain_name,
-    read_folder,
-    require_samples,
-    wordnet_ids,
-)
+from clearhead.data.folder import image_files, plain_name, read_folder, wordnet_ids
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder, Problem, Sample, check_samples, listed, require_samples
 from clearhead.data.shard_files import Entry, Shard, contents_of, npz_splits, reading
 from clearhead.data.stored import forget
 

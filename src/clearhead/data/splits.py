@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clearhead.data.folder import ImageFolder
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder
 from clearhead.data.shards import is_sharded, read_images, splits_in
 
 HELD_OUT = 0.2

@@ -15,8 +15,8 @@ import os
 from pathlib import Path, PurePosixPath
 
 from clearhead.data.files import link
-from clearhead.data.folder import Problem
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import Problem
 
 CLASSES = {"0": "landbird", "1": "waterbird"}
 PLACES = {"0": "land", "1": "water"}

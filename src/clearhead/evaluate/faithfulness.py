@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder
+from clearhead.data.samples import ImageFolder
 from clearhead.evaluate.statistics import Estimate, mean, mean_difference, proportion
 from clearhead.explain import explain, explain_with_logits
 from clearhead.models import Classifier, Preprocessing

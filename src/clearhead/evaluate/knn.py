@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder
 from clearhead.evaluate.statistics import Estimate, proportion
 from clearhead.models import Classifier
 from clearhead.models.features import features

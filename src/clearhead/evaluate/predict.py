@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder, group_labels
 from clearhead.data.interventions import INTERVENTIONS, intervene
+from clearhead.data.samples import ImageFolder, group_labels
 from clearhead.explain import explain_with_logits, known_method
 from clearhead.models import Classifier
 

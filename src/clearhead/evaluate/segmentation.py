@@ -18,8 +18,8 @@ from scipy.stats import bootstrap
 from torch import Tensor
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder
 from clearhead.evaluate.predict import default_method
 from clearhead.evaluate.statistics import RESAMPLES, Estimate, mean
 from clearhead.explain import explain_with_logits

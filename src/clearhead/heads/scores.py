@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder
 from clearhead.evaluate.statistics import Estimate, proportion
 from clearhead.heads.branch import Branch, Heads, Layer, attention_layers, branch
 from clearhead.heads.diversity import similarity

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder, group_labels
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder, group_labels
 from clearhead.evaluate.predict import foreground_shares
 from clearhead.heads.branch import Branch, Heads, attention_layers, branch
 from clearhead.heads.fold import fold_heads

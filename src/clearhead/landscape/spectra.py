@@ -14,7 +14,7 @@ import numpy as np
 
 from clearhead.data.augment import Augmentation, augmentation, mixed
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder
+from clearhead.data.samples import ImageFolder
 from clearhead.evaluate.statistics import Estimate, mean
 from clearhead.landscape.density import Density, Trace, density, trace
 from clearhead.landscape.hessian import LandscapeError, eigenvalues, hessian, loss_of

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder
+from clearhead.data.samples import ImageFolder
 from clearhead.landscape.hessian import LandscapeError, eigenvalues, hessian, loss_of
 from clearhead.models import Classifier
 from clearhead.models.classifier import logits

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder
+from clearhead.data.samples import ImageFolder
 from clearhead.layers.units import LayersError, Unit, forward, still, units_of
 from clearhead.models import Classifier
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder
+from clearhead.data.samples import ImageFolder
 from clearhead.evaluate.statistics import Estimate, accuracy_difference, mean, mean_difference, proportion
 from clearhead.layers.resume import Outline, stand_in
 from clearhead.layers.units import Unit, blocks_of, forward, still, units_of

@@ -19,8 +19,9 @@ import matplotlib.path
 import numpy as np
 from PIL import Image
 
-from clearhead.data.folder import ImageFolder, Sample, plain_name
+from clearhead.data.folder import plain_name
 from clearhead.data.pixels import DataError, by, load_image
+from clearhead.data.samples import ImageFolder, Sample
 
 Found = tuple[Sample, np.ndarray | tuple[str, str]]
 """An image and its mask (H x W, bool, of the upright image's size), or why there is none: its kind, and words."""

@@ -13,8 +13,9 @@ from PIL import Image
 
 from clearhead.data.batches import Images, loader
 from clearhead.data.files import link, whole_folder
-from clearhead.data.folder import ImageFolder, Problem, Sample, read_folder
+from clearhead.data.folder import read_folder
 from clearhead.data.pixels import DataError, load_image, load_mask
+from clearhead.data.samples import ImageFolder, Problem, Sample
 from clearhead.evaluate.statistics import Estimate, mean
 from clearhead.masks.annotations import Found
 from clearhead.masks.refine import patch_mask, refine

@@ -22,8 +22,9 @@ def library_errors(name: str) -> Iterator[None]:
         raise type(error)(f"{name}: {error}") from error.__cause__
     except OSError as error:  # also what the hubs' clients raise without a network
         raise ModelError(
-            f"{name}: its weights or config could not be had: {cause(error)}. Without a network, give local files: "
-            "timm:NAME@FILE, torchvision:NAME@FILE, hf:FOLDER or FOLDER; or pretrained=False for random weights"
+            f"{name}: its weights or config could not be had: {cause(error).rstrip('.')}. Without a network, "
+            "give local files: timm:NAME@FILE, torchvision:NAME@FILE, hf:FOLDER or FOLDER; or pretrained=False for "
+            "random weights"
         ) from error
     except Exception as error:  # timm, torchvision and transformers raise nearly anything
         raise ModelError(f"{name}: {cause(error)}") from error

@@ -1,6 +1,6 @@
 """Two losses that need no masks but group labels: each group counts alike, or the worst one counts most.
 
-A group is a class crossed with the columns of metadata.csv, as ``clearhead.data.folder.group_labels`` names it. Where
+A group is a class crossed with the columns of metadata.csv, as ``clearhead.data.samples.group_labels`` names it. Where
 there is no such column the groups are the classes: balanced, or the worst class first. A model leans on a shortcut that
 most images share; the groups in which it fails are small, and these losses give them weight. Both are for comparison
 with the repairs that look at the relevance.
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearhead.data.batches import over_images
-from clearhead.data.folder import ImageFolder, group_labels
+from clearhead.data.samples import ImageFolder, group_labels
 from clearhead.models import Classifier
 from clearhead.processes import mean_over_processes
 

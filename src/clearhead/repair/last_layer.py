@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder, group_labels
+from clearhead.data.samples import ImageFolder, group_labels
 from clearhead.models import Classifier
 from clearhead.models.features import features, last_layer
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from clearhead.data.folder import Problem
+from clearhead.data.samples import Problem
 from clearhead.evaluate.compare import Comparison
 from clearhead.report.kinds import KINDS
 from clearhead.report.page import Page, Row, Section, Table, Verdict, write

@@ -39,8 +39,9 @@ from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
-from clearhead.data.folder import ImageFolder, Problem, image_files, listed, read_folder, wordnet_ids
+from clearhead.data.folder import image_files, read_folder, wordnet_ids
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder, Problem, listed
 from clearhead.data.shards import read_images
 from clearhead.shifts.sets import Scoring, ShiftedSet, plain
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clearhead.data.folder import ImageFolder, Sample, read_folder, wordnet_ids
+from clearhead.data.folder import read_folder, wordnet_ids
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder, Sample
 from clearhead.data.stored import ArrayRow, array_of, forget
 from clearhead.shifts.sets import Scoring, ShiftedSet, plain
 

@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clearhead.data.folder import ImageFolder
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder
 
 Shift = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
 """Pixels, B x 3 x H x W in 0..1, to pixels of the same shape; one generator an image, on the images' device."""

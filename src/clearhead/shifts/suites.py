@@ -9,8 +9,8 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from clearhead.data.folder import ImageFolder, listed
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder, listed
 from clearhead.data.shards import is_sharded, read_images
 from clearhead.shifts.adversarial import attack, require_toolbox
 from clearhead.shifts.corruptions import COMMON, EXTRA, corruption_sets

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as geometry
 
-from clearhead.data.folder import ImageFolder
+from clearhead.data.samples import ImageFolder
 from clearhead.shifts.sets import Scoring, ShiftedSet
 
 PIXEL_EPS = 0.16

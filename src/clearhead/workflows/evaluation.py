@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from clearhead.data.folder import ImageFolder, attribute_columns
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder, attribute_columns
 from clearhead.data.shards import read_images
 from clearhead.data.splits import splits_of
 from clearhead.evaluate.audit import audit

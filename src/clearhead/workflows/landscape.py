@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clearhead.data.augment import Augmentation
-from clearhead.data.folder import ImageFolder
+from clearhead.data.samples import ImageFolder
 from clearhead.data.shards import read_images
 from clearhead.landscape import LandscapeError, Spectrum, Surface, spectra, surface, trajectory, weight_vector
 from clearhead.models import load_model

@@ -6,7 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from clearhead.data.folder import ImageFolder
+from clearhead.data.samples import ImageFolder
 from clearhead.data.shards import read_images
 from clearhead.data.splits import some_of
 from clearhead.layers import FeatureMaps, LayersError, Lesions, cka, feature_maps, lesions

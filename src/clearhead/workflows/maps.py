@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder, Sample
+from clearhead.data.samples import ImageFolder, Sample
 from clearhead.evaluate.predict import default_method
 from clearhead.explain import explain_with_logits
 from clearhead.explain.sis import sis

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder, Sample
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder, Sample
 from clearhead.data.shards import plain_source, source_name
 from clearhead.evaluate.predict import Predictions
 from clearhead.explain import explain_with_logits

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder, attribute_columns
+from clearhead.data.samples import ImageFolder, attribute_columns
 from clearhead.data.shards import read_images
 from clearhead.evaluate.predict import predict
 from clearhead.evaluate.slices import find_slices

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from clearhead.data.folder import Problem
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import Problem
 from clearhead.evaluate.answers import Answers, answer, read_answers
 from clearhead.evaluate.robustness import (
     SetChange,

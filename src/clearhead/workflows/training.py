@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from clearhead.data.folder import ImageFolder
 from clearhead.data.pixels import DataError
+from clearhead.data.samples import ImageFolder
 from clearhead.data.shards import read_images
 from clearhead.data.splits import train_and_validation
 from clearhead.evaluate.compare import Comparison, compare

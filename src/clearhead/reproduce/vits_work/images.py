@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from clearhead.data.folder import ImageFolder
 from clearhead.data.pixels import DataError, load_image
+from clearhead.data.samples import ImageFolder
 from clearhead.data.shards import read_images
 from clearhead.data.splits import hold_out, part_of, some_of, splits_of
 from clearhead.reproduce.vits_work.sizes import Size, percent

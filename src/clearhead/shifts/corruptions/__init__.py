@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from clearhead.data.folder import ImageFolder
+from clearhead.data.samples import ImageFolder
 from clearhead.shifts.corruptions.blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
 from clearhead.shifts.corruptions.digital import contrast, elastic_transform, jpeg_compression, pixelate, saturate
 from clearhead.shifts.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise

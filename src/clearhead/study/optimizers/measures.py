@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.folder import ImageFolder
+from clearhead.data.samples import ImageFolder
 from clearhead.data.splits import some_of
 from clearhead.evaluate.calibration import expected_calibration_error
 from clearhead.evaluate.predict import predict

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from clearhead.data.folder import ImageFolder
+from clearhead.data.samples import ImageFolder
 from clearhead.data.shards import read_images
 from clearhead.data.splits import hold_out, part_of, splits_of
 from clearhead.models import Classifier, load_model, save_model

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 
-from clearhead.data.folder import ImageFolder, Sample
 from clearhead.data.interventions import INTERVENTIONS
 from clearhead.data.pixels import Stored
+from clearhead.data.samples import ImageFolder, Sample
 from clearhead.data.shards import absolute_source, read_images
 from clearhead.data.splits import splits_of
 from clearhead.evaluate.predict import predict
