@@ -91,9 +91,10 @@ def test_against_a_bank_is_scikit_learns(seen, unseen):
     size=st.integers(1, 40),
     queries=st.integers(1, 12),
     part=st.integers(1, 12),
+    group=st.integers(1, 5),
     data=st.data(),
 )
-def test_neighbours_do_not_depend_on_the_parts(seed, count, size, queries, part, data):
+def test_neighbours_do_not_depend_on_the_parts(seed, count, size, queries, part, group, data):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, 8, generator=generator, dtype=torch.float64)
     bank = torch.randn(size, 8, generator=generator, dtype=torch.float64) if data.draw(st.booleans()) else None
@@ -101,6 +102,7 @@ def test_neighbours_do_not_depend_on_the_parts(seed, count, size, queries, part,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_QUERIES", queries)
         patch.setattr(module, "_BANK", part)
+        patch.setattr(module, "_GROUP", group)
         found = neighbours(x, k, bank)
     fitted = NearestNeighbors(n_neighbors=k, metric="cosine").fit(x if bank is None else bank)
     expected = fitted.kneighbors(None if bank is None else x, return_distance=False)

@@ -21,8 +21,11 @@ from clearhead.evaluate.statistics import Estimate, proportion
 from clearhead.models import Classifier
 from clearhead.models.features import features
 
-_QUERIES, _BANK = 1024, 16384
-"""Similarities that are alive at once: 64 MiB."""
+_QUERIES, _BANK = 256, 16384
+"""Similarities that are alive at once: 16 MiB."""
+
+_GROUP = 64
+"""Columns whose maximum is taken first."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +105,28 @@ def _nearest(x: Tensor, start: int, k: int, known: Tensor, leave_out: bool) -> T
     best, found = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long, device=x.device)
     for first in range(0, len(known), _BANK):
         similarity = queries @ known[first : first + _BANK].T
-        index = torch.arange(first, first + similarity.shape[1], device=x.device).expand_as(similarity)
         if leave_out:
-            rows = torch.arange(start, start + len(queries), device=x.device)
-            similarity = similarity.masked_fill(index == rows[:, None], -torch.inf)
-        best, found = torch.cat([best, similarity], 1), torch.cat([found, index], 1)
+            similarity.diagonal(start - first).fill_(-torch.inf)  # empty where the rows are not in this part
+        values, index = _highest(similarity, k)
+        best, found = torch.cat([best, values], 1), torch.cat([found, first + index], 1)
         best, chosen = best.topk(min(k, best.shape[1]))
         found = found.gather(1, chosen)
     return found
+
+
+def _highest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest of each row (N x M) and their columns, or all M where they are fewer.
+
+    They lie in the k groups of columns whose maxima are highest, so that little is left to sort.
+    """
+    count = values.shape[1]
+    if missing := -count % _GROUP:
+        values = F.pad(values, (0, missing), value=-torch.inf)
+    groups = values.unflatten(1, (-1, _GROUP))
+    highest = groups.amax(2).topk(min(k, groups.shape[1])).indices[:, :, None]
+    columns = highest * _GROUP + torch.arange(_GROUP, device=values.device)
+    found, chosen = groups.gather(1, highest.expand_as(columns)).flatten(1).topk(min(k, count))
+    return found, columns.flatten(1).gather(1, chosen)
 
 
 def vote(labels: Tensor) -> Tensor:
