@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import compress
 from pathlib import Path
 
 from rich.console import Console
@@ -344,10 +345,13 @@ def tell_study(results: StudyResults, folder: Path) -> None:
 def tell_optimizers(results: OptimizerResults, folder: Path) -> None:
     """The setting kept in each cell, how long it took to the target, and what it came to."""
     table = _table("kept", f"s to {number(results.target, '%')}", "accuracy", "95% interval", "eigenvalue")
-    for found in results.cells:
-        best, cell, measures = found.best, found.best.cell, found.measures
+    cells = [found.best.cell for found in results.cells]
+    told = [(c.model, c.optimizer, c.augment, f"{c.fraction:.0%}", f"seed {c.seed}") for c in cells]
+    differ = [i < 2 or len(set(values)) > 1 for i, values in enumerate(zip(*told, strict=True))]
+    for found, parts in zip(results.cells, told, strict=True):
+        best, measures = found.best, found.measures
         reached = best.reached(results.target)
-        name = f"{cell.model}, {cell.optimizer}, {cell.augment}, {cell.fraction:.0%}, seed {cell.seed}"
+        name = ", ".join(compress(parts, differ))
         kept = f"lr {best.lr:g}, wd {best.weight_decay:g}"
         accuracy = number(measures.accuracy.value, "%"), interval(measures.accuracy)
         seconds = f"{reached.seconds:,.0f}" if reached else "never"
