@@ -15,7 +15,7 @@ from clearhead.data.batches import Images, loader
 from clearhead.data.folder import read_folder
 from clearhead.models import Preprocessing, from_module, load_model
 from clearhead.train import Diverged, Epoch, Settings, TrainingError, best_epoch, cross_entropy, fit
-from clearhead.workflows import run_train
+from clearhead.workflows import run_repair, run_train
 from tests.test_cli import clearhead, told
 
 
@@ -62,6 +62,7 @@ RECIPES = {
     "plain": {},
     "strong": {"augment": "strong", "mixup": 1.0, "cutmix": 0.8, "label_smoothing": 0.1, "clip": 5.0, "warmup": 1},
     "weak": {"optimizer": "sgd", "schedule": "steps", "augment": "weak"},
+    "workers": {"workers": 1},
     **{name: {"optimizer": name} for name in ("lion", "muon", "schedulefree-adamw", "sam-sgd", "asam-adamw")},
 }
 
@@ -310,6 +311,20 @@ def test_a_recipe_by_its_options(place):
 def test_a_recipe_that_cannot_be_is_refused(place, arguments, said):
     assert said in told(clearhead("train", "model", "data", *arguments.split(), "--out", "not-trained", cwd=place))
     assert not (place / "not-trained").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "method", "said"),
+    [
+        ({"mixup": 0.8}, "reweight", "reweight takes images as they are"),
+        ({"label_smoothing": 0.1}, "relevance", "for plain cross-entropy"),
+        ({"augment": "strong"}, "rrr", "strong does not move the masks"),
+    ],
+)
+def test_a_repair_whose_recipe_would_not_be_looked_at_is_refused(place, tmp_path, settings, method, said):
+    with pytest.raises(ValueError, match=said):
+        run_repair(str(place / "model"), place / "data", tmp_path / "out", replace(SETTINGS, **settings), method=method)
+    assert not (tmp_path / "out").exists()
 
 
 def test_training_that_only_harms_gives_back_the_model(folder):

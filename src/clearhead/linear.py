@@ -8,7 +8,6 @@ the end by L-BFGS, with no learning rate or epochs to choose: with x the standar
 λ is the one of a grid with the lowest cross-entropy on the validation images.
 """
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from clearhead.data.batches import Images, loader
 from clearhead.data.samples import ImageFolder
 from clearhead.models import Classifier
+from clearhead.models.classifier import copied
 from clearhead.models.features import features, last_layer
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -65,7 +65,7 @@ def train_linear(
         DataError: for a file that can no longer be read.
         ValueError: for a model whose logits are not the output of one linear layer with a bias.
     """
-    model = replace(model, module=copy.deepcopy(model.module).eval())
+    model = replace(model, module=copied(model.module).eval())
     head = last_layer(model)
     if head is None or head.bias is None:
         raise ValueError(f"model: {model.name} has no torch.nn.Linear with a bias at its end to be trained")

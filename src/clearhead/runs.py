@@ -92,11 +92,16 @@ def _begin(folder: Path, command: str, arguments: Mapping[str, Any]) -> bool:
             )
         if not changed:
             return (folder / "results.json").is_file()
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(not _unwritten(entry) for entry in folder.iterdir())):
         raise RunError(f"{folder} exists and is not the folder of a run: give a new or an empty folder as --out")
     with written(file) as path:
         path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return False
+
+
+def _unwritten(entry: Path) -> bool:
+    """Whether it is a config.yaml that another machine is about to write, or was stopped in writing."""
+    return entry.name.startswith(".config.yaml.")
 
 
 def versions() -> dict[str, str]:

@@ -34,6 +34,7 @@ from clearhead.data.augment import augmentation, mixed, smoothed
 from clearhead.data.batches import Images, Shuffle, loader, over_images
 from clearhead.data.samples import ImageFolder
 from clearhead.models import Classifier
+from clearhead.models.classifier import copied
 from clearhead.processes import mean_over_processes
 from clearhead.recipe import Settings
 from clearhead.runs import replace_folder, restore
@@ -132,7 +133,7 @@ def fit(
     AcceleratorState._reset_state()  # else a process can train at one precision only
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=device == "cpu")
     set_seed(settings.seed)
-    module = copy.deepcopy(model.module).to(accelerator.device)
+    module = copied(model.module).to(accelerator.device)
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         raise TrainingError(f"{model.name} has no parameter that requires a gradient: nothing to train")
@@ -212,7 +213,7 @@ def fit(
         history.append(epoch)
         ended = bool(after and after(history, measured))
         _keep(accelerator, state, history, best, ended)
-    chosen = copy.deepcopy(model.module)
+    chosen = copied(model.module)
     chosen.load_state_dict(best)
     return replace(model, module=chosen.eval()), history
 

@@ -599,3 +599,13 @@ def test_balanced_batches_draw_every_group_alike_often() -> None:
     assert passes[0] != passes[1]
     sampler.set_epoch(0)
     assert [index for index, _ in sampler] == passes[0]
+
+
+def test_masks_of_a_folder_that_is_not_there_are_told(root: Path) -> None:
+    (root / "masks/cat").rename(root / "masks/cats")
+    assert only(read_folder(root)) == Problem("masks/cats", "mask-without-image", "no such class folder", "counted")
+
+
+def test_two_spellings_of_a_path_are_one_row_twice(root: Path) -> None:
+    metadata(root, "file,ground", "cat/a.jpg,x", "./cat/a.jpg,x", "cat/b.png,x", "dog/c.JPEG,x", "dog/d.webp,x")
+    assert (only(read_folder(root)).kind, only(read_folder(root)).action) == ("metadata-duplicate", "counted")

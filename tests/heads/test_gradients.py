@@ -223,3 +223,13 @@ def test_attention_that_is_dropped_out_is_refused_where_it_would_be_wrong() -> N
     model.module.train()
     with pytest.raises(ValueError, match=r"'blocks\.1\.attn' drops attention out"):
         head_input_gradients(model, x, differentiable=True)
+
+
+def test_the_penalty_of_windows_is_the_mean_of_an_images() -> None:
+    model = cases.classifier("timm-swin")
+    batch = {"image": torch.randn(3, 3, cases.SIZE, cases.SIZE), "label": torch.tensor([0, 1, 2])}
+    each = [Diversity(layers=[i])(model, batch)["diversity"] for i in range(4)]
+    assert len({len(g) for g in head_input_gradients(model, batch["image"], "all")[0]}) > 1  # windows, then images
+    torch.testing.assert_close(Diversity(layers="all")(model, batch)["diversity"], torch.stack(each).mean())
+    (windows,), _ = head_input_gradients(model, batch["image"], [0])
+    torch.testing.assert_close(each[0].detach(), diversity_loss(windows).detach())

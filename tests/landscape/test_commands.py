@@ -73,6 +73,20 @@ def test_a_stopped_run_keeps_what_it_found_of_each_model(place, run, tmp_path, s
     assert not (tmp_path / "out" / "state").exists()
 
 
+def test_epochs_are_told_by_their_run_where_two_have_one_name(place, run, tmp_path):
+    for of in ("a", "b"):
+        shutil.copytree(place / run / "epochs", tmp_path / of / "vit" / "epochs")
+        shutil.copytree(place / run / "checkpoint", tmp_path / of / "vit" / "checkpoint")
+    one, other = tmp_path / "a" / "vit", tmp_path / "b" / "vit"
+    options = {"split": "train", "k": 1, "batches": 2, "batch_size": 2, "tolerance": 0.1, "device": "cpu"}
+    models = [str(one), str(other / "epochs" / "1"), str(other / "epochs" / "3"), str(other / "checkpoint")]
+    found = run_hessian(models, place / "data", tmp_path / "out", **options).spectra
+    kept = [*(f"epoch {n}" for n in (1, 3, 10)), "checkpoint"]
+    assert list(found) == [*(f"vit (1), {what}" for what in kept), "vit (2), epoch 1", "vit (2), epoch 3", "vit (2)"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Highest eigenvalue by epoch" in page
+
+
 def test_what_was_found_stays_with_its_model_when_a_run_has_been_trained_further(place, run, tmp_path, stopped_at):
     grown = tmp_path / "grown"
     shutil.copytree(place / run / "epochs" / "1", grown / "epochs" / "1")

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from clearhead.landscape import LandscapeError, hessian, on_points, random_directions, surface
+from clearhead.landscape import LandscapeError, check, hessian, on_points, random_directions, surface
+from clearhead.landscape.sharpness import sharpness
 from clearhead.landscape.surface import eigenvector_directions
 from clearhead.models import Preprocessing, from_module
+from clearhead.models.classifier import copied
 from tests import cases
 
 
@@ -147,6 +149,7 @@ def test_not_a_number_far_out_is_a_gap_and_at_the_weights_an_error(folder):
     assert found.nll[2] is not None
     assert found.nll[0] is None
     assert found.nll[4] is None
+    assert [value is None for value in found.accuracy] == [value is None for value in found.nll]
     assert '"nll": [null' in json.dumps(asdict(found), allow_nan=False)
     with pytest.raises(LandscapeError, match="the loss is nan at the model's own weights"):
         surface(named(_Brittle(True)), folder, dims=1, points=5)
@@ -176,3 +179,46 @@ def test_images_are_drawn_by_the_seed_and_all_taken_where_there_are_fewer(folder
 def test_grids_that_cannot_be_are_refused(folder, options, message):
     with pytest.raises(ValueError, match=message):
         surface(named(convolutional()), folder, **options)
+
+
+class _Keeping(nn.Module):
+    """In eval mode keeps what it made of a weight until it is told the mode again, as timm's LeViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.kept = nn.Linear(48, 2), None
+
+    def train(self, mode=True):
+        self.kept = None
+        return super().train(mode)
+
+    def forward(self, images):
+        bias = 3 * self.head.bias if self.training or self.kept is None else self.kept
+        self.kept = None if self.training else bias
+        return images.flatten(1) @ self.head.weight.T + bias
+
+
+def test_what_a_module_keeps_in_eval_mode_is_of_the_weights_it_has(folder):
+    model = named(_Keeping().eval())
+    images, labels = torch.randn(6, 3, 4, 4), torch.randint(2, (6,))
+    model(images).sum().backward()  # what is kept is now part of a graph
+    direction = {"head.bias": torch.tensor([1.0, -0.5])}
+    points = on_points(model.module, [direction], [(-1.0,), (0.0,), (1.0,)], [(images, labels)])
+    weight, bias = model.module.head.weight, model.module.head.bias
+    for x, found in zip((-1.0, 0.0, 1.0), points, strict=True):
+        logits = images.flatten(1) @ weight.T + 3 * (bias + x * direction["head.bias"])
+        assert found[0].item() == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    double = copied(model.module).double()
+
+    def loss():
+        return F.cross_entropy(double(images.double()), labels)
+
+    with hessian(double, loss) as matrix:
+        assert check(matrix).difference < 1e-5
+    gradient = torch.autograd.grad(loss(), list(double.parameters()))
+    norm = torch.cat([g.flatten() for g in gradient]).norm()
+    (weight, bias), (by_weight, by_bias) = double.parameters(), gradient
+    there = images.double().flatten(1) @ (weight + 0.1 * by_weight / norm).T + 3 * (bias + 0.1 * by_bias / norm)
+    expected = F.cross_entropy(there, labels) - loss()
+    assert sharpness(double, loss, radius=0.1) == pytest.approx(expected.item(), rel=1e-6)

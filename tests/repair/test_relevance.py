@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from clearhead.explain import scale
+from clearhead.landscape import LandscapeError, hessian
 from clearhead.repair.relevance import Relevance, relevance_maps
 from tests import reference
 from tests.cases import images
@@ -74,6 +75,15 @@ def test_steps_move_the_relevance_into_the_mask():
         loss.backward()
         optimizer.step()
     assert shares[-1] > shares[0] + 0.1
+
+
+def test_a_hessian_of_the_loss_is_refused_and_not_wrong():
+    model = classifier(GLOBAL[0], torch.float64)
+    with (
+        pytest.raises(LandscapeError, match="a GAE map has no second derivatives"),
+        hessian(model.module, lambda: Relevance()(model, batch())["loss"]),
+    ):
+        pass
 
 
 def test_a_model_without_a_grid_is_refused():

@@ -728,6 +728,15 @@ def test_epochs_are_counted_from_where_they_begin() -> None:
     assert "3" not in {w for w in words(from_zero) if w.isdigit()}
 
 
+def test_a_line_with_gaps_has_its_one_marker_at_its_highest_point() -> None:
+    whole, gaps = (
+        plots.lines({"a": [(float(i), y, 0.0) for i, y in enumerate(values)]}, "t", "x", "y", "", markers=False)
+        for values in ([1.0, 2.0, 3.0, 2.0], [1.0, NAN, 3.0, 2.0])
+    )
+    assert whole.count("<use") == gaps.count("<use")
+    plots.lines({"a": [(0.0, NAN, 0.0)]}, "t", "x", "y", "", markers=False)
+
+
 def test_plots_take_their_colours_from_the_page() -> None:
     for name, text in some_plots().items():
         svg = re.sub("<desc.*?</desc>|<title.*?</title>", "", text, flags=re.DOTALL)

@@ -154,11 +154,11 @@ def test_frost_draws_all_five_photographs_and_covers_large_images(photographs):
 def test_frost_without_photographs_says_how_to_get_them(monkeypatch, tmp_path):
     _, images = picture(32, 32)
     monkeypatch.setenv("CLEARHEAD_FROST", str(tmp_path))
-    with pytest.raises(DataError, match=r"frost1\.png cannot be read.*pip install imagecorruptions-imaug"):
+    with pytest.raises(DataError, match=r"frost1\.png cannot be read.*pip install --no-deps imagecorruptions-imaug"):
         ours("frost", images, 1)
     monkeypatch.delenv("CLEARHEAD_FROST")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install imagecorruptions-imaug.*CLEARHEAD_FROST"):
+    with pytest.raises(ValueError, match=r"pip install --no-deps imagecorruptions-imaug.*CLEARHEAD_FROST"):
         ours("frost", images, 1)
 
 

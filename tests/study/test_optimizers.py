@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from clearhead.landscape.sharpness import sharpness
 from clearhead.models import ModelError
 from clearhead.runs import RunError
 from clearhead.study.files import StudyError
-from clearhead.study.optimizers import Cell, read_plan, run_study
+from clearhead.study.optimizers import Cell, read_plan, run, run_study
 
 SMALL = "{epochs: 3, batch_size: 4, eigenvalue_batches: 2, data: DATA, models: {ViT: MODEL}, target: 0.5, "
 
@@ -184,6 +185,32 @@ def test_a_setting_that_nobody_asked_for_is_passed_over(plan_of, tmp_path):
         results.unlink()
     again = run_study(plan, tmp_path / "study", device="cpu")
     assert [(t.lr, t.accuracy) for t in again.trials] == [(t.lr, t.accuracy) for t in found.trials]
+
+
+def test_a_setting_that_two_machines_queued_at_once_is_tried_by_the_first(plan_of, tmp_path):
+    plan = plan_of("optimizers: {SGD: {optimizer: sgd, lr: [1.0e-3]}}").model_copy(update={"epochs": 1})
+    (cell,) = plan.cells()
+    study = run._study(f"sqlite:///{tmp_path}/optuna.db", plan, cell)
+    for _ in range(2):
+        study.enqueue_trial({"lr": 1e-3, "weight_decay": plan.tried(cell)[0][1]})
+    study.ask()  # the other machine is at it
+    run._take(study, plan, cell, tmp_path / "study", "cpu")
+    assert [trial.state.name for trial in study.trials] == ["RUNNING", "PRUNED"]
+    assert not (tmp_path / "study" / cell.folder).exists()
+
+
+def test_a_setting_whose_last_step_broke_it_has_diverged(plan_of, tmp_path, monkeypatch):
+    plan = plan_of("optimizers: {SGD: {optimizer: sgd, lr: [1.0e-3]}}").model_copy(update={"epochs": 1})
+    fit = run.fit
+
+    def broken(*args, **kwargs):
+        model, history = fit(*args, **kwargs)
+        return model, [*history[:-1], replace(history[-1], validation=history[-1].validation | {"loss": float("nan")})]
+
+    monkeypatch.setattr(run, "fit", broken)
+    found = run_study(plan, tmp_path / "study", device="cpu")
+    assert [trial.ended for trial in found.trials] == ["diverged"]
+    assert not found.cells
 
 
 @pytest.mark.slow

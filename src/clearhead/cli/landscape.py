@@ -34,6 +34,9 @@ def landscape_hessian(
     ] = "none",
     mixup: Annotated[float, typer.Option(min=0, help="As for train: images and labels mixed, once a batch.")] = 0.0,
     cutmix: Annotated[float, typer.Option(min=0, help="The same for windows cut out of one image.")] = 0.0,
+    label_smoothing: Annotated[
+        float, typer.Option(min=0, max=1, help="As for train: share of a label spread over all classes.")
+    ] = 0.0,
     tolerance: Annotated[float, typer.Option(min=1e-6, help="Relative error of an eigenvalue.")] = 1e-3,
     density: Annotated[
         bool, typer.Option("--density", help="The density and the trace of the whole spectrum too: 110 products more.")
@@ -48,7 +51,7 @@ def landscape_hessian(
     folder = out or default_out("hessian", data, *models)
     options: dict[str, Any] = {"split": split, "k": top, "batches": batches, "batch_size": batch_size}
     options |= {"augment": augment, "mixup": mixup, "cutmix": cutmix, "weight_decay": weight_decay}
-    options |= {"tolerance": tolerance, "whole": density}
+    options |= {"label_smoothing": label_smoothing, "tolerance": tolerance, "whole": density}
     options |= {"workers": workers, "seed": seed, "device": device}
     console.tell_spectra(workflows.run_hessian(models, data, folder, **options, track=console.progress), folder)
 

@@ -172,5 +172,6 @@ def loader(
         **batches,
         num_workers=workers,
         persistent_workers=workers > 0,
+        generator=torch.Generator().manual_seed(seed),  # else workers are seeded by numbers of the global one
         pin_memory=torch.cuda.is_available(),
     )

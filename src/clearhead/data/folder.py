@@ -91,6 +91,9 @@ def read_folder(
                 Sample(f"{folder.name}/{path.name}", path, labels[folder.name], masks.get(path.stem), {})
                 for path in files[folder.name]
             ]
+    for entry in _entries(root / "masks") if (root / "masks").is_dir() else []:
+        if entry.is_dir() and entry.name not in files:
+            problems.append(Problem(f"masks/{entry.name}", "mask-without-image", "no such class folder", "counted"))
     if metadata:
         samples = with_metadata(root, top, samples, files, split, problems)
     if check:

@@ -78,7 +78,8 @@ def _read(table: Path, problems: list[Problem]) -> tuple[list[str], dict[str, li
             for cells in lines:
                 row = dict(zip(columns, (cell.strip() for cell in cells), strict=False))
                 if len(cells) == len(columns) and row["file"]:
-                    rows[PurePosixPath(row["file"].replace("\\", "/")).as_posix()].append(row)
+                    row["file"] = PurePosixPath(row["file"].replace("\\", "/")).as_posix()
+                    rows[row["file"]].append(row)
                 elif cells:
                     cause = (
                         "no file" if len(cells) == len(columns) else f"{len(cells)} cells for {len(columns)} columns"

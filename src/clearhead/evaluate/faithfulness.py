@@ -9,7 +9,6 @@ Pixels are ranked once a map. Equal values are ordered at random, each image by 
 is the same everywhere removes pixels at random, in either direction.
 """
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from clearhead.data.samples import ImageFolder
 from clearhead.evaluate.statistics import Estimate, mean, mean_difference, proportion
 from clearhead.explain import explain, explain_with_logits
 from clearhead.models import Classifier, Preprocessing
-from clearhead.models.classifier import evaluation_mode
+from clearhead.models.classifier import copied, evaluation_mode
 from clearhead.models.preprocessing import per_channel
 
 Fill = Literal["black", "mean", "blur"]
@@ -171,7 +170,7 @@ def faithfulness(
 def randomised(model: Classifier, seed: int = 0) -> Classifier:
     """A copy of a model with the entries of each of its parameters in random order; buffers stay as they are."""
     generator = torch.Generator().manual_seed(seed)
-    module = copy.deepcopy(model.module)
+    module = copied(model.module)
     with torch.no_grad():
         for parameter in module.parameters():
             order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)

@@ -115,6 +115,8 @@ class _Carry(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True; once_differentiable goes unseen by autograd.grad
+            raise RuntimeError("a GAE map has no second derivatives: its backward pass is written out")
         row, q, k, v, gradient, bias, *kept = ctx.saved_tensors
         g = (grads[0] / q.shape[1]).to(q)[:, None, None, :]
         to_row, to_q, to_k = torch.zeros_like(row), torch.zeros_like(q), torch.zeros_like(k)

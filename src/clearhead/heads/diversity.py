@@ -50,7 +50,9 @@ class Diversity:
         gradients, logits = head_input_gradients(
             model, batch["image"], self.layers, differentiable=torch.is_grad_enabled()
         )
-        each = torch.stack([_of_images(g, self.normalize, self.scaling) for g in gradients])  # layers x B
+        each = torch.stack(
+            [_of_images(g, self.normalize, self.scaling).unflatten(0, (len(logits), -1)).mean(1) for g in gradients]
+        )  # layers x B: the mean over an image's windows, where there are some
         penalty = over_images(each.mean(0), batch)
         classification = over_images(F.cross_entropy(logits, batch["label"], reduction="none"), batch)
         total = classification + self.weight * penalty

@@ -4,7 +4,6 @@ The output projection is linear in the heads' outputs, so scaling head h is scal
 constant in its place is a change of the bias: both exact.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from clearhead.heads.branch import Heads
 from clearhead.models import Classifier
+from clearhead.models.classifier import copied
 from clearhead.tap import tap
 
 
@@ -24,7 +24,7 @@ def fold_heads(model: Classifier, heads: Mapping[str, Heads], images: Tensor) ->
     are (a norm or a gate between), where a constant needs a bias that is not there, or where a layer would lose all its
     heads.
     """
-    module = copy.deepcopy(model.module)
+    module = copied(model.module)
     folded = replace(model, module=module)
     linears = _projections(folded, images[:1])
     for name, chosen in heads.items():

@@ -5,7 +5,6 @@ channels a head, one for all layers, so the same number has to be kept in every 
 head dim / num_heads channels, and cannot say that some are gone: for them `fold_heads` is what there is.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from clearhead.models import Classifier
+from clearhead.models.classifier import copied
 
 _PARTS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -22,10 +22,11 @@ _PARTS = ("q_proj", "k_proj", "v_proj", "o_proj")
 def shrink_heads(model: Classifier, kept: Mapping[str, Sequence[bool]]) -> Classifier:
     """A copy of the model without the heads that are not kept; their columns of the output projection must be zero.
 
-    `kept` has an entry for every attention layer, by its module's name. Raises ValueError where the architecture cannot
-    say it: not a Hugging Face model with heads of their own size, or other numbers of heads in other layers.
+    `kept` is by the names of attention layers; a layer that is not there keeps all its heads. Raises ValueError
+    where the architecture cannot say it: not a Hugging Face model with heads of their own size, or other numbers of
+    heads in other layers.
     """
-    module: Any = copy.deepcopy(model.module)
+    module: Any = copied(model.module)
     attentions = {
         n: m for n, m in module.named_modules() if all(isinstance(getattr(m, p, None), nn.Linear) for p in _PARTS)
     }
@@ -34,7 +35,8 @@ def shrink_heads(model: Classifier, kept: Mapping[str, Sequence[bool]]) -> Class
             f"shrink: the architecture of {model.name} cannot say that heads are gone; Hugging Face's ViT, DeiT and "
             "Dinov2 can. Without shrink the choice is folded into the weights, at the old size"
         )
-    numbers = {sum(kept.get(name, [True] * attention.num_attention_heads)) for name, attention in attentions.items()}
+    kept = {name: kept.get(name, [True] * m.num_attention_heads) for name, m in attentions.items()}
+    numbers = {sum(heads) for heads in kept.values()}
     if len(numbers) > 1:
         raise ValueError(f"shrink: every layer must keep as many heads, got {', '.join(map(str, sorted(numbers)))}")
     (number,) = numbers

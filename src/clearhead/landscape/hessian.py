@@ -135,6 +135,7 @@ def hessian(module: nn.Module, loss: Callable[[], Tensor], *, weight_decay: floa
         def gradient_at(v: Tensor) -> Tensor:
             parts = v.split([p.numel() for p in parameters])
             with moved(parameters, [part.view_as(p) for p, part in zip(parameters, parts, strict=True)]):
+                module.eval()  # some modules keep in it what they make of their weights
                 found = torch.autograd.grad(loss(), parameters, materialize_grads=True)
                 here = torch.cat([p.data.flatten() for p in parameters])
             return torch.cat([part.flatten() for part in found]).add_(here, alpha=weight_decay)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from clearhead.data.augment import Augmentation, augmentation, mixed
+from clearhead.data.augment import Augmentation, augmentation, mixed, smoothed
 from clearhead.data.batches import Images, loader
 from clearhead.data.samples import ImageFolder
 from clearhead.evaluate.statistics import Estimate, mean
@@ -74,6 +74,7 @@ def spectra(
     augment: Augmentation = "none",
     mixup: float = 0.0,
     cutmix: float = 0.0,
+    label_smoothing: float = 0.0,
     tolerance: float = 1e-3,
     whole: bool = False,
     workers: int = 0,
@@ -91,6 +92,7 @@ def spectra(
         weight_decay: λ of λ/2 ||w||² in the loss: λ more on every eigenvalue.
         augment: the training augmentation, as in ``Settings``; ``crop`` draws windows of at least half of the area.
         mixup, cutmix: as in ``Settings``: images and their labels mixed, drawn once a batch.
+        label_smoothing: as in ``Settings``.
         tolerance: relative error of an eigenvalue.
         whole: the density and the trace of the whole spectrum too, at 110 products a batch.
         workers: processes that load images.
@@ -110,9 +112,10 @@ def spectra(
     def of_batch(number: int, batch: Mapping[str, Any]) -> BatchSpectrum:
         # a function, so that its graph is gone before the next one is made
         image, target = batch["image"], batch["label"]
-        if mixup or cutmix:
+        if mixup or cutmix or label_smoothing:
             classes = len(model.classes)
             image, target = mixed(image, target, classes, mixup=mixup, cutmix=cutmix, seed=(seed, number))
+            target = smoothed(target, label_smoothing)
         loss = loss_of(model, image.to(device), target.to(device))
         with hessian(model.module, loss, weight_decay=weight_decay) as matrix:
             e = eigenvalues(matrix, k, tolerance=tolerance, seed=seed)

@@ -11,7 +11,6 @@ surface, and it is the same bowl for every model. It needs no forward pass: alon
 The weights of a point are written into a copy of the model, never into the model itself.
 """
 
-import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +26,7 @@ from clearhead.data.batches import Images, loader
 from clearhead.data.samples import ImageFolder
 from clearhead.landscape.hessian import LandscapeError, eigenvalues, hessian, loss_of
 from clearhead.models import Classifier
-from clearhead.models.classifier import logits
+from clearhead.models.classifier import copied, logits
 
 Direction = dict[str, Tensor]
 """Names of parameters to what is added to them at a step of 1; others stay."""
@@ -42,7 +41,7 @@ class Surface:
         steps: the coordinates along each of them; the model's own weights are in the middle.
         nll: mean cross-entropy in nats; None where it is not finite.
         l2: λ/2 ||w||²; zeros without weight decay.
-        accuracy: share of the images that are right.
+        accuracy: share of the images that are right; None likewise.
         images: how many.
         curvature: the eigenvalues whose eigenvectors the directions are; empty for random ones.
     """
@@ -51,7 +50,7 @@ class Surface:
     steps: list[float]
     nll: list[float | None]
     l2: list[float]
-    accuracy: list[float]
+    accuracy: list[float | None]
     images: int
     curvature: list[float]
 
@@ -158,12 +157,13 @@ def surface(
     if not bool(centre[0, 0].isfinite()):
         raise LandscapeError(f"the loss is {centre[0, 0].item()} at the model's own weights: it has no surface there")
     measured = torch.stack(on_points(module, directions, track(grid, len(grid)) if track else grid, batches)).tolist()
+    kept = [(nll, accuracy) if math.isfinite(nll) else (None, None) for nll, accuracy in measured]
     return Surface(
         dims,
         steps,
-        [nll if math.isfinite(nll) else None for nll, _ in measured],
+        [nll for nll, _ in kept],
         _l2(module, directions, grid, weight_decay),
-        [accuracy for _, accuracy in measured],
+        [accuracy for _, accuracy in kept],
         sum(len(label) for _, label in batches),
         curvature,
     )
@@ -185,7 +185,7 @@ def on_points(
     """
     count = sum(len(label) for _, label in batches)
     weights = dict(module.named_parameters())
-    moved = copy.deepcopy(module).eval()
+    moved = copied(module)
     moving = {name: p for name, p in moved.named_parameters() if any(name in direction for direction in directions)}
     found = []
     with torch.inference_mode():
@@ -195,6 +195,7 @@ def on_points(
                 for x, direction in zip(point, directions, strict=True):
                     if name in direction:
                         p.add_(direction[name], alpha=x)
+            moved.eval()  # some modules keep in it what they make of their weights
             total = batches[0][0].new_zeros(2, dtype=torch.float32)
             for image, label in batches:
                 output = logits(moved(image)).float()

@@ -1,5 +1,6 @@
 """An image classifier and what is known of it."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -96,6 +97,16 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
         module.train(modes[0][1])  # some modules keep what they make in eval mode until they are told again
         for m, training in modes:
             m.training = training
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy. What some modules keep in eval mode, which may be part of a graph, is gone from both."""
+    modes = [m.training for m in module.modules()]
+    with evaluation_mode(module):
+        made = copy.deepcopy(module)
+    for m, training in zip(made.modules(), modes, strict=True):
+        m.training = training
+    return made
 
 
 @dataclass(frozen=True)

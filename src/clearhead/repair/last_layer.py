@@ -6,7 +6,6 @@ data; it gets further with images the network has not been trained on, for of th
 heart). The settings are those of the public code: standardised features, an l1 penalty, the mean of ten regressions.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from torch import nn
 from clearhead.data.batches import Images, loader
 from clearhead.data.samples import ImageFolder, group_labels
 from clearhead.models import Classifier
+from clearhead.models.classifier import copied
 from clearhead.models.features import features, last_layer
 
 Track = Callable[[Iterable, int, str], Iterable]
@@ -78,7 +78,7 @@ def retrain_last_layer(
     labels, groups = _labels(train), np.array(group_labels(train, group_columns))
     held_labels, held_groups = _labels(validation), np.array(group_labels(validation, group_columns))
     _require_classes(model, labels)
-    model = replace(model, module=copy.deepcopy(model.module).eval())
+    model = replace(model, module=copied(model.module).eval())
     head = _head(model)
 
     def read(folder: ImageFolder, title: str) -> np.ndarray:

@@ -100,7 +100,7 @@ class Relevance:
 
 
 def _exchanged(batch: Mapping[str, Any], share: float) -> Tensor:
-    """The images, a share of those with masks (the first of the shuffled batch) on the next one's background."""
+    """The images, a share of those with masks (the first of the shuffled batch) on the background of the one before."""
     images, which = batch["image"].clone(), batch["has_mask"].nonzero()[:, 0]
     shown = which[: round(share * len(which))]
     if len(which) > 1:

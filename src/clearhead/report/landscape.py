@@ -139,7 +139,11 @@ def surface_cells(found: Surface) -> list[str]:
     """A model's numbers, written out."""
     middle, nll = len(found.nll) // 2, _filled(found.nll)
     cells = [number(float(x), "nats") for x in (nll[middle], np.nanmean(nll) - nll[middle], np.nanmax(nll))]
-    return [*cells, number(found.accuracy[middle], "%"), number(found.l2[middle]) if any(found.l2) else "–"]
+    return [
+        *cells,
+        number(float(_filled(found.accuracy)[middle]), "%"),
+        number(found.l2[middle]) if any(found.l2) else "–",
+    ]
 
 
 def surface_sections(run: SurfaceResults) -> list[Section]:
@@ -173,7 +177,7 @@ _DIRECTIONS = {
 def _quantities(found: Surface) -> dict[str, tuple[np.ndarray, str]]:
     """What is drawn, by title: numbers on the grid, and their unit."""
     nll, l2 = _filled(found.nll), np.array(found.l2)
-    drawn = {"Cross-entropy": (nll, "nats"), "Accuracy": (np.array(found.accuracy), "%")}
+    drawn = {"Cross-entropy": (nll, "nats"), "Accuracy": (_filled(found.accuracy), "%")}
     if l2.any():
         drawn |= {"L2 term": (l2, ""), "Cross-entropy + L2": (nll + l2, "")}
     shape = [len(found.steps)] * found.dims

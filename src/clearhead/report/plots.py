@@ -152,7 +152,7 @@ def lines(
         for i, line in enumerate(points.values()):
             colour, marker = look(i)
             x, y, bar = ([point[j] for point in line] for j in range(3))
-            marked = [int(np.argmax(y))] if y and not markers else None
+            marked = [int(np.argmax(np.nan_to_num(y, nan=-np.inf)))] if y and not markers else None
             axes.plot(x, y, color=colour, marker=marker, markevery=marked, markersize=4, linewidth=1.6)
             if any(bar):
                 axes.errorbar(x, y, bar, color=colour, linewidth=1.2, capsize=2.5, fmt="none")

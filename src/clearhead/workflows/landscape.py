@@ -39,6 +39,7 @@ def run_hessian(
     augment: Augmentation = "none",
     mixup: float = 0.0,
     cutmix: float = 0.0,
+    label_smoothing: float = 0.0,
     tolerance: float = 1e-3,
     whole: bool = False,
     workers: int = 0,
@@ -55,8 +56,8 @@ def run_hessian(
     if not begin(out, "landscape hessian", arguments):
         started, names = time.perf_counter(), once([model_name(model) for model in models])
         options: dict[str, Any] = {"k": k, "batches": batches, "batch_size": batch_size, "weight_decay": weight_decay}
-        options |= {"augment": augment, "mixup": mixup, "cutmix": cutmix, "tolerance": tolerance, "whole": whole}
-        options |= {"workers": workers, "seed": seed}
+        options |= {"augment": augment, "mixup": mixup, "cutmix": cutmix, "label_smoothing": label_smoothing}
+        options |= {"tolerance": tolerance, "whole": whole, "workers": workers, "seed": seed}
         read = cache(partial(_read, data, split))
         instrument = partial(spectra, **options)
         found, folder, classifier = of_each(_each(models), read, instrument, Spectrum, out, device=device, track=track)
@@ -134,13 +135,23 @@ def _epochs(run: Path) -> list[Path]:
 
 
 def _each(models: Sequence[str]) -> list[tuple[str, str]]:
-    """Names and places of models: a run folder stands for its checkpoint, after the epochs it kept, if any."""
-    found: list[tuple[str, str]] = []
-    for own, model in zip(once([model_name(model) for model in models]), models, strict=True):
-        kept, of = _epochs(Path(model)), f"{own}, " if len(models) > 1 else ""
-        found += [(f"{of}epoch {folder.name}", str(folder)) for folder in kept]
-        if (Path(model) / "checkpoint").is_dir():
-            found.append((f"{of}checkpoint" if kept else own, str(Path(model) / "checkpoint")))
+    """Names and places of models: a run folder stands for its checkpoint, after the epochs it kept, if any.
+
+    Of several runs of one name each has its number, and all its epochs bear it.
+    """
+    found: list[tuple[Path, str, str]] = []  # the run, what of it, and where that is
+    for model in models:
+        path = Path(model)
+        kept = _epochs(path)
+        found += [(path, f"epoch {folder.name}", str(folder)) for folder in kept]
+        if (path / "checkpoint").is_dir():
+            found.append((path, "checkpoint" if kept else "", str(path / "checkpoint")))
+        elif path.is_dir() and path.parent.name == "epochs":
+            found.append((path.parent.parent, f"epoch {path.name}", model))
         elif not kept:
-            found.append((own, model))
-    return found
+            found.append((path.parent if path.is_dir() and path.name == "checkpoint" else path, "", model))
+    runs = list(dict.fromkeys(run for run, _, _ in found))
+    names = dict(zip(runs, once([model_name(str(run)) for run in runs]), strict=True))
+    alone = len(models) == 1 < len(found)
+    told = [what if alone else ", ".join(filter(None, [names[run], what])) for run, what, _ in found]
+    return list(zip(once(told), (place for _, _, place in found), strict=True))

@@ -156,7 +156,7 @@ def once(names: list[str]) -> list[str]:
 _FACTS = (
     *("model", "models", "before", "after", "data", "suites", "root", "sets", "baseline", "split"),
     *("method", "methods", "fill", "target", "layers", "margin"),
-    *("augment", "mixup", "cutmix", "weight_decay"),
+    *("augment", "mixup", "cutmix", "label_smoothing", "weight_decay"),
 )
 """The arguments that are told."""
 

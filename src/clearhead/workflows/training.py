@@ -153,10 +153,14 @@ def run_repair(
 
     `loss` is that of a method by masks, by default with its own terms. Of the others, ``dfr`` takes of the settings the
     seed, the batch size and the workers alone. `test_split` names images on which the comparison is made too; nothing
-    is chosen by them.
+    is chosen by them. Raises ValueError for soft labels or an augmentation that the method would not look at.
     """
     if method not in get_args(Method):
         raise ValueError(f"method: {method!r} is unknown; there is {', '.join(get_args(Method))}")
+    if settings.soft:
+        raise ValueError(f"label_smoothing, mixup, cutmix: for plain cross-entropy; {method} takes images as they are")
+    if settings.augment == "strong" and method in ("relevance", "gradmask", "rrr"):
+        raise ValueError(f"augment: strong does not move the masks with the images, and {method} needs them")
     loss = loss or mask_loss(method, {})
     arguments = given(locals())
     if not begin(out, "repair", arguments, shared=method != "dfr"):

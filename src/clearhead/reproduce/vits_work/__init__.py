@@ -110,6 +110,7 @@ def _spectra(
         models = [str(out / name / "epochs" / str(epoch)) for name in names for epoch in kept[name]]
         options: dict[str, Any] = {"split": "train", "batches": size.batches, "seed": how.seed}
         options |= {"augment": augment, "mixup": how.mixup, "cutmix": how.cutmix}
+        options |= {"label_smoothing": how.label_smoothing}
         measured = workflows.run_hessian(models, data / part, out / f"hessian-{part}-{augment}", **options, **run)
         for name in names:
             found[name] = {epoch: measured.spectra[f"{name}, epoch {epoch}"] for epoch in kept[name]}

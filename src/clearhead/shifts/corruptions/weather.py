@@ -111,9 +111,9 @@ def frost_folder() -> Path:
     package = importlib.util.find_spec("imagecorruptions")  # found, not imported: that would want OpenCV and numba
     if package is None or not package.submodule_search_locations:
         raise DataError(
-            "frost needs photographs that clearhead does not ship: `pip install imagecorruptions-imaug`, or set the "
-            "environment variable CLEARHEAD_FROST to a folder with frost1.png, frost2.png, frost3.png, frost4.jpg and "
-            "frost5.jpg"
+            "frost needs photographs that clearhead does not ship: `pip install --no-deps imagecorruptions-imaug`, or "
+            "set the environment variable CLEARHEAD_FROST to a folder with frost1.png, frost2.png, frost3.png, "
+            "frost4.jpg and frost5.jpg"
         )
     return Path(package.submodule_search_locations[0]) / "frost"
 
@@ -128,7 +128,8 @@ def _photographs(folder: Path) -> list[Tensor]:
                 photographs.append(_tensor(image.convert("RGB")))
         except OSError as error:
             raise DataError(
-                f"frost: {folder / name} cannot be read ({error}); `pip install imagecorruptions-imaug` brings it"
+                f"frost: {folder / name} cannot be read ({error}); `pip install --no-deps imagecorruptions-imaug` "
+                "brings it"
             ) from error
     return photographs
 

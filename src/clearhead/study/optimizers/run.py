@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -246,6 +246,10 @@ def _try(trial: "optuna.Trial", plan: Plan, cell: Cell, out: Path, device: str |
     folder = out / cell.folder / setting_name(lr, weight_decay)
     if (lr, weight_decay) not in plan.tried(cell) or (folder / "results.json").is_file():  # queued by another plan
         raise _optuna().TrialPruned
+    setting = {"lr": lr, "weight_decay": weight_decay}
+    running = trial.study.get_trials(deepcopy=False, states=(_optuna().trial.TrialState.RUNNING,))
+    if any(t.number < trial.number and t.system_attrs.get("fixed_params") == setting for t in running):
+        raise _optuna().TrialPruned  # two machines queued it at once, and the other one is at it
     train, validation, _ = _folders(str(plan.data))
     history: list[Epoch] = []
 
@@ -269,7 +273,8 @@ def _try(trial: "optuna.Trial", plan: Plan, cell: Cell, out: Path, device: str |
             device=device,
             after=behind,
         )
-        ended = "finished" if history[-1].number == plan.epochs else "stopped"
+        finite = isfinite(history[-1].validation["loss"])
+        ended = "stopped" if history[-1].number < plan.epochs else "finished" if finite else "diverged"
     except Diverged as error:
         ended, history[:] = "diverged", error.history
     kept = best_epoch(history)
