@@ -205,3 +205,9 @@ def test_classes_without_images_are_refused(uneven):
     single = from_module(Means(nn.Linear(3, 1)), preprocess=preprocess, classes=["a"], name="one")
     with pytest.raises(ValueError, match="model: two or more classes are needed, one has 1"):
         retrain_last_layer(single, *uneven[:2], group_columns=None)
+
+
+def test_a_group_of_one_image_is_warned_of(uneven, tmp_path):
+    train = shades(tmp_path, {(0, 0): 6, (0, 1): 1, (1, 0): 4, (1, 1): 6}, 0)
+    with pytest.warns(UserWarning, match="class=a, ground=1: one training image"):
+        retrain_last_layer(two(by_ground()), train, uneven[1], group_columns=None)

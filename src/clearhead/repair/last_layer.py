@@ -6,6 +6,7 @@ data; it gets further with images the network has not been trained on, for of th
 heart). The settings are those of the public code: standardised features, an l1 penalty, the mean of ten regressions.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -78,6 +79,9 @@ def retrain_last_layer(
     labels, groups = _labels(train), np.array(group_labels(train, group_columns))
     held_labels, held_groups = _labels(validation), np.array(group_labels(validation, group_columns))
     _require_classes(model, labels)
+    counts = dict(sorted(Counter(groups.tolist()).items()))
+    if few := [name for name, count in counts.items() if count == 1]:
+        warnings.warn(f"{'; '.join(few)}: one training image, so one of each group is learned from", stacklevel=2)
     model = replace(model, module=copied(model.module).eval())
     head = _head(model)
 
@@ -103,7 +107,7 @@ def retrain_last_layer(
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight / scale))
         head.bias.copy_(torch.from_numpy(bias - weight @ (mean / scale)))
-    return model, LastLayer(best, worst, dict(sorted(Counter(groups.tolist()).items())))
+    return model, LastLayer(best, worst, counts)
 
 
 def _labels(folder: ImageFolder) -> np.ndarray:
