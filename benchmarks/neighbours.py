@@ -10,7 +10,7 @@ import argparse
 
 import torch
 import torch.nn.functional as F
-from timing import seconds
+from timing import seconds, table
 
 from clearhead.evaluate.knn import neighbours
 
@@ -34,9 +34,7 @@ def main(count: int, dim: int, k: int, rounds: int) -> None:
     same = (neighbours(x, k) == by_faiss()).double().mean().item()
     times = seconds({"the product alone": product, "neighbours": lambda: neighbours(x, k), "faiss": by_faiss}, rounds)
     print(f"{count:,} x {dim}, k = {k}, {torch.get_num_threads()} threads; the two agree on {same:.3%}\n")
-    print("| | s |\n|---|---|")
-    for name, spent in times.items():
-        print(f"| {name} | {spent:.1f} |")
+    table(times, "the product alone", count)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import compress
 from pathlib import Path
 
 from rich.console import Console
@@ -18,6 +17,7 @@ from clearhead.processes import share
 from clearhead.report.calibration import calibration_rows
 from clearhead.report.heads import MOST_HEADS
 from clearhead.report.landscape import SURFACE_COLUMNS, TRAJECTORY_COLUMNS, surface_cells, trajectory_cells
+from clearhead.report.optimizers import key_of, names_of
 from clearhead.report.suites import verdicts
 from clearhead.report.trainings import CHOSEN_BY
 from clearhead.results import (
@@ -345,13 +345,12 @@ def tell_study(results: StudyResults, folder: Path) -> None:
 def tell_optimizers(results: OptimizerResults, folder: Path) -> None:
     """The setting kept in each cell, how long it took to the target, and what it came to."""
     table = _table("kept", f"s to {number(results.target, '%')}", "accuracy", "95% interval", "eigenvalue")
-    cells = [found.best.cell for found in results.cells]
-    told = [(c.model, c.optimizer, c.augment, f"{c.fraction:.0%}", f"seed {c.seed}") for c in cells]
-    differ = [i < 2 or len(set(values)) > 1 for i, values in enumerate(zip(*told, strict=True))]
-    for found, parts in zip(results.cells, told, strict=True):
+    names = names_of([key_of(found.best.cell) for found in results.cells])
+    seeds = {found.best.cell.seed for found in results.cells}
+    for found in results.cells:
         best, measures = found.best, found.measures
         reached = best.reached(results.target)
-        name = ", ".join(compress(parts, differ))
+        name = names[key_of(best.cell)] + (f", seed {best.cell.seed}" if len(seeds) > 1 else "")
         kept = f"lr {best.lr:g}, wd {best.weight_decay:g}"
         accuracy = number(measures.accuracy.value, "%"), interval(measures.accuracy)
         seconds = f"{reached.seconds:,.0f}" if reached else "never"

@@ -39,12 +39,17 @@ class RunError(ValueError):
 def written(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, moved to it when the block ends well and removed when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
+    unfinished = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent)) / path.name
     try:
         yield unfinished
         replace_folder(unfinished, path)
     finally:
         shutil.rmtree(unfinished.parent, ignore_errors=True)
+
+
+def _prefix(path: Path) -> str:
+    """Of the folders in which a file is about to be written, by any machine, or was stopped in being written."""
+    return f".{path.name}."
 
 
 def replace_folder(unfinished: Path, path: Path) -> None:
@@ -92,16 +97,13 @@ def _begin(folder: Path, command: str, arguments: Mapping[str, Any]) -> bool:
             )
         if not changed:
             return (folder / "results.json").is_file()
-    elif folder.exists() and (not folder.is_dir() or any(not _unwritten(entry) for entry in folder.iterdir())):
+    elif folder.exists() and (
+        not folder.is_dir() or any(not e.name.startswith(_prefix(file)) for e in folder.iterdir())
+    ):
         raise RunError(f"{folder} exists and is not the folder of a run: give a new or an empty folder as --out")
     with written(file) as path:
         path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return False
-
-
-def _unwritten(entry: Path) -> bool:
-    """Whether it is a config.yaml that another machine is about to write, or was stopped in writing."""
-    return entry.name.startswith(".config.yaml.")
 
 
 def versions() -> dict[str, str]:

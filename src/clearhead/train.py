@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
 from clearhead import optimizers
-from clearhead.data.augment import augmentation, mixed, smoothed
+from clearhead.data.augment import augmentation, mixed
 from clearhead.data.batches import Images, Shuffle, loader, over_images
 from clearhead.data.samples import ImageFolder
 from clearhead.models import Classifier
@@ -296,9 +296,15 @@ def _validate(
 def _softened(batch: Batch, classes: int, settings: Settings, seed: list[int]) -> Batch:
     """The batch with its ``target``, its images mixed where the settings say so."""
     images, target = mixed(
-        batch["image"], batch["label"], classes, mixup=settings.mixup, cutmix=settings.cutmix, seed=seed
+        batch["image"],
+        batch["label"],
+        classes,
+        mixup=settings.mixup,
+        cutmix=settings.cutmix,
+        label_smoothing=settings.label_smoothing,
+        seed=seed,
     )
-    return {**batch, "image": images, "target": smoothed(target, settings.label_smoothing)}
+    return {**batch, "image": images, "target": target}
 
 
 def _images(batches: Iterable, device: torch.device) -> Iterator[Tensor]:

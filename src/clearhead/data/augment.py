@@ -88,20 +88,27 @@ def rand_augment() -> Augment:
 
 
 def mixed(
-    images: Tensor, labels: Tensor, classes: int, *, mixup: float = 0.0, cutmix: float = 0.0, seed: Sequence[int] = (0,)
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    *,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    label_smoothing: float = 0.0,
+    seed: Sequence[int] = (0,),
 ) -> tuple[Tensor, Tensor]:
     """Images, B x C x H x W, each mixed with another of the batch by timm's Mixup; what each is, B x classes, sums 1.
 
     One share a batch, drawn from Beta(`mixup`, `mixup`), or with a cut-out window from Beta(`cutmix`, `cutmix`), each
     half of the time where both are above 0 (arXiv 1710.09412, 1905.04899). The last of an odd number stays. `images`
-    may be overwritten. All is decided by `seed`.
+    may be overwritten. `label_smoothing`, last, as ``smoothed`` does. All is decided by `seed`.
     """
     target, even = F.one_hot(labels, classes).float(), len(images) // 2 * 2
     if even and (mixup or cutmix):
         mix = Mixup(mixup, cutmix, label_smoothing=0.0, num_classes=classes)
         with drawn_from(seed):
             images[:even], target[:even] = mix(images[:even], labels[:even])
-    return images, target
+    return images, smoothed(target, label_smoothing)
 
 
 def smoothed(target: Tensor, smoothing: float) -> Tensor:

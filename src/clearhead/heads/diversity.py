@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearhead.data.batches import over_images
-from clearhead.heads.gradients import Layers, head_input_gradients
+from clearhead.heads.gradients import Layers, by_image, head_input_gradients
 from clearhead.models import Classifier
 
 _TINY = 1e-20
@@ -50,9 +50,8 @@ class Diversity:
         gradients, logits = head_input_gradients(
             model, batch["image"], self.layers, differentiable=torch.is_grad_enabled()
         )
-        each = torch.stack(
-            [_of_images(g, self.normalize, self.scaling).unflatten(0, (len(logits), -1)).mean(1) for g in gradients]
-        )  # layers x B: the mean over an image's windows, where there are some
+        layers = [_of_images(g, self.normalize, self.scaling) for g in gradients]  # of windows, where there are some
+        each = torch.stack([by_image(values, len(logits)).mean(1) for values in layers])  # layers x B
         penalty = over_images(each.mean(0), batch)
         classification = over_images(F.cross_entropy(logits, batch["label"], reduction="none"), batch)
         total = classification + self.weight * penalty

@@ -162,3 +162,8 @@ def _weights(module: nn.Module) -> Sequence[Tensor] | None:
         if all(isinstance(part, nn.Linear) for part in found):
             return [part.weight for part in found if isinstance(part, nn.Linear)]
     return None
+
+
+def by_image(values: Tensor, images: int) -> Tensor:
+    """Windows of an image brought together: (B windows) x ... to B x windows x ..."""
+    return values.unflatten(0, (images, -1))

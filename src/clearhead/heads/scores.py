@@ -23,7 +23,7 @@ from clearhead.data.samples import ImageFolder
 from clearhead.evaluate.statistics import Estimate, proportion
 from clearhead.heads.branch import Branch, Heads, Layer, attention_layers, branch
 from clearhead.heads.diversity import similarity
-from clearhead.heads.gradients import Layers, pick, through_heads
+from clearhead.heads.gradients import Layers, by_image, pick, through_heads
 from clearhead.models import Classifier
 from clearhead.models.classifier import evaluation_mode
 from clearhead.tap import Attention, tap
@@ -235,7 +235,7 @@ def _look(
             sums["area"].append(inside[has_mask.to(inside.device)].mean(1).cpu())
         for b, layer, to_loss, to_logit, cosines in zip(branches, chosen, of_loss, of_logit, alike, strict=True):
             found = {"importance": _importance(layer, to_loss, len(images))}
-            found["similarity"] = _by_image(cosines, len(images)).mean(1)
+            found["similarity"] = by_image(cosines, len(images)).mean(1)
             found |= _attended(model, layer, to_logit, inside, len(images))
             for key, values in found.items():
                 sums[f"{key} {b.layer.index}"].append(values.float().cpu())
@@ -244,7 +244,7 @@ def _look(
 
 def _importance(layer: Attention, to_loss: Tensor, images: int) -> Tensor:
     """|Σ o ∘ dL/do| of each head of each image, B x H."""
-    return _by_image((layer.output * to_loss).sum((-2, -1)), images).sum(1).abs()
+    return by_image((layer.output * to_loss).sum((-2, -1)), images).sum(1).abs()
 
 
 def head_importance(
@@ -262,11 +262,6 @@ def head_importance(
         for layer, slope in zip(chosen, slopes, strict=True):
             sums[layer.name] = sums.get(layer.name, 0) + _importance(layer, slope, len(images)).detach().sum(0)
     return {name: (total / len(folder.samples)).cpu().numpy() for name, total in sums.items()}
-
-
-def _by_image(values: Tensor, images: int) -> Tensor:
-    """Windows of an image brought together: (B windows) x ... to B x windows x ..."""
-    return values.unflatten(0, (images, -1))
 
 
 def _on_grid(model: Classifier, mask: Tensor, has_mask: Tensor) -> Tensor | None:
@@ -300,7 +295,7 @@ def _attended(
         among = attn[..., patches, patches]
         found["distance"].append(((among * spots).sum(-1) / among.sum(-1)).mean(-1))
     whole = {key: torch.cat(values) for key, values in found.items()}
-    whole["entropy"] = _by_image(whole["entropy"], images).mean(1)
+    whole["entropy"] = by_image(whole["entropy"], images).mean(1)
     nothing = torch.full((images, heads), torch.nan)
     return {key: whole.get(key, nothing) for key in ("attention", "contribution", "entropy", "distance")}
 

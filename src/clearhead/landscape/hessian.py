@@ -134,8 +134,7 @@ def hessian(module: nn.Module, loss: Callable[[], Tensor], *, weight_decay: floa
 
         def gradient_at(v: Tensor) -> Tensor:
             parts = v.split([p.numel() for p in parameters])
-            with moved(parameters, [part.view_as(p) for p, part in zip(parameters, parts, strict=True)]):
-                module.eval()  # some modules keep in it what they make of their weights
+            with moved(module, parameters, [part.view_as(p) for p, part in zip(parameters, parts, strict=True)]):
                 found = torch.autograd.grad(loss(), parameters, materialize_grads=True)
                 here = torch.cat([p.data.flatten() for p in parameters])
             return torch.cat([part.flatten() for part in found]).add_(here, alpha=weight_decay)
@@ -146,16 +145,21 @@ def hessian(module: nn.Module, loss: Callable[[], Tensor], *, weight_decay: floa
 
 
 @contextmanager
-def moved(parameters: Sequence[nn.Parameter], by: Sequence[Tensor]) -> Iterator[None]:
-    """A block in which parameters are moved; other tensors stand in for them, so a graph that is kept still holds."""
+def moved(module: nn.Module, parameters: Sequence[nn.Parameter], by: Sequence[Tensor]) -> Iterator[None]:
+    """A block in which parameters of a module in eval mode are moved.
+
+    Other tensors stand in for them, so a graph that is kept still holds.
+    """
     before = [p.data for p in parameters]
     try:
         for p, step in zip(parameters, by, strict=True):
             p.data = p.data + step
+        module.eval()  # some modules keep in it what they make of their weights
         yield
     finally:
         for p, data in zip(parameters, before, strict=True):
             p.data = data
+        module.eval()
 
 
 def loss_of(model: Classifier, image: Tensor, label: Tensor) -> Callable[[], Tensor]:

@@ -31,6 +31,5 @@ def sharpness(module: nn.Module, loss: Callable[[], Tensor], *, radius: float = 
         if not torch.isfinite(value):
             raise LandscapeError(f"the loss is {value.item()}: it has no sharpness there")
         norm = torch.stack([part.norm() for part in gradient]).norm().clamp(min=torch.finfo(value.dtype).tiny)
-        with torch.no_grad(), moved(parameters, [part * (radius / norm) for part in gradient]):
-            module.eval()  # some modules keep in it what they make of their weights
+        with torch.no_grad(), moved(module, parameters, [part * (radius / norm) for part in gradient]):
             return (loss() - value).item()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from clearhead.data.augment import Augmentation, augmentation, mixed, smoothed
+from clearhead.data.augment import Augmentation, augmentation, mixed
 from clearhead.data.batches import Images, loader
 from clearhead.data.samples import ImageFolder
 from clearhead.evaluate.statistics import Estimate, mean
@@ -113,9 +113,8 @@ def spectra(
         # a function, so that its graph is gone before the next one is made
         image, target = batch["image"], batch["label"]
         if mixup or cutmix or label_smoothing:
-            classes = len(model.classes)
-            image, target = mixed(image, target, classes, mixup=mixup, cutmix=cutmix, seed=(seed, number))
-            target = smoothed(target, label_smoothing)
+            soft = {"mixup": mixup, "cutmix": cutmix, "label_smoothing": label_smoothing}
+            image, target = mixed(image, target, len(model.classes), **soft, seed=(seed, number))
         loss = loss_of(model, image.to(device), target.to(device))
         with hessian(model.module, loss, weight_decay=weight_decay) as matrix:
             e = eigenvalues(matrix, k, tolerance=tolerance, seed=seed)

@@ -19,20 +19,21 @@ def optimizer_sections(run: OptimizerResults) -> list[Section]:
     """How fast, how good, how much the settings matter, how flat, and what data and augmentation do."""
     cells: dict[_Key, list[CellResult]] = {}
     for found in run.cells:
-        cells.setdefault(_key(found.best.cell), []).append(found)
+        cells.setdefault(key_of(found.best.cell), []).append(found)
     if not cells:
         return [_unfinished(run)]
-    names = _names(list(cells))
+    names = names_of(list(cells))
     sections = [*_speed(run, cells, names), *_quality(cells, names), *_sensitivity(run), *_flatness(cells, names)]
     sections += _amount(cells)
     return sections + ([_unfinished(run)] if any(trial.ended != "finished" for trial in run.trials) else [])
 
 
-def _key(cell: Cell) -> _Key:
+def key_of(cell: Cell) -> _Key:
+    """A cell but for its seed."""
     return cell.model, cell.optimizer, cell.augment, cell.fraction
 
 
-def _names(keys: Sequence[_Key]) -> dict[_Key, str]:
+def names_of(keys: Sequence[_Key]) -> dict[_Key, str]:
     """What tells the cells apart."""
     told = [[f"{k[0]}, {k[1]}" if len({k[1] for k in keys}) > 1 else k[0] for k in keys]]
     if len({k[2] for k in keys}) > 1:

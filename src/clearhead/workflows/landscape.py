@@ -22,6 +22,7 @@ from clearhead.workflows.pieces import (
     model_name,
     of_each,
     once,
+    run_of,
     versions_told,
 )
 
@@ -141,15 +142,11 @@ def _each(models: Sequence[str]) -> list[tuple[str, str]]:
     """
     found: list[tuple[Path, str, str]] = []  # the run, what of it, and where that is
     for model in models:
-        path = Path(model)
-        kept = _epochs(path)
-        found += [(path, f"epoch {folder.name}", str(folder)) for folder in kept]
-        if (path / "checkpoint").is_dir():
-            found.append((path, "checkpoint" if kept else "", str(path / "checkpoint")))
-        elif path.is_dir() and path.parent.name == "epochs":
-            found.append((path.parent.parent, f"epoch {path.name}", model))
-        elif not kept:
-            found.append((path.parent if path.is_dir() and path.name == "checkpoint" else path, "", model))
+        kept, checkpoint = _epochs(Path(model)), Path(model) / "checkpoint"
+        places = [str(place) for place in (*kept, *([checkpoint] if checkpoint.is_dir() else []))] or [model]
+        for place in places:
+            run, epoch = run_of(place)
+            found.append((run, epoch or ("checkpoint" if kept else ""), place))
     runs = list(dict.fromkeys(run for run, _, _ in found))
     names = dict(zip(runs, once([model_name(str(run)) for run in runs]), strict=True))
     alone = len(models) == 1 < len(found)

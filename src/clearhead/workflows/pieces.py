@@ -124,12 +124,17 @@ def of_each(
 
 def model_name(model: str) -> str:
     """How people call a model: without the path of its file, a checkpoint by the run and the epoch it is of."""
+    run, epoch = run_of(model)
+    name = run.name if Path(model).is_dir() else model.split("@")[0]
+    return f"{name}, {epoch}" if epoch else name
+
+
+def run_of(model: str) -> tuple[Path, str]:
+    """The run that a folder is a checkpoint of, and its epoch in words; else the model's own place, and no epoch."""
     path = Path(model)
     if path.is_dir() and path.parent.name == "epochs":
-        return f"{path.parent.parent.name}, epoch {path.name}"
-    if path.is_dir():
-        return path.parent.name if path.name == "checkpoint" else path.name
-    return model.split("@")[0]
+        return path.parent.parent, f"epoch {path.name}"
+    return path.parent if path.is_dir() and path.name == "checkpoint" else path, ""
 
 
 def data_name(data: str | Path, split: str | None) -> str:
