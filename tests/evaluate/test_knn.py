@@ -1,5 +1,6 @@
 """Nearest neighbours against scikit-learn's, and against counting by hand."""
 
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -109,6 +110,32 @@ def test_neighbours_do_not_depend_on_the_parts(seed, count, size, queries, part,
     np.testing.assert_array_equal(found.numpy(), expected)
 
 
+@pytest.fixture(params=[True, False], ids=["faiss", "ours"])
+def faiss(request, monkeypatch) -> bool:
+    """Whether neighbours are searched by faiss, as where it is installed, or not, as where it is not."""
+    if request.param:
+        pytest.importorskip("faiss")
+        if sys.platform != "linux":
+            pytest.skip("faiss is used under Linux only")
+        monkeypatch.setattr(module, "_highest", None)  # what ours cannot do without
+    else:
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
+    return request.param
+
+
+@pytest.mark.parametrize(("size", "k"), [(None, 1), (None, 10), (None, 299), (40, 1), (40, 7), (40, 40)])
+def test_faiss_or_not_the_neighbours_are_scikit_learns(faiss, size, k):
+    generator = torch.Generator().manual_seed(k)
+    x = torch.randn(300, 192, generator=generator).requires_grad_()
+    bank = torch.randn(size, 192, generator=generator) if size else None
+    found = neighbours(x, k, bank)
+    fitted = NearestNeighbors(n_neighbors=k, metric="cosine").fit((x if bank is None else bank).detach().double())
+    expected = fitted.kneighbors(None if bank is None else x.detach().double(), return_distance=False)
+    assert found.dtype == torch.long
+    assert (found.numpy() == expected).mean() > 0.999  # float32 does not tell a few apart
+    assert (found.numpy()[:, :7] == expected[:, :7]).all()
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12))
 def test_a_vote_that_is_even_goes_to_the_nearest(labels):
     assert vote(torch.tensor([labels])).tolist() == by_hand(np.arange(len(labels))[None], np.array(labels))
@@ -134,6 +161,15 @@ def test_what_cannot_be_classified(seen, unseen, tmp_path):
         nn.init.constant_(broken.module.blocks[0].norm1.weight, torch.nan)
     with pytest.raises(ValueError, match=r"features of 27 images are not finite; the first is .*shade 0"):
         knn(broken, seen)
+
+
+def test_of_many_twins_none_is_its_own_neighbour(faiss):
+    x = torch.eye(3).repeat_interleave(9, 0)
+    found = neighbours(x, 4)
+    assert found.shape == (27, 4)
+    assert (found // 9 == torch.arange(27)[:, None] // 9).all()
+    assert (found != torch.arange(27)[:, None]).all()
+    assert all(len(set(row)) == 4 for row in found.tolist())
 
 
 def test_twins_are_each_others_neighbours(seen):
