@@ -48,7 +48,8 @@ class Attention:
         v: values, B x H x M x d.
         mask: additive (float) or keep-where-true (bool) mask, broadcastable to B x H x N x M, or ``None``.
         scale: factor of q kᵀ.
-        output: the heads' output o = A v, B x H x N x d, after head scaling; part of the autograd graph.
+        output: the heads' output o = A v, B x H x N x d, before the tap's ``heads`` change it, so that the gradient at
+            it holds the change; part of the autograd graph.
         dropout: share of the attention that was dropped out in this call.
     """
 
@@ -159,16 +160,17 @@ def _stand_in(
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if is_causal:
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    if any(t.needs_grad for t in listening) and not output.requires_grad and torch.is_grad_enabled():
+        output = output.requires_grad_()
+    edited = output
     for running in listening:
         name, module, given = running.modules[-1]
         edit = running.heads.get(name, running.heads.get(len(running.record)))
         if edit is not None:
-            output = output * _per_head(edit, output, name) if isinstance(edit, Tensor) else edit(output)
-        if running.needs_grad and not output.requires_grad and torch.is_grad_enabled():
-            output = output.requires_grad_()
+            edited = edited * _per_head(edit, edited, name) if isinstance(edit, Tensor) else edit(edited)
         call = Attention(name, module, given, query, key, value, attn_mask, scale, output, dropout_p)
         running.record.attention.append(call)
-    return output
+    return edited
 
 
 def _per_head(keep: Tensor, output: Tensor, name: str) -> Tensor:
@@ -196,7 +198,8 @@ def tap(
         model: any module whose attention ends in ``scaled_dot_product_attention``: timm, torchvision, Hugging Face
             (``attn_implementation="sdpa"``, the default), or your own.
         heads: what to do to the heads of some layers, by module name or position in call order: a tensor of scales,
-            H or B x H, where 0 removes a head, or a function that is given o and returns what takes its place.
+            H or B x H, where 0 removes a head, or a function that is given o and returns what takes its place (o itself
+            is left as it is). What is recorded is o before it, so that maps are those of the model without the head.
         needs_grad: make the first output a place to differentiate at, even if neither parameters nor images require
             a gradient (a frozen model).
 

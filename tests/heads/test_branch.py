@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from clearhead.explain import explain
+from clearhead.heads import head_input_gradients
 from clearhead.heads.branch import Branch, Heads, attention_layers, branch
 from clearhead.heads.fold import fold_heads
 from clearhead.models import Classifier, load_model, save_model
@@ -94,6 +96,24 @@ def test_folding_is_exact(name: str) -> None:
     assert (expected - before).abs().max() > 1e-2
     torch.testing.assert_close(folded(images).detach(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model(images).detach(), before)
+
+
+@pytest.mark.parametrize("name", ["timm-vit", "torchvision-vit", "hf-vit"])
+def test_what_is_read_off_a_masked_model_is_read_off_the_folded_one(name: str) -> None:
+    model, images = cases.classifier(name), cases.images(3)
+    layer, scales = attention_layers(model, images)[0].name, torch.tensor([0.0, 2.0, 1.0, 1.0])
+    folded = fold_heads(model, {layer: Heads(scales[None])}, images)
+    for method in ("gae", "legrad", "attnlrp", "libragrad"):
+        with tap(model.module, heads={layer: scales}):
+            found = explain(model, images, 1, method)
+        torch.testing.assert_close(found, explain(folded, images, 1, method), rtol=1e-4, atol=1e-5, msg=method)
+        assert not torch.allclose(found, explain(model, images, 1, method), atol=1e-3)
+    expected, _ = head_input_gradients(folded, images, [0], 1)
+    for differentiable in (False, True):
+        with tap(model.module, heads={layer: scales}):
+            (found,), _ = head_input_gradients(model, images, [0], 1, differentiable=differentiable)
+        torch.testing.assert_close(found.detach(), expected[0], rtol=1e-4, atol=1e-6)
+        assert not found[:, 0].any()
 
 
 def test_a_norm_behind_the_heads_cannot_be_folded() -> None:
