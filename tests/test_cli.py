@@ -302,6 +302,19 @@ def test_evaluate_compares_maps_and_features_of_models(place, repaired):
     assert "Nearest neighbours" in page
 
 
+def test_runs_of_many_models_have_folders_of_their_own(place, tmp_path):
+    shutil.copytree(place / "data", tmp_path / "data")
+    for last in "ab":
+        models = [f"a model with a name of some length, {i}{last}" for i in range(7)]
+        for model in models:
+            shutil.copytree(place / "model", tmp_path / model)
+        run = clearhead("evaluate", *models, "data", "--knn", "--split", "test", cwd=tmp_path)
+        assert run.returncode == 0, run.stderr
+    folders = {folder.name for folder in (tmp_path / "runs").iterdir()}
+    assert len(folders) == 2
+    assert all(name.startswith("evaluate-knn-a model with a name") for name in folders)
+
+
 def test_bad_images_are_named_and_left_out(place):
     shutil.copytree(place / "data", place / "bad", ignore=shutil.ignore_patterns("metadata.csv"))
     (place / "bad" / "cat" / "torn.png").write_bytes((place / "data" / "cat" / "00.png").read_bytes()[:200])

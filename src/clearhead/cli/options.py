@@ -1,5 +1,6 @@
 """Arguments and options that several commands share, and what makes library arguments of them."""
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -45,13 +46,20 @@ Precision = Annotated[Literal["no", "bf16", "fp16"], typer.Option(help="Precisio
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn by chance.")]
 
 
+_LONGEST = 120
+"""Bytes of a run folder's name; file systems take 255."""
+
+
 def default_out(command: str, data: str | Path, *models: str) -> Path:
-    """runs/COMMAND-MODEL-DATA."""
+    """runs/COMMAND-MODEL-DATA; of many models the beginning, and letters that tell it from others that begin so."""
     from clearhead.data.shards import source_name
     from clearhead.workflows import model_name
 
     parts = [command, *map(model_name, models), source_name(data)]
-    return Path("runs") / re.sub(r"[/\\:*?{}\[\]]+", "-", "-".join(parts))
+    name = re.sub(r"[/\\:*?{}\[\]]+", "-", "-".join(parts))
+    if len(letters := name.encode()) > _LONGEST:
+        name = f"{letters[:_LONGEST].decode(errors='ignore')}-{hashlib.sha256(letters).hexdigest()[:8]}"
+    return Path("runs") / name
 
 
 def layers_of(value: str) -> str | list[int]:
