@@ -16,8 +16,10 @@ from torch import nn
 
 from clearhead.data.batches import Images
 from clearhead.data.folder import read_folder
+from clearhead.explain import explain
 from clearhead.models import Classifier, Grid, ModelError, Preprocessing, from_module, load_model, save_model
 from clearhead.models.classifier import evaluation_mode
+from tests import cases
 
 import timm  # isort: skip  (after clearhead, which lets torchvision import)
 import torchvision  # isort: skip
@@ -335,11 +337,66 @@ def test_torchvision_resnet_from_a_file(tmp_path):
         (lambda x: x.mean(1), 1, Grid(4, 6, 1, "mean")),
         (lambda x: x.mean(1), 0, Grid(4, 6, 0, "mean")),
         (lambda x: x[:, 0], 17, None),
+        (lambda x: x[:, -1], 1, None),
     ],
 )
 def test_what_the_head_reads_is_found(read, prefix, grid, zero_head):
     module = Patches(read, prefix, zero_head)
     assert from_module(module, preprocess=PLAIN, classes=LETTERS).grid == grid
+
+
+class Beside(nn.Module):
+    """The mean of what models say, each of the image as a function gives it."""
+
+    def __init__(self, models, views=(lambda x: x,)):
+        super().__init__()
+        self.models, self.views = nn.ModuleList(models), views
+
+    def forward(self, x):
+        return torch.stack([model(view(x)) for model in self.models for view in self.views]).mean(0)
+
+
+class OnFrozen(nn.Module):
+    """A head on features that are made without a graph."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone, self.head = backbone, nn.Linear(5, 5)
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.backbone(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda model: Beside([model], [lambda x: x, lambda x: x.flip(-1)]),
+        lambda model: Beside([model, cases.MODELS["timm-vit"]()]),
+        OnFrozen,
+    ],
+)
+def test_tokens_of_several_runs_or_without_a_graph_are_no_grid(around):
+    classes = tuple("abcde")
+    preprocess = Preprocessing((32, 32), (32, 32), (0.5,) * 3, (0.5,) * 3)
+    model = from_module(around(cases.MODELS["timm-vit"]()), preprocess=preprocess, classes=classes)
+    assert model.grid is None
+    with pytest.raises(ValueError, match="of several branches"):
+        explain(model, cases.images())
+
+
+def test_the_probe_leaves_a_module_that_is_used_twice_as_it_was():
+    module = cases.MODELS["timm-vit"]()
+    nn.init.zeros_(module.blocks[0].attn.qkv.bias)
+    module.blocks[1] = module.blocks[0]
+    before, expected = {n: v.clone() for n, v in module.state_dict().items()}, module(cases.images()).detach()
+    preprocess = Preprocessing((32, 32), (32, 32), (0.5,) * 3, (0.5,) * 3)
+    model = from_module(module, preprocess=preprocess, classes=tuple("abcde"))
+    assert model.grid == Grid(4, 4, 1, "cls")
+    assert torch.equal(module(cases.images()), expected)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert isinstance(module.blocks[1].attn.qkv.bias, nn.Parameter)
 
 
 def test_the_probe_leaves_no_trace():

@@ -420,6 +420,37 @@ def test_checkpointed_layers_give_the_same_gradients() -> None:
         torch.testing.assert_close(checkpointed, plain)
 
 
+@pytest.mark.parametrize("key", ["blocks.0.attn", 0])
+def test_layers_that_run_anew_in_the_backward_pass_are_edited_again_and_seen_once(key: str | int) -> None:
+    scale, gradients = torch.tensor([0.0, 2.0, 1.0, 1.0]), []
+    for checkpointing in (False, True):
+        model = MODELS["timm-vit"]()
+        model.set_grad_checkpointing(checkpointing)
+        with tap(model, heads={key: scale}) as record:
+            model(images())[:, 0].sum().backward()
+        assert [layer.name for layer in record] == NAMES["timm-vit"]
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+def test_attention_is_made_in_float32_where_all_is_half_precision() -> None:
+    model, batch = MODELS["timm-vit"](), images()
+    with torch.no_grad():
+        for layer in model.blocks:
+            layer.attn.qkv.weight *= 0.1  # nearly uniform attention
+    with tap(model.to(torch.bfloat16)) as record, torch.no_grad():
+        model(batch.to(torch.bfloat16))
+    for layer in record:
+        q, k = layer.q.double(), layer.k.double()
+        for context in (nullcontext(), torch.autocast("cpu", torch.bfloat16)):
+            with context:
+                found = layer.attn()
+            assert found.dtype == torch.float32
+            expected = (q @ k.transpose(-2, -1) * layer.scale).softmax(-1)
+            torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+
+
 # Taps within taps, models within models
 
 

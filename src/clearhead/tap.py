@@ -42,7 +42,8 @@ class Attention:
     Attributes:
         name: dotted name of the module that called (``blocks.0.attn``).
         module: that module.
-        input: what the module was given, usually B x N x D after the layer's norm; ``None`` if it got no tensor.
+        input: what the module was given, usually B x N x D after the layer's norm; ``None`` if it got no tensor, or
+            one that has the tokens first (``nn.MultiheadAttention`` without ``batch_first``).
         q: queries, B x H x N x d, as given to the kernel (after q/k norm and rotary embedding).
         k: keys, B x H x M x d.
         v: values, B x H x M x d.
@@ -70,8 +71,13 @@ class Attention:
         return self.q.shape[-3]
 
     def attn(self, rows: slice = slice(None)) -> Tensor:
-        """The attention A of the given query rows, B x H x rows x M, before dropout; computed anew, rows sum to 1."""
-        scores = (self.q[..., rows, :] * self.scale) @ self.k.transpose(-2, -1)
+        """The attention A of the given query rows, B x H x rows x M, before dropout; computed anew, rows sum to 1.
+
+        In float32 or wider: where all keys are attended to nearly alike, half precision holds little but rounding.
+        """
+        wide = torch.promote_types(self.q.dtype, torch.float32)
+        with torch.autocast(self.q.device.type, enabled=False):
+            scores = (self.q[..., rows, :].to(wide) * self.scale) @ self.k.to(wide).transpose(-2, -1)
         if self.mask is not None:
             mask = self.mask if self.mask.shape[-2] == 1 else self.mask[..., rows, :]
             scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
@@ -122,6 +128,7 @@ class _Local(threading.local):
         self.open: list[_Running] = []
 
 
+_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 _local = _Local()
 _lock = threading.Lock()
 _open_taps = 0
@@ -141,6 +148,7 @@ def _stand_in(
 ) -> Tensor:
     """The real kernel, plus a record for each open tap of this thread whose model is running."""
     listening = [t for t in _local.open if t.modules]
+    again = torch._C._current_graph_task_id() != -1  # a checkpointed layer that runs anew in the backward pass
     if listening and enable_gqa:  # each group of query heads shares one key and value head
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
         value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
@@ -165,11 +173,13 @@ def _stand_in(
     edited = output
     for running in listening:
         name, module, given = running.modules[-1]
-        edit = running.heads.get(name, running.heads.get(len(running.record)))
+        first = next((i for i, a in enumerate(running.record) if a.name == name), None) if again else None
+        edit = running.heads.get(name, running.heads.get(len(running.record) if first is None else first))
         if edit is not None:
             edited = edited * _per_head(edit, edited, name) if isinstance(edit, Tensor) else edit(edited)
-        call = Attention(name, module, given, query, key, value, attn_mask, scale, output, dropout_p)
-        running.record.attention.append(call)
+        if not again:
+            call = Attention(name, module, given, query, key, value, attn_mask, scale, output, dropout_p)
+            running.record.attention.append(call)
     return edited
 
 
@@ -226,9 +236,11 @@ def tap(
     thread = threading.get_ident()
 
     def enter(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
             if threading.get_ident() == thread:
-                running.modules.append((name, module, _first_tensor(args, kwargs)))
+                tokens_first = isinstance(module, nn.MultiheadAttention) and not module.batch_first
+                given = None if tokens_first else _first_tensor(args, kwargs or {})
+                running.modules.append((name, module, given))
 
         return hook
 
@@ -287,16 +299,15 @@ def _check(model: nn.Module, running: _Running) -> None:
     """Raise if attention was hidden from the tap, or if a head scale found no call to act on."""
     record = running.record
     names = list(dict.fromkeys(a.name for a in record))
-    kinds = {n: type(m).__name__ for n, m in model.named_modules()}
-    alike = {n: kind for n, kind in kinds.items() if re.search("attention|attn", kind, re.IGNORECASE)}
+    alike = attention_like(model)
     if not record.attention:
-        named = ("attn", "self_attn", "attention")
-        alike = alike or {n: kind for n, kind in kinds.items() if n.split(".")[-1] in named}
         raise NoAttentionSeen(f"no attention call was seen in {type(model).__name__}" + _advice(alike))
     hidden = {
         n: kind
         for n, kind in alike.items()
-        if running.done.get(n, len(record)) < len(record) and not any(_within(n, a) or _within(a, n) for a in names)
+        if _ATTENTION.search(kind)
+        and running.done.get(n, len(record)) < len(record)
+        and not any(_within(n, a) or _within(a, n) for a in names)
     }
     if hidden:
         raise NoAttentionSeen(
@@ -309,6 +320,15 @@ def _check(model: nn.Module, running: _Running) -> None:
             f"heads: no attention call belongs to {_listed([repr(key) for key in unknown])}; give positions from 0 to "
             f"{len(record) - 1}, or the names of modules that call: {_listed(names)}"
         )
+
+
+def attention_like(model: nn.Module) -> dict[str, str]:
+    """Modules (name to class) that look like attention: by their class, or where none does by their name."""
+    kinds = {n: type(m).__name__ for n, m in model.named_modules()}
+    named = ("attn", "self_attn", "attention")
+    return {n: kind for n, kind in kinds.items() if _ATTENTION.search(kind)} or {
+        n: kind for n, kind in kinds.items() if n.split(".")[-1] in named
+    }
 
 
 def _within(name: str, outer: str) -> bool:
@@ -330,5 +350,6 @@ def _advice(alike: Mapping[str, str]) -> str:
         f". These modules look like attention: {_listed([f'{n} ({kind})' for n, kind in alike.items()])}. They do not "
         "call torch.nn.functional.scaled_dot_product_attention. For timm, call timm.layers.set_fused_attn(True, "
         "experimental=True) before the model is created; for Hugging Face, load with attn_implementation='sdpa'; for "
-        "attention written by hand, let its forward call F.scaled_dot_product_attention(q, k, v)"
+        "nn.MultiheadAttention, call it with need_weights=False; for attention written by hand, let its forward call "
+        "F.scaled_dot_product_attention(q, k, v)"
     )

@@ -1,6 +1,7 @@
 """Two models on the same images: what is told of the classes."""
 
 import numpy as np
+import pytest
 
 from clearhead.data.interventions import INTERVENTIONS
 from clearhead.evaluate.compare import compare
@@ -24,6 +25,20 @@ def predictions(predicted: list[int], label: list[int]) -> Predictions:
         intervened={name: np.full(count, -1) for name in INTERVENTIONS},
         method="gae",
     )
+
+
+def test_an_intervention_that_one_model_was_not_shown_is_left_out() -> None:
+    before, after = predictions([0, 1, 2], [0, 1, 2]), predictions([0, 1, 2], [0, 1, 2])
+    before.intervened["background shuffled"][:] = [0, 1, 2]
+    after.intervened["background shuffled"][:2] = [0, 1]  # the last image of its batch had no partner
+    for pair in ((before, after), (after, before)):
+        found = compare(*pair, CLASSES).differences["accuracy, background shuffled"]
+        assert (found.value, found.count) == (0, 2)
+
+
+def test_other_labels_for_the_same_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="different labels"):
+        compare(predictions([0, 1], [0, 1]), predictions([0, 1], [1, 0]), CLASSES)
 
 
 def test_each_class_has_its_difference_and_the_worst_their_first_flips() -> None:

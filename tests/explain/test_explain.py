@@ -1,6 +1,8 @@
 """Relevance maps against the same mathematics written out: explicit softmax, full products, float64."""
 
+import copy
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +11,11 @@ from hypothesis import strategies as st
 
 from clearhead.explain import METHODS, explain, explain_with_logits, scale
 from clearhead.models import Classifier, Preprocessing, from_module
+from clearhead.tap import NoAttentionSeen, tap
 from tests import reference
 from tests.cases import CLASSES, MODELS, SIZE, images, logits
+
+import timm  # isort: skip  (after clearhead, which lets torchvision import)
 
 PREPROCESS = Preprocessing((SIZE, SIZE), (SIZE, SIZE), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 gae_module = importlib.import_module("clearhead.explain.gae")  # the package has a function of this name
@@ -38,7 +43,8 @@ def test_gae_is_the_full_recursion(name, monkeypatch):
     target = torch.tensor([3, 1])
     maps, found = METHODS["gae"](model, batch, target)
     matrix, expected = reference.gae(model.module, batch, target)
-    torch.testing.assert_close(maps, read_row(model, matrix))
+    start = 0 if model.grid.readout == "cls" else 1 / 16  # of a mean, what R is at first is left out
+    torch.testing.assert_close(maps, read_row(model, matrix) - start)
     torch.testing.assert_close(found, expected.detach())
 
 
@@ -121,6 +127,65 @@ def test_a_cnn_is_explained_by_its_gradients():
     assert explain(model, images(), method="input-x-gradient").shape == (2, SIZE, SIZE)
     with pytest.raises(ValueError, match="input-gradient"):
         explain(model, images(), method="gae")
+
+
+def test_a_small_head_does_not_drown_the_map_of_a_model_that_averages():
+    model, batch = classifier("timm-dinov3"), images()
+    assert model.grid.readout == "mean"
+    with torch.no_grad():
+        model.module.head.weight *= 1e-4
+    exact = explain(replace(model, module=copy.deepcopy(model.module).double()), batch.double(), 1)
+    torch.testing.assert_close(explain(model, batch, 1).double(), exact, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["gae", "rollout", "attention", "legrad", "attnlrp", "libragrad"])
+def test_images_of_another_size_are_refused(method):
+    module = timm.create_model(
+        "vit_tiny_patch16_224", img_size=(32, 64), patch_size=8, depth=1, dynamic_img_size=True, num_classes=CLASSES
+    )
+    wide = Preprocessing((32, 64), (32, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    model = from_module(module, preprocess=wide, classes=[f"c{i}" for i in range(CLASSES)])
+    batch = torch.randn(1, 3, 32, 64)
+    assert explain(model, batch, method=method).shape == (1, 32, 64)
+    with pytest.raises(ValueError, match="images: 64 x 32 pixels, but the model's tokens lie on 32 x 64"):
+        explain(model, batch.transpose(2, 3), method=method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_in_train_mode_is_explained_as_it_answers_and_left_as_it_was(method):
+    model, batch = classifier("timm-vit"), images()
+    expected = explain(model, batch, 1, method)
+    model.module.blocks[0].mlp.drop1.p = 0.5
+    model.module.train()
+    torch.testing.assert_close(explain(model, batch, 1, method), expected)
+    assert all(m.training for m in model.module.modules())
+
+
+@pytest.mark.parametrize("method", ["gae", "legrad", "attnlrp", "libragrad"])
+def test_a_layer_whose_heads_are_replaced_has_no_part(method):
+    model, batch = classifier("timm-vit"), images()
+    with tap(model.module, heads={0: torch.zeros_like}):
+        replaced = explain(model, batch, 1, method)
+    with tap(model.module, heads={0: torch.zeros(4)}):
+        torch.testing.assert_close(explain(model, batch, 1, method), replaced)
+
+
+@pytest.mark.parametrize("method", ["gae", "legrad"])
+def test_checkpointed_layers_are_explained_alike(method):
+    model, batch = classifier("timm-vit"), images()
+    expected = explain(model, batch, 1, method)
+    model.module.set_grad_checkpointing()
+    torch.testing.assert_close(explain(model, batch, 1, method), expected)
+
+
+def test_hidden_attention_comes_with_the_way_to_show_it():
+    model = classifier("timm-vit")
+    for block in model.module.blocks:
+        block.attn.fused_attn = False
+    model = from_module(model.module, preprocess=PREPROCESS, classes=model.classes)
+    assert model.grid is None
+    with pytest.raises(NoAttentionSeen, match=r"set_fused_attn\(True"):
+        explain(model, images())
 
 
 @pytest.mark.parametrize(("target", "said"), [(CLASSES, "0..4"), (-1, "0..4"), (torch.tensor([0, 9]), "9")])

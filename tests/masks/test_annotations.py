@@ -103,6 +103,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "no counts": ({"segmentation": {"size": [6, 8]}}, "KeyError 'counts'"),
     "size": ({"segmentation": {"size": [8, 6], "counts": [48]}}, "made for an image of 6 x 8, but this one has 8 x 6"),
     "bbox": ({"bbox": [1, 2, 3]}, r"bbox of annotation 0: \[1, 2, 3\]; \[left, top, width, height\] is needed"),
+    "bbox not finite": ({"bbox": [1, 2, float("nan"), 3]}, "box is 1, 2, nan, 5"),
     "no bbox": ({}, "bbox of annotation 0: None"),
 }
 

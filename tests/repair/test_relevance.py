@@ -1,9 +1,13 @@
 """The repair's loss and its gradient against the paper's formula written out with explicit attention."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
 from clearhead.explain import scale
+from clearhead.heads import Diversity
 from clearhead.landscape import LandscapeError, hessian
 from clearhead.repair.relevance import Relevance, relevance_maps
 from tests import reference
@@ -42,6 +46,42 @@ def test_the_gradient_is_that_of_the_written_out_formula(name, order, monkeypatc
     for n, p in model.module.named_parameters():
         if n in gradients:
             torch.testing.assert_close(p.grad, gradients[n], msg=lambda m, n=n: f"{n}: {m}")
+
+
+def test_checkpointed_layers_are_repaired_alike():
+    found = []
+    for checkpointing in (False, True):
+        model = classifier("timm-vit", torch.float64)
+        model.module.set_grad_checkpointing(checkpointing)
+        Relevance()(model, batch())["loss"].backward()
+        found.append([parameter.grad for parameter in model.module.parameters()])
+    for plain, checkpointed in zip(*found, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+class Mixed(nn.Module):
+    """A model that runs in half precision while all around it does not, as under Accelerate."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.model(x).float()
+
+
+LOSSES = {source: Relevance(source=source) for source in ("gae", "rollout", "attention")}
+LOSSES |= {"diversity": Diversity(layers="all")}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_model_in_mixed_precision_that_adds_a_float_mask(loss):
+    model, data = classifier("timm-beit"), batch(torch.float32)
+    exact = LOSSES[loss](model, data)["loss"].item()
+    found = LOSSES[loss](replace(model, module=Mixed(model.module)), data)["loss"]
+    found.backward()
+    assert found.item() == pytest.approx(exact, rel=0.02)
 
 
 def test_images_without_a_mask_count_in_the_classification_term_alone():

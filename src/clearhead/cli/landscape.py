@@ -64,7 +64,7 @@ def landscape_surface(
     split: Split = None,
     dims: Annotated[int, typer.Option(min=1, max=3, help="Directions: a line, a plane, or slices of a block.")] = 2,
     points: Annotated[int, typer.Option(min=3, help="Points along each direction, an odd number.")] = 21,
-    span: Annotated[float, typer.Option(help="From -span to span; a step of 1 adds a direction as long as the weights.")] = 1.0,
+    span: Annotated[float, typer.Option(help="From -span to span; 1 adds a direction as long as the weights.")] = 1.0,
     along: Annotated[
         Literal["random", "eigenvectors"],
         typer.Option(

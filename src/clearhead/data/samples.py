@@ -57,6 +57,15 @@ def require_samples(root: str | Path, samples: Sequence[Sample], problems: Seque
         )
 
 
+def require_classes(folder: ImageFolder, classes: Sequence[str]) -> None:
+    """Raise DataError where a folder's labels are not numbers of a model's classes."""
+    if folder.classes != tuple(classes):
+        raise DataError(
+            f"{folder.root}: read for other classes than the model's ({len(folder.classes)} and {len(classes)}) or in "
+            "another order: read_folder(..., classes=model.classes)"
+        )
+
+
 def check_samples(samples: Sequence[Sample]) -> tuple[list[Sample], list[Problem]]:
     """Decode every image and mask; return the samples that can be used (a bad mask taken off) and the problems."""
     with ThreadPoolExecutor() as pool:

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clearhead.data.pixels import DataError, load_image
 from clearhead.models import Classifier
+from clearhead.models.classifier import answered
 from clearhead.models.preprocessing import Preprocessing, per_channel
 from clearhead.processes import share, wait_for_all
 from clearhead.runs import written
@@ -242,7 +243,7 @@ def _answer_batch(
     seed: int,
 ) -> list[pa.Table]:
     """A table for each scoring."""
-    logits = model(_shifted(model, one, image, label, index, seed)).float()
+    logits = answered(model(_shifted(model, one, image, label, index, seed)).float())
     names = np.array([*one.folder.classes, None], dtype=object)
     readable = [not why for why in problem]
     tables = []

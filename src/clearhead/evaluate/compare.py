@@ -66,10 +66,12 @@ def compare(
         show: how many flipped images to name of each kind.
 
     Raises:
-        ValueError: if the predictions are of different images, or the margin is not in 0..1.
+        ValueError: if the predictions are of different images or labels, or the margin is not in 0..1.
     """
     if not np.array_equal(before.file, after.file):
         raise ValueError("compare: the two sets of predictions are of different images")
+    if not np.array_equal(before.label, after.label):
+        raise ValueError("compare: the two sets of predictions have different labels for the same images")
     if not 0 <= margin <= 1:
         raise ValueError(f"margin: a share of the images in 0..1 is needed, got {margin}")
     a, b = audit(before, classes, seed), audit(after, classes, seed)
@@ -113,7 +115,7 @@ def _other_differences(before: Predictions, after: Predictions, seed: int) -> di
         shares = before.foreground[masked], after.foreground[masked]
         found["relevance in the foreground"] = mean_difference(*shares, unit="pp", seed=seed)
     for name in INTERVENTIONS:
-        made = before.intervened[name] >= 0
+        made = (before.intervened[name] >= 0) & (after.intervened[name] >= 0)
         if made.any():
             right, righted = (p.intervened[name][made] == p.label[made] for p in (before, after))
             found[f"accuracy, {name}"] = accuracy_difference(right, righted)

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.samples import ImageFolder
+from clearhead.data.samples import ImageFolder, require_classes
 from clearhead.evaluate.statistics import Estimate, mean, mean_difference, proportion
 from clearhead.explain import explain, explain_with_logits
 from clearhead.models import Classifier, Preprocessing
-from clearhead.models.classifier import copied, evaluation_mode
+from clearhead.models.classifier import answered, copied, evaluation_mode
 from clearhead.models.preprocessing import per_channel
 
 Fill = Literal["black", "mean", "blur"]
@@ -131,9 +131,10 @@ def faithfulness(
     Raises:
         ValueError: for no method, an unknown method, fill or target, or a method this model cannot be explained by.
         NoAttentionSeen: when a method needs attention and the model shows none.
-        DataError: for a file that can no longer be read.
+        DataError: for a file that can no longer be read, or a folder that was read for other classes.
     """
     methods = _checked(methods, fill, target)
+    require_classes(folder, model.classes)
     batches = loader(Images(folder, model.preprocess), batch_size, workers)
     device = next(model.module.parameters()).device
     curves: dict[str, list[Tensor]] = defaultdict(list)
@@ -193,6 +194,7 @@ def _maps(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The maps of each method, B x H x W, for the target or the class first predicted, and the logits."""
     first, logits = explain_with_logits(model, images, target, methods[0])
+    answered(logits)
     target = logits.argmax(-1) if target is None else target
     return {methods[0]: first} | {name: explain(model, images, target, name) for name in methods[1:]}, logits
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from clearhead.data.batches import Images, loader
 from clearhead.data.interventions import INTERVENTIONS, intervene
-from clearhead.data.samples import ImageFolder, group_labels
+from clearhead.data.samples import ImageFolder, group_labels, require_classes
 from clearhead.explain import explain_with_logits, known_method
 from clearhead.models import Classifier
+from clearhead.models.classifier import answered, evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ def predict(
     """Run a model over a folder: a forward pass an image; with masks a backward and three forward passes more.
 
     Args:
-        model: the classifier; it runs where its parameters are.
-        folder: the data, as ``read_folder`` gives it.
+        model: the classifier; it runs where its parameters are, in eval mode, and is left in its own.
+        folder: the data, as ``read_folder(..., classes=model.classes)`` gives it.
         group_columns: metadata columns that make the groups, None for all.
         method: relevance method, a key of ``clearhead.explain.METHODS``; None takes ``default_method``.
         batch_size: images a batch.
@@ -98,31 +99,35 @@ def predict(
         track: wraps the batches to show progress: ``track(batches, count)``.
 
     Raises:
-        DataError: for a file that can no longer be read, or a group column that does not exist.
-        ValueError: for an unknown method, or where there are masks one this model cannot be explained by.
+        DataError: for a file that can no longer be read, a folder that was read for other classes, or a group column
+            that does not exist.
+        ValueError: for answers that are NaN, an unknown method, or where there are masks one this model cannot be
+            explained by.
     """
+    require_classes(folder, model.classes)
     method = known_method(method or default_method(model))
     groups = group_labels(folder, group_columns)
     shuffle = any(sample.mask for sample in folder.samples)  # whose background, else nothing; shards are read in order
     batches = loader(Images(folder, model.preprocess), batch_size, workers, shuffle, seed)
     device = next(model.module.parameters()).device
     columns: dict[str, list[Tensor]] = defaultdict(list)
-    for batch in track(batches, len(batches)) if track else batches:
-        image, mask, has_mask = (batch[key].to(device) for key in ("image", "mask", "has_mask"))
-        if has_mask.any():
-            maps, logits = explain_with_logits(model, image, method=method)
-        else:  # nothing to hold a map against
-            with torch.inference_mode():
-                maps, logits = mask[:, 0], model(image)
-        label = batch["label"].to(device)
-        found = _of_batch(logits.float(), label) | _reliance(maps, mask[:, 0], has_mask)
-        if temperature is not None:
-            scaled = _of_batch(logits.float() / temperature, label)
-            found |= {f"{name}, scaled": scaled[name] for name in _SCALED}
-        found |= _intervened(model, image, mask, has_mask)
-        for name, values in found.items():
-            columns[name].append(values.cpu())
-        columns["index"].append(batch["index"])
+    with evaluation_mode(model.module):
+        for batch in track(batches, len(batches)) if track else batches:
+            image, mask, has_mask = (batch[key].to(device) for key in ("image", "mask", "has_mask"))
+            if has_mask.any():
+                maps, logits = explain_with_logits(model, image, method=method)
+            else:  # nothing to hold a map against
+                with torch.inference_mode():
+                    maps, logits = mask[:, 0], model(image)
+            label = batch["label"].to(device)
+            found = _of_batch(answered(logits.float()), label) | _reliance(maps, mask[:, 0], has_mask)
+            if temperature is not None:
+                scaled = _of_batch(logits.float() / temperature, label)
+                found |= {f"{name}, scaled": scaled[name] for name in _SCALED}
+            found |= _intervened(model, image, mask, has_mask)
+            for name, values in found.items():
+                columns[name].append(values.cpu())
+            columns["index"].append(batch["index"])
     order = torch.cat(columns.pop("index")).argsort()
     numbers = {name: torch.cat(values)[order].numpy() for name, values in columns.items()}
     return Predictions(
@@ -146,9 +151,9 @@ def logits_of(
     """The logits of a folder's images, N x classes in float32; one forward pass an image. Raises DataError."""
     device, found = next(model.module.parameters()).device, []
     batches = loader(Images(folder, model.preprocess), batch_size, workers)
-    with torch.inference_mode():
+    with evaluation_mode(model.module), torch.inference_mode():
         for batch in track(batches, len(batches)) if track else batches:
-            found.append(model(batch["image"].to(device)).float().cpu())
+            found.append(answered(model(batch["image"].to(device)).float()).cpu())
     return torch.cat(found).numpy()
 
 

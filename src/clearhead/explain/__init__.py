@@ -19,6 +19,7 @@ from clearhead.explain.gradients import input_gradient, input_x_gradient
 from clearhead.explain.legrad import legrad
 from clearhead.explain.lrp import attnlrp, libragrad
 from clearhead.models import Classifier
+from clearhead.models.classifier import evaluation_mode
 
 __all__ = ["METHODS", "explain", "explain_with_logits", "known_method", "methods_for", "scale"]
 
@@ -43,7 +44,7 @@ def explain(model: Classifier, images: Tensor, target: Tensor | int | None = Non
     """Relevance maps of a batch.
 
     Args:
-        model: a classifier as ``load_model`` gives it.
+        model: a classifier as ``load_model`` gives it; it runs in eval mode, and is left in its own.
         images: B x C x H x W, normalised as ``model.preprocess`` does.
         target: the class to explain: one for all, one an image (B), or None for the predicted class.
         method: a key of ``METHODS``.
@@ -63,7 +64,9 @@ def explain_with_logits(
     model: Classifier, images: Tensor, target: Tensor | int | None = None, method: str = "gae"
 ) -> tuple[Tensor, Tensor]:
     """``explain``, and the logits (B x classes) of the same forward pass."""
-    maps, logits = METHODS[known_method(method)](model, images, target)
+    run = METHODS[known_method(method)]
+    with evaluation_mode(model.module):
+        maps, logits = run(model, images, target)
     return scale(maps, (images.shape[-2], images.shape[-1])), logits
 
 

@@ -15,7 +15,7 @@ def attention(model: Classifier, images: Tensor, target: Tensor | int | None = N
 
     Returns and raises as ``gae``; ``target`` is not used.
     """
-    grid = token_grid(model, "attention")
+    grid = token_grid(model, "attention", images)
     with torch.no_grad(), tap(model.module) as record:
         logits = model(images)
         return attention_map(list(record), grid), logits
@@ -26,7 +26,7 @@ def rollout(model: Classifier, images: Tensor, target: Tensor | int | None = Non
 
     Ā is the mean over heads. Returns and raises as ``gae``; ``target`` is not used.
     """
-    grid = token_grid(model, "rollout")
+    grid = token_grid(model, "rollout", images)
     with torch.no_grad(), tap(model.module) as record:
         logits = model(images)
         return rollout_map(list(record), grid), logits
@@ -44,10 +44,10 @@ def rollout_map(layers: Sequence[Attention], grid: Grid) -> Tensor:
     Only the read-out row of the product is formed, from the last layer to the first.
     """
     row = first_row(layers[-1], grid)
-    for layer in reversed(layers):
-        weights = row.to(layer.q)[:, None, None]
-        total = row
-        for rows in blocks(layer.q, layer.k):
-            total = total + (weights[..., rows] @ layer.attn(rows)).mean(1)[:, 0]
-        row = total / 2
+    with torch.autocast(row.device.type, enabled=False):
+        for layer in reversed(layers):
+            total = row
+            for rows in blocks(layer.q, layer.k):
+                total = total + (row[:, None, None, rows] @ layer.attn(rows)).mean(1)[:, 0]
+            row = total / 2
     return row[:, grid.prefix :].unflatten(1, (grid.height, grid.width))

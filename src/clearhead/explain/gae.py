@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from clearhead.models import Classifier, Grid
-from clearhead.models.classifier import chosen_logit
-from clearhead.tap import Attention, tap
+from clearhead.models.classifier import chosen_logit, evaluation_mode
+from clearhead.tap import Attention, Tap, attention_like, tap
 
 _BLOCK_ELEMENTS = 2**22
 """Entries of B x H x rows x M that are alive at once: 16 MiB in float32, which also stays near the caches."""
@@ -27,18 +27,35 @@ _BLOCK_ELEMENTS = 2**22
 def gae(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
     """Relevance of each patch for a class (B x h x w, raw) and the logits; see the head of this file.
 
-    A model that averages its patch tokens instead of reading a CLS token starts from the mean of their rows of R.
+    A model that averages its patch tokens instead of reading a CLS token starts from the mean of their rows of R; what
+    R is at first, the same for all patches, is then left out of the map.
 
     Raises:
-        ValueError: if the model has no grid of tokens that attend to each other (windowed or hierarchical).
+        ValueError: if the model has no grid of tokens that attend to each other (windowed or hierarchical), or the
+            images are not of its size.
         NoAttentionSeen: if no attention call is seen.
     """
-    grid = token_grid(model, "gae")
+    grid = token_grid(model, "gae", images)
     with torch.inference_mode(False), torch.enable_grad(), tap(model.module, needs_grad=True) as record:
         logits = model(images.clone() if images.is_inference() else images)
-        gradients = torch.autograd.grad(chosen_logit(logits, target).sum(), record.outputs)
     with torch.no_grad():
-        return relevance(list(record), list(gradients), grid), logits.detach()
+        return relevance(list(record), gradients_at(record, logits, target), grid), logits.detach()
+
+
+def gradients_at(
+    record: Tap, logits: Tensor, target: Tensor | int | None, retain_graph: bool = False, create_graph: bool = False
+) -> list[Tensor]:
+    """dO of the explained logit at each layer's output, zero where nothing comes of it."""
+    with torch.inference_mode(False), torch.enable_grad():
+        found = torch.autograd.grad(
+            chosen_logit(logits, target).sum(),
+            record.outputs,
+            retain_graph=retain_graph,
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    return list(found)
 
 
 def relevance(layers: list[Attention], gradients: list[Tensor], grid: Grid) -> Tensor:
@@ -47,23 +64,30 @@ def relevance(layers: list[Attention], gradients: list[Tensor], grid: Grid) -> T
     Differentiable in the layers' q, k and mask (and in v and dO, when those carry a graph).
     """
     row = first_row(layers[-1], grid)
+    carried = torch.zeros_like(row)  # kept apart from the mean's 1 / hw, beside which little would be rounded away
     for number, (layer, gradient) in enumerate(zip(reversed(layers), reversed(gradients), strict=True)):
         rows = read_rows(grid) if number == 0 else slice(None)
         q = layer.q[..., rows, :] * layer.scale
         mask = _bias(layer, rows)
-        carried = _Carry.apply(row[:, rows], q, layer.k, layer.v, gradient[..., rows, :], mask)
-        row = row + carried
-    return row[:, grid.prefix :].unflatten(1, (grid.height, grid.width))
+        start = (row + carried)[:, rows]
+        carried = carried + _Carry.apply(start, q, layer.k, layer.v, gradient[..., rows, :], mask)
+    return carried[:, grid.prefix :].unflatten(1, (grid.height, grid.width))
 
 
-def token_grid(model: Classifier, method: str) -> Grid:
-    """The model's token grid; ValueError for a model without one."""
+def token_grid(model: Classifier, method: str, images: Tensor) -> Grid:
+    """The model's token grid. Raises for a model without one, and for images of another size than the grid's."""
     if model.grid is None:
+        if attention_like(model.module):
+            with torch.no_grad(), evaluation_mode(model.module), tap(model.module):
+                model(images[:1])  # where attention is hidden, the tap says what to do
         raise ValueError(
             f"method {method!r} needs a model whose tokens form one grid and attend to each other in every layer; "
-            f"{model.name} (windowed, hierarchical or without attention) has none: use input-gradient or "
-            "input-x-gradient"
+            f"{model.name} (windowed, hierarchical, of several branches or without attention) has none: use "
+            "input-gradient or input-x-gradient"
         )
+    if images.shape[-2:] != model.preprocess.size:
+        sizes = (" x ".join(map(str, size)) for size in (images.shape[-2:], model.preprocess.size))
+        raise ValueError("images: {} pixels, but the model's tokens lie on {}".format(*sizes))
     return model.grid
 
 

@@ -14,9 +14,8 @@ the paper (the code's default is the last two), and the read-out is the model's 
 import torch
 from torch import Tensor
 
-from clearhead.explain.gae import blocks, token_grid
+from clearhead.explain.gae import blocks, gradients_at, token_grid
 from clearhead.models import Classifier
-from clearhead.models.classifier import chosen_logit
 from clearhead.tap import tap
 
 
@@ -25,10 +24,10 @@ def legrad(model: Classifier, images: Tensor, target: Tensor | int | None = None
 
     Raises as ``gae``.
     """
-    grid = token_grid(model, "legrad")
+    grid = token_grid(model, "legrad", images)
     with torch.inference_mode(False), torch.enable_grad(), tap(model.module, needs_grad=True) as record:
         logits = model(images.clone() if images.is_inference() else images)
-        gradients = torch.autograd.grad(chosen_logit(logits, target).sum(), record.outputs)
+    gradients = gradients_at(record, logits, target)
     row = torch.zeros((), device=images.device)
     with torch.no_grad():
         for layer, gradient in zip(record, gradients, strict=True):

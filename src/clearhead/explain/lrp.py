@@ -13,7 +13,7 @@ do it all, and no value changes. The rules:
 So for AttnLRP the gradients at v, q and k are scaled by 1/2, 1/4 and 1/4, for LibraGrad by 1, 0 and 0, which the
 seam's records allow with the fused kernel in place. Norms, activations and gates are met as torch functions
 (``F.layer_norm``, ``F.gelu``, ``silu(x) * y``), whatever library calls them; an activation that is written out as
-0.5 x (1 + tanh ...) keeps its own gradient. While the model runs, detached copies stand in for its parameters: what
+0.5 x (1 + tanh ...) keeps its own gradient. While the model runs, its parameters are constants: what
 requires a gradient then depends on the image.
 
 Relevance is read off the tokens as they enter a layer, positional embedding included: token x gradient, summed over
@@ -28,12 +28,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from clearhead.explain.gae import token_grid
 from clearhead.models import Classifier
-from clearhead.models.classifier import chosen_logit, logits
+from clearhead.models.classifier import Instead, chosen_logit
 from clearhead.tap import Attention, tap
 
 
@@ -71,12 +70,11 @@ def _relevance(
 
     ``value`` and ``query_key`` are the shares of the gradient that pass at v, and at q and k.
     """
-    grid = token_grid(model, method)
+    grid = token_grid(model, method, images)
     with torch.inference_mode(False), torch.enable_grad():
         images = images.detach().clone().requires_grad_()
-        constants = {name: parameter.detach() for name, parameter in model.module.named_parameters()}
-        with tap(model.module) as record, _Rules() as rules:
-            found = logits(functional_call(model.module, constants, (images,)))
+        with tap(model.module) as record, _Rules() as rules, Instead(torch.Tensor.detach):
+            found = model(images)
         for layer in record:
             for tensor, share in ((layer.q, query_key), (layer.k, query_key), (layer.v, value)):
                 if tensor.requires_grad:
@@ -102,7 +100,7 @@ class _Rules(TorchFunctionMode):
         if x is None or x.shape[:2] != (layer.q.shape[0], layer.q.shape[-2]):
             raise ValueError(
                 f"method {method!r} needs attention modules that are given the tokens as B x N x D; {layer.name} "
-                f"({type(layer.module).__name__}) was given {'no tensor' if x is None else tuple(x.shape)}: use gae"
+                f"({type(layer.module).__name__}) was given {'none' if x is None else tuple(x.shape)}: use gae"
             )
         return x
 
@@ -115,7 +113,8 @@ class _Rules(TorchFunctionMode):
         x = args[0]
         if func in _ELEMENT_WISE:
             y = func(x.detach().clone(), *args[1:], **kwargs)  # a copy: it may work in place
-            return _Multiple.apply(x, y / (x + torch.full_like(x, 1e-10).copysign(x)), y)
+            wide = _wide(x)
+            return _Multiple.apply(x, (y / (wide + torch.full_like(wide, 1e-10).copysign(wide))).to(x), y)
         if func in _NORMS:
             y = _Multiple.apply(*_NORMS[func](*args, **kwargs), func(x.detach(), *args[1:], **kwargs))
             self.normed.append((x, y))

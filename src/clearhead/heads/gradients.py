@@ -66,7 +66,12 @@ def head_input_gradients(
         picked = pick(list(record), layers)
         score = chosen_logit(logits, target).sum()
         gradients = torch.autograd.grad(
-            score, [layer.output for layer in picked], create_graph=differentiable, retain_graph=True
+            score,
+            [layer.output for layer in picked],
+            create_graph=differentiable,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
         )
         found = [through_heads(layer, g, differentiable) for layer, g in zip(picked, gradients, strict=True)]
     return (found, logits) if differentiable else ([g.detach() for g in found], logits.detach())
@@ -98,12 +103,12 @@ def through_heads(layer: Attention, gradient: Tensor, differentiable: bool = Fal
     if weights is not None:
         return torch.cat([to_q, to_k, to_v], -1).to(weights.dtype) @ weights
     if layer.input is None or not layer.input.requires_grad:
-        raise ValueError(f"layers: the input of '{layer.name}' is no tensor that can be differentiated at")
+        raise ValueError(f"layers: the input of '{layer.name}' is no B x N x D that can be differentiated at")
     heads = torch.eye(layer.num_heads, dtype=gradient.dtype, device=gradient.device)[:, None, :, None, None]
     (found,) = torch.autograd.grad(
         (layer.q, layer.k, layer.v),
         layer.input,
-        [heads * part for part in (to_q, to_k, to_v)],
+        [(heads * part).to(layer.q) for part in (to_q, to_k, to_v)],
         is_grads_batched=True,
         create_graph=differentiable,
         retain_graph=True,
@@ -113,13 +118,14 @@ def through_heads(layer: Attention, gradient: Tensor, differentiable: bool = Fal
 
 def _attention_backward(layer: Attention, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """dQ, dK, dV in closed form, by operations that can be differentiated again."""
-    rows = _live(gradient)
-    attn, slope = layer.attn(rows), layer.attn_grad(gradient, rows)
-    product = attn * slope
-    scores = layer.scale * (product - attn * product.sum(-1, keepdim=True))
-    to_q = F.pad(scores @ layer.k, (0, 0, 0, gradient.shape[-2] - slope.shape[-2]))
-    to_k, to_v = scores.transpose(-2, -1) @ layer.q[..., rows, :], attn.transpose(-2, -1) @ gradient[..., rows, :]
-    return to_q, to_k, to_v
+    rows, tokens = _live(gradient), gradient.shape[-2]
+    attn = layer.attn(rows)
+    with torch.autocast(attn.device.type, enabled=False):
+        q, k, v, gradient = (x.to(attn) for x in (layer.q[..., rows, :], layer.k, layer.v, gradient[..., rows, :]))
+        product = attn * (gradient @ v.transpose(-2, -1))
+        scores = layer.scale * (product - attn * product.sum(-1, keepdim=True))
+        to_q = F.pad(scores @ k, (0, 0, 0, tokens - gradient.shape[-2]))
+        return to_q, scores.transpose(-2, -1) @ q, attn.transpose(-2, -1) @ gradient
 
 
 def _live(gradient: Tensor) -> slice:

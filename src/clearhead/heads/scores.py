@@ -19,13 +19,13 @@ from torch import Tensor
 
 from clearhead.data.batches import Images, loader
 from clearhead.data.pixels import DataError
-from clearhead.data.samples import ImageFolder
+from clearhead.data.samples import ImageFolder, require_classes
 from clearhead.evaluate.statistics import Estimate, proportion
 from clearhead.heads.branch import Branch, Heads, Layer, attention_layers, branch
 from clearhead.heads.diversity import similarity
 from clearhead.heads.gradients import Layers, by_image, pick, through_heads
 from clearhead.models import Classifier
-from clearhead.models.classifier import evaluation_mode
+from clearhead.models.classifier import answered, evaluation_mode
 from clearhead.tap import Attention, tap
 
 _ENTRIES = 2**24
@@ -139,6 +139,7 @@ def score_heads(
         ValueError: for a layer that does not exist.
         DataError: for a file that can no longer be read.
     """
+    require_classes(folder, model.classes)
     attributes = attributes or {}
     batches = loader(Images(folder, model.preprocess), batch_size, workers)
     device = next(model.module.parameters()).device
@@ -153,7 +154,7 @@ def score_heads(
                 found = attention_layers(model, images)
                 branches = [branch(model, layer, images) for layer in pick(found, layers)]
             logits = _look(model, images, labels, batch["mask"].to(device), batch["has_mask"], branches, sums)
-            right.append((logits.argmax(-1) == labels).cpu())
+            right.append((answered(logits).argmax(-1) == labels).cpu())
             given.append([b.logits(images, _variants(b.layer)).argmax(-1).cpu() for b in branches])
     answers = [torch.cat(parts, 1).numpy() for parts in zip(*given, strict=True)]  # 2H x N a layer
     labels_all = np.array([sample.label for sample in folder.samples])

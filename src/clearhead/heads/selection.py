@@ -23,14 +23,14 @@ from torch import Tensor
 
 from clearhead.data.batches import Images, loader
 from clearhead.data.pixels import DataError
-from clearhead.data.samples import ImageFolder, group_labels
+from clearhead.data.samples import ImageFolder, group_labels, require_classes
 from clearhead.evaluate.predict import foreground_shares
 from clearhead.heads.branch import Branch, Heads, attention_layers, branch
 from clearhead.heads.fold import fold_heads
 from clearhead.heads.gradients import Layers, pick
 from clearhead.heads.scores import head_importance
 from clearhead.models import Classifier
-from clearhead.models.classifier import evaluation_mode
+from clearhead.models.classifier import answered, evaluation_mode
 from clearhead.tap import tap
 
 Search = Literal["exhaustive", "greedy", "importance"]
@@ -182,10 +182,7 @@ def select_heads(
     first = next(iter(loader(Images(folder, model.preprocess), min(2, len(folder.samples)), 0)))["image"].to(device)
     if uniform and search != "importance":
         raise ValueError(f"uniform: only the search importance has candidates of one size, got {search}")
-    if folder.classes != model.classes:
-        raise DataError(
-            f"the folder was read for {len(folder.classes)} other classes than the model's: read_folder(classes=)"
-        )
+    require_classes(folder, model.classes)
     with evaluation_mode(model.module):
         default = "last" if search == "exhaustive" else "all"
         chosen = pick(attention_layers(model, first), default if layers is None else layers)
@@ -325,7 +322,7 @@ def _measured(task: _Task, masks: list[Mask], title: str) -> Found:
         images, labels = batch["image"].to(device), batch["label"].to(device)
         for ready, members in jobs:
             heads = task.heads([masks[i][ready.layer.name] for i in members], ready.layer.name)
-            right = ready.logits(images, heads).argmax(-1) == labels
+            right = answered(ready.logits(images, heads)).argmax(-1) == labels
             correct[np.ix_(members, batch["index"].numpy())] = right.cpu().numpy()
     return masks, correct, task.score(correct)
 

@@ -237,6 +237,8 @@ def _runs(counts: list[int], size: tuple[int, int]) -> np.ndarray:
 
 def _box(left: float, top: float, right: float, bottom: float, size: tuple[int, int]) -> np.ndarray:
     """The pixels of a box, those it cuts included."""
+    if not np.isfinite((left, top, right, bottom)).all():
+        raise _Broken(f"its box is {left:g}, {top:g}, {right:g}, {bottom:g}")
     mask = np.zeros(size[::-1], dtype=bool)
     x, y = (slice(max(0, int(np.floor(a))), max(0, int(np.ceil(b)))) for a, b in ((left, right), (top, bottom)))
     mask[y, x] = True

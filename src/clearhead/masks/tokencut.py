@@ -29,6 +29,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from clearhead.models import Classifier, Grid
+from clearhead.models.classifier import evaluation_mode
 from clearhead.tap import tap
 
 Side = Literal["inside", "strongest"]
@@ -97,7 +98,7 @@ def similarity(model: Classifier, images: Tensor, layers: Sequence[int] | None =
     The prefix tokens have no part in it. Raises ValueError for a layer the model does not have.
     """
     assert model.grid is not None
-    with tap(model.module) as record:
+    with evaluation_mode(model.module), tap(model.module) as record:
         model(images)
     count = len(record)
     chosen = range(count) if layers is None else layers

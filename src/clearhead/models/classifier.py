@@ -1,13 +1,14 @@
 """An image classifier and what is known of it."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from clearhead.models.preprocessing import Preprocessing
 
@@ -84,6 +85,31 @@ def on_device(model: Classifier, device: str | None) -> Classifier:
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"device: {device!r} cannot be used here: {error}") from error
     return replace(model, module=model.module.to(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+
+
+class Instead(TorchFunctionMode):
+    """A block in which torch's functions are given another tensor for each parameter; the model stays as it is."""
+
+    def __init__(self, instead: Callable[[nn.Parameter], Tensor]) -> None:
+        super().__init__()
+        self.instead = instead
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return func(*map(self._of, args), **{name: self._of(value) for name, value in (kwargs or {}).items()})
+
+    def _of(self, value: Any) -> Any:
+        if isinstance(value, list | tuple):  # what torch.cat is given, for one
+            return type(value)(map(self._of, value)) if any(isinstance(v, nn.Parameter) for v in value) else value
+        return self.instead(value) if isinstance(value, nn.Parameter) else value
+
+
+def answered(logits: Tensor) -> Tensor:
+    """The logits (... x classes), none of them NaN, which argmax would take for an answer. Raises ValueError."""
+    if broken := int(logits.isnan().any(-1).sum()):
+        raise ValueError(f"model: {broken} of {logits[..., 0].numel()} answers are NaN")
+    return logits
 
 
 @contextmanager

@@ -6,9 +6,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from clearhead.models.classifier import Grid, evaluation_mode, logits
+from clearhead.models.classifier import Grid, Instead, evaluation_mode, logits
 from clearhead.tap import Attention, NoAttentionSeen, Tap, tap
 
 _MOST_PREFIX_TOKENS = 16
@@ -37,11 +36,12 @@ def probe(module: nn.Module, size: tuple[int, int]) -> tuple[int, Grid | None]:
     handles = [m.register_forward_hook(note) for m in module.modules() if isinstance(m, nn.Conv2d)]
     try:
         with _undisturbed(module, like.device), tap(module, needs_grad=True) as record:
-            stand_ins = {name: 0.02 * draw(*p.shape) for name, p in module.named_parameters() if not p.any()}
-            out = logits(functional_call(module, stand_ins, (draw(1, 3, *size),)))
+            stand_ins = {id(p): 0.02 * draw(*p.shape) for p in module.parameters() if not p.any()}
+            with Instead(lambda parameter: stand_ins.get(id(parameter), parameter)):
+                out = logits(module(draw(1, 3, *size)))
             outputs = out.shape[-1]
-            if len(record):
-                gradient = torch.autograd.grad(out.sum(), record.outputs[-1], allow_unused=True)[0]
+            if len(record) and _chained(record.outputs):
+                (gradient,) = torch.autograd.grad(out.sum(), record.outputs[-1], allow_unused=True)
     except NoAttentionSeen:
         return outputs, None
     finally:
@@ -60,6 +60,14 @@ def _undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
         yield
 
 
+def _chained(outputs: Sequence[Tensor]) -> bool:
+    """Whether the last attention follows from the first; it does not where images or models run side by side."""
+    first, last = outputs[0], outputs[-1]
+    if first is last or not last.requires_grad:
+        return last.requires_grad
+    return torch.autograd.grad(last.sum(), first, retain_graph=True, allow_unused=True)[0] is not None
+
+
 def _grid(layers: Sequence[Attention], gradient: Tensor, patches: tuple[int, int]) -> Grid | None:
     """The grid, where all layers attend from all N tokens to all N, and the last convolution before them made N.
 
@@ -73,5 +81,7 @@ def _grid(layers: Sequence[Attention], gradient: Tensor, patches: tuple[int, int
     if not 0 <= prefix <= _MOST_PREFIX_TOKENS:
         return None
     weight = gradient.float().square().sum((0, 1, 3)).sqrt()
+    if weight[-1] > weight[:-1].sum():  # a class token behind the patches
+        return None
     alone = prefix > 0 and weight[0] > weight[prefix:].mean() * math.sqrt(math.prod(patches))
     return Grid(*patches, prefix, "cls" if alone else "mean")

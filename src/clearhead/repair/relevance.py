@@ -27,7 +27,7 @@ from clearhead.data.batches import over_images
 from clearhead.data.interventions import intervene
 from clearhead.explain import scale
 from clearhead.explain.attention import attention_map, rollout_map
-from clearhead.explain.gae import relevance, token_grid
+from clearhead.explain.gae import gradients_at, relevance, token_grid
 from clearhead.explain.gradients import input_gradient_map, input_x_gradient_map
 from clearhead.models import Classifier
 from clearhead.models.classifier import chosen_logit
@@ -119,7 +119,7 @@ def relevance_maps(
         gradient, images, logits = pixel_gradient(model, images, lambda logits: chosen_logit(logits, target))
         maps = _FROM_PIXELS[source](gradient, images)
     elif source in _FROM_LAYERS:
-        grid = token_grid(model, source)
+        grid = token_grid(model, source, images)
         with torch.enable_grad(), tap(model.module) as record:
             logits = model(images)
             maps = _FROM_LAYERS[source](list(record), grid)
@@ -129,15 +129,14 @@ def relevance_maps(
 
 
 def _gae(model: Classifier, images: Tensor, target: Tensor, second_order: bool) -> tuple[Tensor, Tensor]:
-    grid = token_grid(model, "gae")
+    grid = token_grid(model, "gae", images)
     # the fused kernels have no second derivative
     kernel = sdpa_kernel(SDPBackend.MATH) if second_order else nullcontext()
     with torch.enable_grad(), kernel, tap(model.module, needs_grad=True) as record:
         logits = model(images)
-        score = chosen_logit(logits, target).sum()
-        gradients = torch.autograd.grad(score, record.outputs, retain_graph=True, create_graph=second_order)
+        gradients = gradients_at(record, logits, target, retain_graph=True, create_graph=second_order)
         layers = list(record) if second_order else [replace(layer, v=layer.v.detach()) for layer in record]
-        return relevance(layers, list(gradients), grid), logits
+        return relevance(layers, gradients, grid), logits
 
 
 _FROM_LAYERS = {"attention": attention_map, "rollout": rollout_map}

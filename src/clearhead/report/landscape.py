@@ -169,7 +169,7 @@ def surface_sections(run: SurfaceResults) -> list[Section]:
 
 
 _DIRECTIONS = {
-    "random": "Directions are random, each filter as long as the model's own: a step of 1 adds one as long as the weights.",
+    "random": "Directions are random, each filter as long as the model's own: 1 adds one as long as the weights.",
     "eigenvectors": "Directions are eigenvectors of the Hessian on a mini-batch: 1 is as far as all weights are large.",
 }
 
