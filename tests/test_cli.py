@@ -427,6 +427,13 @@ def test_effective_robustness_is_from_a_baseline_table(place, repaired):
     results = json.loads((place / "line" / "results.json").read_text())
     assert results["rows"][1]["effective"]["value"] == pytest.approx(after["effective"]["value"])
     assert results["facts"]["baseline"] == "worse.csv"
+    options = ("--suite", "rotation", "--sets", "rotation 90")
+    run = clearhead("evaluate", "model", "data", *options, "--baseline", "baseline.csv", "--out", "other", cwd=place)
+    assert run.returncode == 0, run.stderr
+    run = clearhead("compare", "line", "other", "--out", "lines", cwd=place)
+    assert run.returncode == 0, run.stderr
+    rows = json.loads((place / "lines" / "results.json").read_text())["rows"]
+    assert all(row["effective"] is None for row in rows)  # from two lines
 
 
 @pytest.mark.parametrize(

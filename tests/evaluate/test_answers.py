@@ -17,6 +17,7 @@ from clearhead.data.pixels import DataError
 from clearhead.evaluate import answers as module
 from clearhead.evaluate.answers import answer, read_answers, scored
 from clearhead.models import Preprocessing, from_module
+from clearhead.runs import RunError
 from clearhead.shifts.sets import Scoring, ShiftedSet, file_name, generators, plain
 
 CLASSES = ("red", "green", "blue")
@@ -126,10 +127,57 @@ def test_a_stopped_run_goes_on_and_answers_nothing_twice(model, folder, tmp_path
     before = sum(asked[:6])
     answer(broken, sets_of(folder), tmp_path / "said", batch_size=4)
     assert before + sum(asked[7:]) == 2 * 21
-    answer(model, sets_of(folder), tmp_path / "whole", batch_size=4)
+    answer(broken, sets_of(folder), tmp_path / "whole", batch_size=4)
     for name in ("as it is", "noise 1"):
         assert (tmp_path / "said" / file_name(name)).read_bytes() == (tmp_path / "whole" / file_name(name)).read_bytes()
     assert not (tmp_path / "said" / ".parts").exists()
+
+
+@pytest.mark.parametrize("change", ["weights", "labels", "scoring"])
+def test_answers_of_another_model_or_to_something_else_are_not_mixed_in(change, model, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 8)
+    sets, asked = sets_of(folder)[:1], []
+
+    def stops(x):
+        asked.append(len(x))
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        return x
+
+    first = replace(model, module=torch.nn.Sequential(_Call(stops), model.module))
+    with pytest.raises(KeyboardInterrupt):
+        answer(first, sets, tmp_path / "said", batch_size=4)
+    turned = ((1,), (2,), (0,))
+    if change == "weights":
+        model.module[2].weight.data = -model.module[2].weight.data
+    elif change == "labels":
+        samples = tuple(replace(sample, label=(sample.label + 1) % 3) for sample in folder.samples)
+        sets = [replace(sets[0], folder=replace(folder, samples=samples))]
+    else:
+        sets = [replace(sets[0], scorings={"turned": replace(plain(3), outputs=turned)})]
+    answer(first, sets, tmp_path / "said", batch_size=4)
+    assert sum(asked[5:]) == 21  # all anew
+    answer(first, sets, tmp_path / "whole", batch_size=4)
+    name = file_name("as it is")
+    assert (tmp_path / "said" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    answer(first, sets, tmp_path / "said", batch_size=4)  # finished: nothing to do
+    assert sum(asked[5:]) == 42
+    model.module[2].weight.data *= 2
+    with pytest.raises(RunError, match="answers of another model of that name"):
+        answer(first, sets, tmp_path / "said", batch_size=4)
+
+
+def test_a_model_in_train_mode_answers_as_in_eval_mode_and_is_left_as_it_was(model, folder, tmp_path):
+    normed = replace(model, module=torch.nn.Sequential(torch.nn.BatchNorm2d(3), model.module, torch.nn.Dropout(0.5)))
+    normed.module.eval()
+    answer(normed, sets_of(folder), tmp_path / "eval", batch_size=4)
+    normed.module.train()
+    answer(normed, sets_of(folder), tmp_path / "train", batch_size=7)
+    for name in ("as it is", "noise 1"):
+        one, other = (read_answers(tmp_path / mode / file_name(name))["all"] for mode in ("eval", "train"))
+        np.testing.assert_allclose(one.loss, other.loss, rtol=1e-5)
+    assert not normed.module[0].running_mean.any()
+    assert normed.module[0].training
 
 
 class _Call(torch.nn.Module):

@@ -8,6 +8,7 @@ import pytest
 from clearhead.data.samples import ImageFolder, Sample
 from clearhead.evaluate.answers import Answers
 from clearhead.evaluate.summaries import summaries
+from clearhead.models.names import imagenet_names
 from clearhead.shifts.corruptions import COMMON, corruption_sets, mean_corruption_error
 from clearhead.shifts.sets import Scoring, ShiftedSet, plain
 
@@ -30,11 +31,14 @@ def folder(classes, labels, groups=None) -> ImageFolder:
 
 def test_corruptions_have_a_mean_and_for_imagenet_an_mce():
     rng = np.random.default_rng(0)
-    classes = [f"c{i}" for i in range(1000)]
+    classes = imagenet_names("imagenet-1k")
     labels = [classes[i] for i in rng.integers(0, 1000, 60)]
     sets = corruption_sets(folder(classes, labels), {"all": plain(1000)})
-    said = {one.name: answers([v if rng.random() < 0.7 else "c0" for v in labels], labels) for one in sets}
+    said = {one.name: answers([v if rng.random() < 0.7 else classes[0] for v in labels], labels) for one in sets}
     found = summaries(sets, said)
+    faces = corruption_sets(folder([f"face {i}" for i in range(1000)], ["face 1"] * 60), {"all": plain(1000)})
+    assert summaries(faces, said).keys() == {"mean corruption accuracy"}  # of a thousand classes, but not ImageNet's
+    assert summaries(sets, said, imagenet=False).keys() == {"mean corruption accuracy"}
     accuracy = {name: [said[f"{name} {s}"].right.mean() for s in range(1, 6)] for name in COMMON}
     assert found["mean corruption accuracy"].value == pytest.approx(np.mean(list(accuracy.values())))
     errors = {name: [1 - value for value in values] for name, values in accuracy.items()}

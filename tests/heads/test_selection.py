@@ -144,6 +144,10 @@ def test_shrinking_takes_the_removed_heads_out(folder: ImageFolder, tmp_path) ->
         shrink_heads(folded, kept | {next(iter(kept)): [True, False, False, False]})
     some = shrink_heads(folded, {name: [True] * 4 for name in list(kept)[:1]})  # the other layers keep theirs
     torch.testing.assert_close(some(images), folded(images), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"blocks\.9: no attention of the model; there is "):
+        shrink_heads(folded, kept | {"blocks.9": [True] * 4})
+    folded.module.requires_grad_(False)
+    assert not any(parameter.requires_grad for parameter in shrink_heads(folded, kept).module.parameters())
     with pytest.raises(ValueError, match="cannot say that heads are gone"):
         shrink_heads(cases.classifier("timm-vit"), {})
     with pytest.raises(ValueError, match="only the search importance"):

@@ -149,6 +149,11 @@ def test_what_has_no_spectrum_is_refused():
         pass
     with pytest.raises(LandscapeError, match="cannot be differentiated"), hessian(module, lambda: torch.tensor(1.0)):
         pass
+    for narrow in (torch.bfloat16, torch.float16):
+        coarse = vit().to(narrow)
+        refused = pytest.raises(LandscapeError, match=r"float16: too coarse for a spectrum")
+        with refused, hessian(coarse, loss_of(coarse, images.to(narrow), labels)):
+            pass
     for p in module.parameters():
         p.requires_grad_(False)
     with pytest.raises(LandscapeError, match="no parameter"), hessian(module, loss_of(module, images, labels)):

@@ -1,12 +1,14 @@
 """A lesion is the model with the branch's last weights put to zero."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from clearhead.data.pixels import DataError
 from clearhead.layers import blocks_of, lesions, units_of, whole, without
 from tests.cases import MODELS, classifier
 from tests.layers.conftest import build, images_of, small
@@ -50,6 +52,7 @@ def test_to_go_on_from_the_shortcut_is_to_run_it_all(name):
 @pytest.mark.parametrize("name", ["vit", "timm-swin", "resnet"])
 def test_lesions_are_paired_differences(name, folder):
     model = small(name) if name != "timm-swin" else classifier(name)
+    folder = replace(folder, classes=model.classes)  # swin has two more
     found = lesions(model, folder, batch_size=5)
     units = [unit for unit in units_of(model) if unit.kind != "embed"]
     images, labels = images_of(model, folder)
@@ -66,6 +69,15 @@ def test_lesions_are_paired_differences(name, folder):
         loss = F.cross_entropy(logits, labels) - F.cross_entropy(whole, labels)
         assert lesion.nll.value == pytest.approx(loss.item(), rel=1e-3, abs=1e-4)
         assert lesion.nll.count == 12
+
+
+def test_nan_is_no_answer_and_other_classes_are_refused(folder):
+    model = small("vit")
+    with pytest.raises(DataError, match="other classes"):
+        lesions(replace(model, classes=("c", "b", "a")), folder)
+    torch.nn.init.constant_(model.module.head.bias, torch.nan)
+    with pytest.raises(ValueError, match="answers are NaN"):
+        lesions(model, folder)
 
 
 def test_half_of_the_work_is_shared_where_it_can_be(folder):

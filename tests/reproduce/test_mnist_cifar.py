@@ -13,6 +13,7 @@ from clearhead.heads import head_input_gradients
 from clearhead.models import Preprocessing, from_module
 from clearhead.reproduce import mnist_cifar as module
 from clearhead.reproduce.mnist_cifar import PARTS, PROTOCOLS, SUBSETS, Protocol, Run, read_off, reproduce, train_run
+from clearhead.runs import RunError
 from clearhead.tap import tap
 from clearhead.zoo import mnist_cifar_vit
 
@@ -90,6 +91,8 @@ def test_a_finished_run_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "train_run", lambda run, data, device: trained.append(run.name) or np.zeros((1, 15, 4)))
     reproduce(tmp_path, Path("a"), Path("b"), **options)  # type: ignore[arg-type]
     assert trained == ["div-1e-3-plain-1-1"]
+    with pytest.raises(RunError, match=r"holds another run .*mnist"):
+        reproduce(tmp_path, Path("other"), Path("b"), **options)  # type: ignore[arg-type]
 
 
 def test_a_source_that_is_not_there(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from clearhead.data.pixels import DataError, load_image
 from clearhead.models import Classifier
-from clearhead.models.classifier import answered
+from clearhead.models.classifier import answered, evaluation_mode, fingerprint
 from clearhead.models.preprocessing import Preprocessing, per_channel
 from clearhead.processes import share, wait_for_all
-from clearhead.runs import written
+from clearhead.runs import RunError, written
 from clearhead.shifts.sets import Scoring, ShiftedSet, file_name, generators, require_files
 
 PART = 1024
@@ -91,21 +91,25 @@ def answer(
 
     Raises:
         DataError: where more images are broken.
+        RunError: where `out` has answers of other weights, or to other images.
         ValueError: where the scoring of a set wants outputs that the model does not have.
     """
     require_files([one.name for one in sets], "sets")
     together: dict[tuple[int, int], list[ShiftedSet]] = defaultdict(list)
     for one in sets:
         together[id(one.folder), one.border].append(one)
+    asked = _digest(fingerprint(model.module), model.preprocess, seed)
     for group in together.values():
-        if not all((out / file_name(one.name)).exists() for one in group):
+        wanted = {one.name: _digest(asked, *_told(one)) for one in group}
+        if not all(_answered(out / file_name(one.name), wanted[one.name]) for one in group):
             size = -(-PART // (batch_size * len(group))) * batch_size
-            parts = out / ".parts" / _digest(group, size, batch_size, seed)
-            _answer_parts(model, group, parts, size, batch_size, workers, seed, most_unreadable, track)
+            parts = out / ".parts" / _digest(*wanted.values(), size, batch_size)[:16]
+            with evaluation_mode(model.module):
+                _answer_parts(model, group, parts, size, batch_size, workers, seed, most_unreadable, track)
             wait_for_all()
             if share()[0] == 0:
                 _require_readable(group, parts, most_unreadable)
-                _join(parts, group, out)
+                _join(parts, group, out, wanted)
             wait_for_all()
     if share()[0] == 0:
         shutil.rmtree(out / ".parts", ignore_errors=True)
@@ -197,10 +201,27 @@ def _answer_parts(
             rows.clear()
 
 
-def _digest(group: Sequence[ShiftedSet], size: int, batch_size: int, seed: int) -> str:
-    """A name for parts that answer just this: other sets, images or parts of another size are not mixed in."""
-    told = [*(one.name for one in group), size, batch_size, seed, *(s.file for s in group[0].folder.samples)]
-    return hashlib.sha256("\n".join(map(str, told)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+def _told(one: ShiftedSet) -> Iterator[object]:
+    """All that decides which images a set has and how answers to them count."""
+    yield from (one.name, one.border, one.folder.classes, one.scorings)
+    yield from ((sample.file, sample.label) for sample in one.folder.samples)
+
+
+def _digest(*parts: object) -> str:
+    """A name for what answers are of: those of other weights, images or scorings are not mixed in."""
+    return hashlib.sha256("\n".join(map(str, parts)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _answered(file: Path, wanted: str) -> bool:
+    """Whether a set has been answered. Raises RunError where it was by another model, or something else was asked."""
+    if not file.exists():
+        return False
+    if (pyarrow.parquet.read_schema(file).metadata or {}).get(_ASKED) != wanted.encode():
+        raise RunError(
+            f"{file} holds answers of another model of that name, or to other images: give another --out, or delete "
+            "the folder to start anew"
+        )
+    return True
 
 
 def _require_readable(group: Sequence[ShiftedSet], parts: Path, most: float) -> int:
@@ -222,6 +243,7 @@ def _too_many(group: Sequence[ShiftedSet], count: int, most: float, file: str, w
     )
 
 
+_ASKED = b"asked"
 _COLUMNS = pa.schema(
     [(name, pa.string()) for name in ("set", "scoring", "file", "label", "predicted", "problem")]
     + [("right", pa.bool_()), ("top5", pa.bool_()), ("confidence", pa.float32()), ("loss", pa.float32())]
@@ -326,7 +348,7 @@ def _index(scoring: Scoring, outputs: int, device: torch.device) -> tuple[Tensor
     return class_of, pairs, member
 
 
-def _join(parts: Path, group: Sequence[ShiftedSet], out: Path) -> None:
+def _join(parts: Path, group: Sequence[ShiftedSet], out: Path, wanted: Mapping[str, str]) -> None:
     """The parts of a group as one file a set, in the order of its folder; then the parts go."""
     files = sorted(parts.glob("*.parquet"))
     for one in group:
@@ -334,5 +356,5 @@ def _join(parts: Path, group: Sequence[ShiftedSet], out: Path) -> None:
             found = pyarrow.parquet.read_table(files, filters=[("set", "==", one.name)])
             assert len(found) == len(one.folder.samples) * len(one.scorings), f"{one.name}: parts are missing"
             with written(target) as path:
-                pyarrow.parquet.write_table(found, path)
+                pyarrow.parquet.write_table(found.replace_schema_metadata({_ASKED: wanted[one.name]}), path)
     shutil.rmtree(parts)

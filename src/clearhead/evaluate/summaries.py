@@ -4,25 +4,31 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from clearhead.data.folder import wordnet_ids
 from clearhead.evaluate.answers import Answers
 from clearhead.evaluate.statistics import Estimate, accuracy_difference, independent_difference, mean, proportion
+from clearhead.models.names import imagenet_names
 from clearhead.shifts.corruptions import ALEXNET_ERRORS, COMMON
 from clearhead.shifts.sets import ShiftedSet
 
 
-def summaries(sets: Sequence[ShiftedSet], said: Mapping[str, Answers], seed: int = 0) -> dict[str, Estimate]:
+def summaries(
+    sets: Sequence[ShiftedSet], said: Mapping[str, Answers], seed: int = 0, imagenet: bool = True
+) -> dict[str, Estimate]:
     """What can be told of a model over several sets.
 
     Args:
         sets: the sets.
         said: the model's answers on each under its main scoring, by name.
         seed: of the bootstrap.
+        imagenet: whether corruptions have ImageNet-C's constants, not CIFAR-10-C's.
 
     Returns:
         Those of these whose sets are all there:
 
         - ``mean corruption accuracy``: over 15 corruptions and 5 severities.
-        - ``mCE``: mean corruption error, percent of AlexNet's (arXiv 1903.12261); for ImageNet-1k only.
+        - ``mCE``: mean corruption error, percent of AlexNet's (arXiv 1903.12261); for models of ImageNet-1k, on its
+          classes and ImageNet-C's constants only.
         - ``shape bias``: shape decisions among those for the shape or the texture (arXiv 1811.12231).
         - ``background gap``: accuracy with a background of the same class less that with one of another
           (arXiv 2006.09994); paired where the files are.
@@ -38,7 +44,8 @@ def summaries(sets: Sequence[ShiftedSet], said: Mapping[str, Answers], seed: int
             for name in COMMON
         }
         found["mean corruption accuracy"] = mean(np.mean(list(right.values()), axis=0), "%", seed)
-        if next(iter(next(iter(levels.values())).scorings.values())).of == 1000:
+        one = next(iter(levels.values()))
+        if next(iter(one.scorings.values())).of == 1000 and imagenet and _of_imagenet(one.folder.classes):
             errors = [(1 - right[name]) / ALEXNET_ERRORS[name] for name in COMMON]
             found["mCE"] = mean(100 * np.mean(errors, axis=0), "", seed)
     by_name = {one.name: one for one in sets}
@@ -50,6 +57,11 @@ def summaries(sets: Sequence[ShiftedSet], said: Mapping[str, Answers], seed: int
         difference = accuracy_difference if paired else independent_difference
         found["background gap"] = difference(random.right, same.right)
     return found
+
+
+def _of_imagenet(classes: Sequence[str]) -> bool:
+    """Whether all classes are ImageNet-1k's, by WordNet id or by the names that its models have here."""
+    return {*classes} <= {*wordnet_ids()} or tuple(classes) == imagenet_names("imagenet-1k")
 
 
 def _shape_bias(one: ShiftedSet, said: Answers) -> Estimate:

@@ -35,6 +35,9 @@ def shrink_heads(model: Classifier, kept: Mapping[str, Sequence[bool]]) -> Class
             f"shrink: the architecture of {model.name} cannot say that heads are gone; Hugging Face's ViT, DeiT and "
             "Dinov2 can. Without shrink the choice is folded into the weights, at the old size"
         )
+    if unknown := kept.keys() - attentions.keys():
+        known = ", ".join(attentions)
+        raise ValueError(f"shrink: {', '.join(sorted(unknown))}: no attention of the model; there is {known}")
     kept = {name: kept.get(name, [True] * m.num_attention_heads) for name, m in attentions.items()}
     numbers = {sum(heads) for heads in kept.values()}
     if len(numbers) > 1:
@@ -58,4 +61,6 @@ def _cut(linear: nn.Linear, chosen: torch.Tensor, side: int) -> nn.Linear:
     cut.weight.copy_(weight)
     if linear.bias is not None:
         cut.bias.copy_(linear.bias[chosen] if side == 0 else linear.bias)
+        cut.bias.requires_grad_(linear.bias.requires_grad)
+    cut.weight.requires_grad_(linear.weight.requires_grad)
     return cut

@@ -110,11 +110,13 @@ def hessian(module: nn.Module, loss: Callable[[], Tensor], *, weight_decay: floa
 
     Raises:
         LandscapeError: for a loss that is not finite, does not depend on the parameters, or cannot be differentiated
-            twice.
+            twice, and for parameters narrower than float32.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         raise LandscapeError("the model has no parameter that requires a gradient")
+    if narrow := {str(p.dtype) for p in parameters if torch.finfo(p.dtype).bits < 32}:
+        raise LandscapeError(f"the parameters are {', '.join(narrow)}: too coarse for a spectrum, take model.float()")
     with evaluation_mode(module), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _whole_precision():
         value = loss()
         if not torch.isfinite(value):

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.samples import ImageFolder
+from clearhead.data.samples import ImageFolder, require_classes
 from clearhead.evaluate.statistics import Estimate, accuracy_difference, mean, mean_difference, proportion
 from clearhead.layers.resume import Outline, stand_in
 from clearhead.layers.units import Unit, blocks_of, forward, still, units_of
 from clearhead.models import Classifier
+from clearhead.models.classifier import answered
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def lesions(
         LayersError: for a model without units.
         DataError: for an image that cannot be read.
     """
+    require_classes(folder, model.classes)
     device = next(model.module.parameters()).device
     batches = loader(Images(folder, model.preprocess), batch_size, workers)
     with still(model):
@@ -91,7 +93,7 @@ def lesions(
         for batch in track(batches, len(batches)) if track else batches:
             images, labels = (batch[key].to(device, non_blocking=True) for key in ("image", "label"))
             logits, starts = whole(model, images, units)
-            found[0].append(_scores(logits, labels))
+            found[0].append(_scores(answered(logits), labels))
             for scores, removed in zip(found[1:], cut, strict=True):
                 start = starts if resumes[removed[0]] else None
                 scores.append(_scores(without(model, images, units, removed, start), labels))
@@ -176,9 +178,10 @@ def _resumes(model: Classifier, units: Sequence[Unit]) -> list[bool]:
 
 
 def _scores(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether each image is right, and its negative log-likelihood: 2 x B."""
+    """Whether each image is right (NaN never is), and its negative log-likelihood: 2 x B."""
     logits = logits.float()
-    return torch.stack([(logits.argmax(-1) == labels).float(), F.cross_entropy(logits, labels, reduction="none")])
+    right = (logits.argmax(-1) == labels) & ~logits.isnan().any(-1)
+    return torch.stack([right.float(), F.cross_entropy(logits, labels, reduction="none")])
 
 
 def _block_name(units: Sequence[Unit], block: Sequence[int]) -> str:

@@ -1,6 +1,7 @@
 """An image classifier and what is known of it."""
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -110,6 +111,15 @@ def answered(logits: Tensor) -> Tensor:
     if broken := int(logits.isnan().any(-1).sum()):
         raise ValueError(f"model: {broken} of {logits[..., 0].numel()} answers are NaN")
     return logits
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A hash of all parameters and buffers: of the model itself, wherever it was loaded from."""
+    found = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from clearhead.heads import Diversity
 from clearhead.heads.branch import Heads, attention_layers, branch
 from clearhead.models import Classifier, Preprocessing, from_module
 from clearhead.processes import run_all
-from clearhead.runs import written
+from clearhead.runs import begin, written
 from clearhead.train import Loss, cross_entropy
 from clearhead.zoo import mnist_cifar_vit
 
@@ -106,7 +106,9 @@ def reproduce(
 
     Raises:
         DataError: if a source is not there.
+        RunError: if the runs in `out` are of other sources.
     """
+    begin(out, "reproduce mnist-cifar", {"mnist": str(mnist.resolve()), "cifar": str(cifar.resolve())})
     runs = [Run(m, r, epochs, s) for s, r, m in product(range(seeds), residuals, METHODS)]
     left = [run for run in runs if not _file(out, run).exists()]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -110,7 +110,7 @@ def run_suite(
             )
         if share()[0] == 0:
             said = {name: _said(out, name, found) for name in names}
-            main = _main(said[names[0]])
+            main, small = _main(said[names[0]]), is_small(first.preprocess.size)
             rows = [
                 set_row(name, one.name, scoring, len(one.folder.classes), answers, one.family, one.level)
                 for name in names
@@ -126,11 +126,12 @@ def run_suite(
                 reference,
                 rows if known is None else _with_effective(rows, reference, known),
                 summaries={
-                    name: summaries(found, {one: said[name][key] for one, key in main.items()}, seed) for name in names
+                    name: summaries(found, {one: said[name][key] for one, key in main.items()}, seed, not small)
+                    for name in names
                 },
                 seeds=over_seeds(rows, {name: label for name, (label, _) in zip(names, parted, strict=True)}),
                 changes=_changes(names, said),
-                constants="cifar" if is_small(first.preprocess.size) else "imagenet",
+                constants="cifar" if small else "imagenet",
                 absent=absent,
                 problems=_problems(found, said[names[0]]),
             )
@@ -176,13 +177,14 @@ def compare_suites(before: Path, after: Path, out: Path) -> SuiteResults:
         shared = [key for key in keys[0] if key in keys[1]]
         if not shared:
             raise RunError(f"{before} and {after} have no set in common")
+        one_line = len({run.facts.get("baseline") for run in runs}) == 1  # what effective robustness is measured from
         said: dict[str, Said] = {}
         rows: list[SetRow] = []
         for name, folder, run in zip(names, (before, after), runs, strict=True):
             files = {key: _predictions(folder, run.models[0]) / file_name(key[0]) for key in shared}
             said[name] = {key: read_answers(file)[key[1]] for key, file in files.items()}
             mine = [row for row in run.rows if row.model == run.models[0] and (row.set, row.scoring) in shared]
-            rows += [replace(row, model=name) for row in mine]
+            rows += [replace(row, model=name, effective=row.effective if one_line else None) for row in mine]
         results = SuiteResults(
             "suite",
             names,
