@@ -315,6 +315,32 @@ def test_runs_of_many_models_have_folders_of_their_own(place, tmp_path):
     assert all(name.startswith("evaluate-knn-a model with a name") for name in folders)
 
 
+def test_nothing_of_the_users_is_written_over(place, tmp_path):
+    """By overlays beside the images, by a study, by a run in a folder with a config of its own."""
+    shutil.copytree(place / "data" / "cat", tmp_path / "photos")
+    (tmp_path / "photos" / "a[b].png").write_bytes((place / "data" / "cat" / "00.png").read_bytes())
+    before = {file.name: file.read_bytes() for file in (tmp_path / "photos").iterdir()}
+    model = place / "model"
+    said = told(clearhead("explain", model, "photos", "--out", "photos", cwd=tmp_path))
+    assert "would take the place of images such as" in said
+    assert {file.name: file.read_bytes() for file in (tmp_path / "photos").iterdir()} == before
+    run = clearhead("explain", model, "photos/a[b].png", "--out", "maps", cwd=tmp_path)
+    assert "photos/a[b].png: " in run.stdout
+
+    mine = tmp_path / "mine"
+    (mine / "state").mkdir(parents=True)
+    (tmp_path / "plan.yaml").write_text(f"{{model: {model}, data: {place / 'data'}, tests: {{all: {place / 'data'}}}, ")
+    with (tmp_path / "plan.yaml").open("a") as plan:
+        plan.write("methods: {a: {method: train}}, samples: 2, classes: 2, seeds: 0, epochs: 1}")
+    assert "not the folder of a study" in told(clearhead("study", "repairs", "plan.yaml", "--out", mine, cwd=tmp_path))
+    assert (mine / "state").is_dir()
+    (mine / "state").rmdir()
+    for content in ("learning: 3\n", "!!python/object:x.Y {}\n"):
+        (mine / "config.yaml").write_text(content)
+        assert "not the folder of a run" in told(clearhead("audit", model, place / "data", "--out", mine, cwd=tmp_path))
+        assert (mine / "config.yaml").read_text() == content
+
+
 def test_bad_images_are_named_and_left_out(place):
     shutil.copytree(place / "data", place / "bad", ignore=shutil.ignore_patterns("metadata.csv"))
     (place / "bad" / "cat" / "torn.png").write_bytes((place / "data" / "cat" / "00.png").read_bytes()[:200])
@@ -345,6 +371,9 @@ def test_bad_images_are_named_and_left_out(place):
         (["heads", "model", "data", "--layers", "7"], "layers: 7 does not exist"),
         (["heads", "model", "data", "--attributes", "sky"], "no attribute sky"),
         (["repair", "model", "data", "--method", "heads", "--test-split", "val"], "chosen on it"),
+        (["train", "model", "data", "--val-split", "train"], "12 images are for training and for validation"),
+        (["train", "model", "data", "--device", "foo"], "device: 'foo' cannot be used here"),
+        (["repair", "model", "data", "--device", "cuda:7"], "device: 'cuda:7' cannot be used here"),
         (["evaluate", "model", "data"], "--faithfulness, --segmentation and --knn"),
         (["evaluate", "model", "data", "--knn", "--k", "x"], "whole numbers with commas"),
         (["evaluate", "model", "data", "--knn", "--k", "99"], "k: 99"),

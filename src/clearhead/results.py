@@ -370,3 +370,8 @@ Results = (
     | LesionResults
     | CkaResults
 )
+
+
+def once(names: list[str]) -> list[str]:
+    """The names, numbered where some are the same."""
+    return [f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name for i, name in enumerate(names)]

@@ -88,7 +88,12 @@ def _begin(folder: Path, command: str, arguments: Mapping[str, Any]) -> bool:
     config = {"command": command, "arguments": _plain(arguments), "versions": versions()}
     file = folder / "config.yaml"
     if file.is_file():
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        try:
+            found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            found = None
+        if not isinstance(found, dict) or not config.keys() <= found.keys():
+            raise RunError(f"{folder} exists and is not the folder of a run: give a new or an empty folder as --out")
         changed = _changed(found, config)
         started = [entry.name for entry in folder.iterdir()] != ["config.yaml"]
         if changed and started:

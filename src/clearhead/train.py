@@ -32,9 +32,9 @@ from torch.optim.swa_utils import update_bn
 from clearhead import optimizers
 from clearhead.data.augment import augmentation, mixed
 from clearhead.data.batches import Images, Shuffle, loader, over_images
-from clearhead.data.samples import ImageFolder
+from clearhead.data.samples import ImageFolder, attribute_columns
 from clearhead.models import Classifier
-from clearhead.models.classifier import copied
+from clearhead.models.classifier import copied, require_device
 from clearhead.processes import mean_over_processes
 from clearhead.recipe import Settings
 from clearhead.runs import replace_folder, restore
@@ -116,7 +116,7 @@ def fit(
             with the same weights as if it had never stopped.
         track: wraps an iterable to show progress: ``track(batches, count, title)``.
         device: ``cpu`` to leave a GPU alone; else Accelerate chooses.
-        group_columns: metadata columns that make the groups, None for all.
+        group_columns: metadata columns that make the groups, None for all those that do in `train`.
         balanced: draw the training images group by group, each as often, in place of each image once an epoch.
         choose_by: the mean over the validation images whose lowest value decides which epoch is kept.
         after: called after each epoch's validation, before training too (epoch 0), with the history and the model as
@@ -130,6 +130,9 @@ def fit(
     """
     if choose_by not in get_args(ChooseBy):
         raise ValueError(f"choose_by: got {choose_by!r}; there is {' and '.join(get_args(ChooseBy))}")
+    require_device(device)
+    if device is not None and torch.device(device).index is not None and torch.device(device).type == "cuda":
+        torch.cuda.set_device(device)  # the one that accelerate takes
     AcceleratorState._reset_state()  # else a process can train at one precision only
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=device == "cpu")
     set_seed(settings.seed)
@@ -138,6 +141,7 @@ def fit(
     if not parameters:
         raise TrainingError(f"{model.name} has no parameter that requires a gradient: nothing to train")
     optimizer: Any = optimizers.make(settings.optimizer, module, settings.lr, settings.weight_decay)
+    group_columns = attribute_columns(train) if group_columns is None else group_columns  # for both the same
     augmented = Images(train, model.preprocess, augmentation(settings.augment, settings.crop), group_columns)
     plain = Images(validation, model.preprocess, group_columns=group_columns)
     groups = sorted({*augmented.groups, *plain.groups})  # the same in all processes

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from clearhead.data.batches import Images, Shuffle, loader
 from clearhead.data.folder import read_folder
 from clearhead.data.pixels import DataError, load_image, load_mask
 from clearhead.data.samples import ImageFolder, Problem, Sample, group_labels
+from clearhead.data.splits import require_apart
 
 
 def picture(path: Path, size: tuple[int, int] = (20, 12), colour: int = 90, **options: object) -> Path:
@@ -450,6 +452,37 @@ def test_exif_orientation_as_pillow_turns_it(tmp_path: Path, orientation: int) -
     with Image.open(tmp_path / "a.png") as opened:
         expected = ImageOps.exif_transpose(opened)
     assert np.array_equal(load_image(tmp_path / "a.png"), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_turned_once(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    drawn = Image.fromarray(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3)
+    drawn.save(tmp_path / "a.png", exif=exif)
+    drawn.save(tmp_path / "a.tif", exif=exif, compression="tiff_lzw")
+    assert load_image(tmp_path / "a.tif").tobytes() == load_image(tmp_path / "a.png").tobytes()
+    assert load_image(tmp_path / "a.tif").size == load_mask(tmp_path / "a.tif").size
+    assert load_mask(tmp_path / "a.tif").tobytes() == load_mask(tmp_path / "a.png").tobytes()
+
+
+def test_a_name_that_is_no_text_is_left_out(root: Path) -> None:
+    before = len(read_folder(root).samples)
+    with open(os.fsencode(root / read_folder(root).classes[0]) + b"/caf\xe9.png", "wb") as file:
+        file.write(read_folder(root).samples[0].path.read_bytes())
+    found = read_folder(root)
+    assert len(found.samples) == before
+    (problem,) = [problem for problem in found.problems if problem.kind == "name"]
+    assert problem.file == f"{found.classes[0]}/caf\\xe9.png"
+
+
+def test_parts_that_share_images_are_refused(root: Path) -> None:
+    found = read_folder(root)
+    half = replace(found, samples=found.samples[: len(found.samples) // 2])
+    rest = replace(found, samples=found.samples[len(found.samples) // 2 :])
+    require_apart(training=half, validation=rest, test=None)
+    with pytest.raises(DataError, match=rf"{len(half.samples)} images are for training and for test, such as "):
+        require_apart(training=half, validation=rest, test=found)
 
 
 def test_broken_exif_is_passed_over(tmp_path: Path) -> None:

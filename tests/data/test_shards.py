@@ -254,6 +254,19 @@ def test_labels_that_are_names(tmp_path: Path) -> None:
     assert [s.label for s in read_images(tar(tmp_path / "a.tar", members), classes=thousand).samples] == [0, 217, 0]
 
 
+@pytest.mark.parametrize("labels", [["ant", "bee", "cow"], [0, 1, 2]])
+def test_validation_images_have_the_classes_of_training_whichever_they_show(tmp_path: Path, labels: list[Any]) -> None:
+    images = [encoded(i) for i in range(6)]
+    parquet(tmp_path / "train-0.parquet", images[:3], labels, names=None)
+    parquet(tmp_path / "validation-0.parquet", images[3:], [labels[1], labels[2], labels[1]], names=None)
+    for name in ("val", "validation"):
+        train, validation = train_and_validation(tmp_path, validation=name)
+        assert train.classes == validation.classes == tuple(map(str, labels))
+        assert [sample.label for sample in validation.samples] == [1, 2, 1]
+    parquet(tmp_path / "validation-0.parquet", images[3:], [labels[1], labels[0], labels[1]], names=None)
+    assert [s.label for s in train_and_validation(tmp_path)[1].samples] == [1, 0, 1]  # without the last class
+
+
 def test_columns_are_found_by_name_and_kind(tmp_path: Path) -> None:
     for i, columns in enumerate([("img", "fine_label"), ("jpg", "cls"), ("png", "labels")]):
         assert len(read_images(parquet(tmp_path / f"{i}.parquet", [encoded(0)], [1], columns=columns)).samples) == 1

@@ -1,5 +1,6 @@
 """The new last layer against scikit-learn's own decision, and what it does for the worst group."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +206,19 @@ def test_classes_without_images_are_refused(uneven):
     single = from_module(Means(nn.Linear(3, 1)), preprocess=preprocess, classes=["a"], name="one")
     with pytest.raises(ValueError, match="model: two or more classes are needed, one has 1"):
         retrain_last_layer(single, *uneven[:2], group_columns=None)
+
+
+def test_a_column_of_many_values_makes_no_groups_of_the_few_it_has_in_validation(uneven):
+    train, validation, _ = uneven
+    named = []
+    for folder, step in ((train, 1), (validation, 8)):
+        scenes = enumerate(folder.samples[::step])
+        samples = [replace(sample, groups=sample.groups | {"scene": f"{i}"}) for i, sample in scenes]
+        samples[0] = replace(samples[0], label=1 - samples[0].label)  # wrong whatever is chosen
+        named.append(replace(folder, samples=tuple(samples)))
+    _, found = retrain_last_layer(two(by_ground()), *named, group_columns=None)
+    _, expected = retrain_last_layer(two(by_ground()), *named, group_columns=["ground"])
+    assert found == expected
 
 
 def test_a_group_of_one_image_is_warned_of(uneven, tmp_path):

@@ -52,7 +52,7 @@ def demo(
 
     comparison, page = demonstration.run_demo(out, device=device, track=console.progress)
     console.tell_verdict(comparison)
-    console.out.print(f"page: {page}")
+    console.out.print(f"page: {page}", markup=False)
 
 
 def main() -> None:

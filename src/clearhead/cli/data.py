@@ -17,7 +17,7 @@ def data_demo(out: Annotated[Path, typer.Argument(help="A new folder.")], seed: 
     from clearhead.data.demo import make_demo
 
     make_demo(out, seed)
-    console.out.print(f"data: {out}")
+    console.out.print(f"data: {out}", markup=False)
 
 
 @data_app.command("collage")
@@ -66,7 +66,7 @@ def data_collage(
         seed=seed,
     )
     console.tell_problems(problems)
-    console.out.print(f"data: {out}")
+    console.out.print(f"data: {out}", markup=False)
 
 
 @data_app.command("masks")
@@ -129,7 +129,7 @@ def data_mnist_cifar(
     from clearhead.data.mnist_cifar import make_mnist_cifar
 
     make_mnist_cifar(out, mnist, cifar, seed)
-    console.out.print(f"data: {out}")
+    console.out.print(f"data: {out}", markup=False)
 
 
 @data_app.command("waterbirds")
@@ -143,4 +143,4 @@ def data_waterbirds(
     from clearhead.data.waterbirds import make_waterbirds
 
     console.tell_problems(make_waterbirds(out, source, masks))
-    console.out.print(f"data: {out}")
+    console.out.print(f"data: {out}", markup=False)

@@ -46,8 +46,8 @@ def explain(
     index = None if target is None else workflows.class_index(classifier, target)
     options: dict[str, Any] = {"method": method, "target": index, "batch_size": batch_size, "workers": workers}
     for file, name, probability in workflows.run_explain(classifier, files, out, **options, track=console.progress):
-        console.out.print(f"{file}: {name} ({100 * probability:.1f}%)")
-    console.out.print(f"{len(files)} overlays and maps in {out}")
+        console.out.print(f"{file}: {name} ({100 * probability:.1f}%)", markup=False)
+    console.out.print(f"{len(files)} overlays and maps in {out}", markup=False)
 
 
 def sis(
@@ -281,4 +281,4 @@ def report(
     from clearhead import console, workflows
 
     workflows.run_report(runs, out, title)
-    console.out.print(f"page: {out}")
+    console.out.print(f"page: {out}", markup=False)

@@ -101,4 +101,4 @@ def _tell(table: str, out: Path) -> None:
     with written(out / "table.md") as path:
         path.write_text(table, encoding="utf-8")
     console.out.print(table, markup=False)
-    console.out.print(f"table: {out / 'table.md'}")
+    console.out.print(f"table: {out / 'table.md'}", markup=False)

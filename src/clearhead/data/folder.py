@@ -38,6 +38,7 @@ and decoded, only with ``check=True``; without it, a broken file is a ``DataErro
 """
 
 import functools
+import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -76,7 +77,7 @@ def read_folder(
     problems = [
         Problem(entry.name, "no-class", "an image outside the class folders", "skipped") for entry in image_files(top)
     ]
-    files = {folder.name: image_files(folder) for folder in folders}
+    files = {folder.name: _named_in_text(image_files(folder), problems) for folder in folders}
     for folder in folders:
         problems += _stray(folder, len(files[folder.name]))
     if not any(files.values()):
@@ -106,6 +107,18 @@ def read_folder(
 def image_files(folder: Path) -> list[Path]:
     """The image files directly in a folder, by extension in any case, sorted by name. Raises DataError."""
     return [entry for entry in _entries(folder) if entry.suffix.lower() in EXTENSIONS and entry.is_file()]
+
+
+def _named_in_text(files: list[Path], problems: list[Problem]) -> list[Path]:
+    """The files whose names are text, which tables and pages can hold; the others go to `problems`."""
+    kept = []
+    for file in files:
+        plain = os.fsencode(f"{file.parent.name}/{file.name}").decode("utf-8", "backslashreplace")
+        if plain == f"{file.parent.name}/{file.name}":
+            kept.append(file)
+        else:
+            problems.append(Problem(plain, "name", "the file's name is no valid text", "skipped"))
+    return kept
 
 
 def _entries(folder: Path) -> list[Path]:

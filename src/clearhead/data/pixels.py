@@ -28,9 +28,8 @@ def load_image(path: Path | Stored) -> Image.Image:
     """
     try:
         with Image.open(path) if isinstance(path, Path) else path.picture() as opened:
-            image = _upright(opened)
-            image.load()
-            return _rgb(image)
+            opened.load()  # which turns a TIFF, and only then is its orientation what is left to do
+            return _rgb(_upright(opened))
     except Exception as error:  # Pillow's plugins raise nearly anything on broken files
         raise DataError(f"{path}: {_why(error)}") from error
 
@@ -42,6 +41,7 @@ def load_mask(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as opened:
+            opened.load()
             image = _upright(opened)
             if image.mode in ("LA", "PA", "RGBA"):
                 *colours, alpha = image.split()

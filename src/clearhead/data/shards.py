@@ -106,6 +106,11 @@ def is_sharded(source: str | Path) -> bool:
     return next(_inside(folder), None) is not None
 
 
+def plain_split(split: str) -> str:
+    """A split by the name it has here: ``validation``, ``valid`` and ``dev`` are ``val``."""
+    return _SPLITS.get(split.lower(), split.lower())
+
+
 def plain_source(source: str | Path) -> str:
     """A source as text, the same however its path was written."""
     return str(source) if "://" in str(source) else str(Path(source))
@@ -233,7 +238,7 @@ def _of_split(source: str | Path, shards: list[Shard], split: str | None) -> lis
     """The shards of a split. Raises DataError where it does not exist."""
     if split is None:
         return shards
-    wanted = _SPLITS.get(split.lower(), split.lower())
+    wanted = plain_split(split)
     found = [shard for shard in shards if shard.split == wanted]
     if not found:
         there = ", ".join(sorted({shard.split for shard in shards} - {""})) or "none that its files are named for"
@@ -270,6 +275,8 @@ def _labelled(
     numbers = [int(label) for label in labels if label is not None]
     if names is None:
         count = max(numbers, default=-1) + 1
+        if classes is not None and tuple(classes) == tuple(map(str, range(len(classes)))):
+            count = len(classes)  # classes that have no other names than their numbers
         if classes is not None and count != len(classes):
             raise DataError(
                 f"{source}: its labels are the numbers 0..{count - 1}, the model has {len(classes)} classes; put the "

@@ -4,13 +4,14 @@ import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from clearhead.data.pixels import DataError
 from clearhead.data.samples import ImageFolder
-from clearhead.data.shards import is_sharded, read_images, splits_in
+from clearhead.data.shards import is_sharded, plain_split, read_images, splits_in
 
 HELD_OUT = 0.2
 
@@ -25,13 +26,32 @@ def train_and_validation(
 ) -> tuple[ImageFolder, ImageFolder]:
     """The images to train on and those to choose by.
 
-    Those of the two splits (``splits_of``); where there is none to choose by, a random fifth of each class of those to
+    Those of the two splits (``splits_of``; ``val`` and ``validation`` are one); the classes are those of the images to
+    train on. Where there is none to choose by, a random fifth of each class of those to
     train on is held out (`seed`). Raises DataError, also for a class with a single image to divide.
     """
     splits = splits_of(root)
+    train, validation = (
+        next((split for split in sorted(splits - {wanted}) if plain_split(split) == plain_split(wanted)), wanted)
+        if wanted not in splits
+        else wanted
+        for wanted in (train, validation)
+    )
     if validation in splits or (splits and (train not in splits or validation != "val")):
-        return read_images(root, split=train, classes=classes), read_images(root, split=validation, classes=classes)
+        kept = read_images(root, split=train, classes=classes)
+        return kept, read_images(root, split=validation, classes=kept.classes)
     return hold_out(read_images(root, split=train if splits else None, classes=classes), HELD_OUT, seed)
+
+
+def require_apart(**parts: ImageFolder | None) -> None:
+    """Raise DataError where two parts of a set, by what they are for, share images."""
+    there = {name: folder for name, folder in parts.items() if folder is not None}
+    for (a, first), (b, second) in combinations(there.items(), 2):
+        if shared := {sample.file for sample in first.samples} & {sample.file for sample in second.samples}:
+            raise DataError(
+                f"{first.root}: {len(shared):,} images are for {a} and for {b}, such as {min(shared)}; each needs "
+                "images of its own: name other splits"
+            )
 
 
 def hold_out(folder: ImageFolder, share: float, seed: int = 0) -> tuple[ImageFolder, ImageFolder]:
@@ -81,10 +101,13 @@ def splits_of(root: str | Path) -> set[str]:
     table = Path(root) / "metadata.csv"
     if not table.is_file():
         return set()
-    with table.open(encoding="utf-8-sig", errors="replace", newline="") as opened:
-        rows = csv.reader(opened)
-        names = [cell.strip() for cell in next(rows, [])]
-        if "split" not in names:
-            return set()
-        column = names.index("split")
-        return {row[column].strip() for row in rows if len(row) > column} - {""}
+    try:
+        with table.open(encoding="utf-8-sig", errors="replace", newline="") as opened:
+            rows = csv.reader(opened)
+            names = [cell.strip() for cell in next(rows, [])]
+            if "split" not in names:
+                return set()
+            column = names.index("split")
+            return {row[column].strip() for row in rows if len(row) > column} - {""}
+    except (csv.Error, OSError) as error:
+        raise DataError(f"{table} cannot be read: {error}") from error

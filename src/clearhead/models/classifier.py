@@ -79,12 +79,17 @@ def chosen_logit(logits: Tensor, target: Tensor | int | None) -> Tensor:
     return logits.gather(1, target[:, None])[:, 0]
 
 
-def on_device(model: Classifier, device: str | None) -> Classifier:
-    """The model on a device, by default a GPU where there is one. Raises ValueError for one that is not there."""
+def require_device(device: str | None) -> None:
+    """Raise ValueError for a device that is not there."""
     try:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"device: {device!r} cannot be used here: {error}") from error
+
+
+def on_device(model: Classifier, device: str | None) -> Classifier:
+    """The model on a device, by default a GPU where there is one. Raises ValueError for one that is not there."""
+    require_device(device)
     return replace(model, module=model.module.to(device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 

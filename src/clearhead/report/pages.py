@@ -8,7 +8,7 @@ from clearhead.evaluate.compare import Comparison
 from clearhead.report.kinds import KINDS
 from clearhead.report.page import Page, Row, Section, Table, Verdict, write
 from clearhead.report.suites import verdicts
-from clearhead.results import ComparisonResults, Results, SuiteResults, TrainingResults
+from clearhead.results import ComparisonResults, Results, SuiteResults, TrainingResults, once
 
 
 def write_page(runs: Sequence[tuple[Results, Path]], path: Path, title: str = "") -> None:
@@ -31,9 +31,9 @@ def page(runs: Sequence[tuple[Results, Path]], title: str = "") -> Page:
     main = next((run for run, _ in runs if isinstance(run, ComparisonResults)), runs[0][0])
     kind = KINDS[type(main)]
     facts: dict[str, str] = {}
-    for run, _ in runs:
+    for kind_of, (run, _) in zip(once([run.kind for run, _ in runs]), runs, strict=True):
         facts |= {
-            (f"{name}, {run.kind}" if several and name != "versions" else name): v for name, v in run.facts.items()
+            (f"{name}, {kind_of}" if several and name != "versions" else name): v for name, v in run.facts.items()
         }
     return Page(
         title=title or kind.title(main),

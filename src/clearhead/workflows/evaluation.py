@@ -11,7 +11,7 @@ import numpy as np
 from clearhead.data.pixels import DataError
 from clearhead.data.samples import ImageFolder, attribute_columns
 from clearhead.data.shards import read_images
-from clearhead.data.splits import splits_of
+from clearhead.data.splits import require_apart, splits_of
 from clearhead.evaluate.audit import audit
 from clearhead.evaluate.calibration import Rescaled, calibration, fit_temperature
 from clearhead.evaluate.compare import compare
@@ -25,7 +25,7 @@ from clearhead.heads.scores import HeadScores, implied_classes, score_heads
 from clearhead.models import Classifier, load_model
 from clearhead.models.classifier import on_device
 from clearhead.report.pages import write_page
-from clearhead.results import AuditResults, ComparisonResults, EvaluationResults, HeadsResults, Results
+from clearhead.results import AuditResults, ComparisonResults, EvaluationResults, HeadsResults, Results, once
 from clearhead.runs import begin, read_results, write_table
 from clearhead.workflows.pieces import (
     SHOWN,
@@ -36,7 +36,6 @@ from clearhead.workflows.pieces import (
     given,
     load_backbone,
     model_name,
-    once,
     require_same_classes,
     strips,
     titled,
@@ -78,6 +77,7 @@ def run_audit(
         fitted, known = None, None
         if temperature is not None:
             known = read_images(data, split=temperature, classes=classifier.classes)
+            require_apart(temperature=known, judging=folder)
             logits = logits_of(classifier, known, batch_size, workers, titled(track, "temperature"))
             fitted = fit_temperature(logits, np.array([sample.label for sample in known.samples]))
         predictions = predict(

@@ -11,7 +11,7 @@ from clearhead.data.samples import ImageFolder
 from clearhead.data.shards import read_images
 from clearhead.landscape import LandscapeError, Spectrum, Surface, spectra, surface, trajectory, weight_vector
 from clearhead.models import load_model
-from clearhead.results import Results, SpectrumResults, SurfaceResults, TrajectoryResults
+from clearhead.results import Results, SpectrumResults, SurfaceResults, TrajectoryResults, once
 from clearhead.runs import begin, read_results
 from clearhead.workflows.pieces import (
     Track,
@@ -21,7 +21,6 @@ from clearhead.workflows.pieces import (
     given,
     model_name,
     of_each,
-    once,
     run_of,
     versions_told,
 )

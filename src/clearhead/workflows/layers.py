@@ -12,9 +12,9 @@ from clearhead.data.splits import some_of
 from clearhead.layers import FeatureMaps, LayersError, Lesions, cka, feature_maps, lesions
 from clearhead.models import load_model
 from clearhead.models.classifier import on_device
-from clearhead.results import CkaResults, FourierResults, LesionResults, Results
+from clearhead.results import CkaResults, FourierResults, LesionResults, Results, once
 from clearhead.runs import begin, read_results
-from clearhead.workflows.pieces import Track, data_name, facts_of, finish, given, model_name, of_each, once, titled
+from clearhead.workflows.pieces import Track, data_name, facts_of, finish, given, model_name, of_each, titled
 
 
 def run_fourier(

@@ -57,10 +57,15 @@ def run_explain(
 
     Raises:
         DataError: for an image that cannot be read; those before it are written.
-        ValueError: for a method or a class that does not exist.
+        ValueError: for a method or a class that does not exist, or overlays that would replace the images.
     """
     method = method or default_method(model)
     folder, names = _loose(images, model)
+    made = {(out / f"{name}.png").resolve() for name in names}
+    if lost := next((image for image in images if image.resolve() in made), None):
+        raise ValueError(
+            f"out: the overlays in {out} would take the place of images such as {lost}; give another folder"
+        )
     batches = loader(Images(folder, model.preprocess), batch_size, workers)
     found = []
     for batch in track(batches, len(batches), method) if track else batches:

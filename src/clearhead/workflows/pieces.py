@@ -153,11 +153,6 @@ def require_same_classes(name: str, model: Classifier, other: str, second: Class
         )
 
 
-def once(names: list[str]) -> list[str]:
-    """The names, numbered where some are the same."""
-    return [f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name for i, name in enumerate(names)]
-
-
 _FACTS = (
     *("model", "models", "before", "after", "data", "suites", "root", "sets", "baseline", "split"),
     *("method", "methods", "fill", "target", "layers", "margin"),
@@ -202,16 +197,20 @@ def strips(
     shown = replace(folder, samples=tuple(by_file[file] for file in files))
     if not files:
         return []
-    batch = next(iter(loader(Images(shown, views[0][1].preprocess), len(files), 0)))
+    # each model is shown the images as it sees them
+    batches = [next(iter(loader(Images(shown, model.preprocess), len(files), 0))) for _, model, _ in views]
     maps = [
-        explain_with_logits(m, batch["image"].to(device_of(m)), method=p.method)[0].cpu().numpy() for _, m, p in views
+        explain_with_logits(model, batch["image"].to(device_of(model)), method=predictions.method)[0].cpu().numpy()
+        for (_, model, predictions), batch in zip(views, batches, strict=True)
     ]
     found = []
     for i, sample in enumerate(shown.samples):
-        picture = views[0][1].preprocess.picture(batch["image"][i])
-        image = outline(picture, batch["mask"][i, 0].numpy() >= 0.5) if sample.mask else picture
+        pictures = [
+            model.preprocess.picture(batch["image"][i]) for (_, model, _), batch in zip(views, batches, strict=True)
+        ]
+        image = outline(pictures[0], batches[0]["mask"][i, 0].numpy() >= 0.5) if sample.mask else pictures[0]
         images, told = [("image", image)], []
-        for (title, model, predictions), heat in zip(views, maps, strict=True):
+        for (title, model, predictions), picture, heat in zip(views, pictures, maps, strict=True):
             index = int(np.flatnonzero(predictions.file == sample.file)[0])
             says = f"{model.classes[predictions.predicted[index]]} ({100 * predictions.confidence[index]:.0f}%)"
             told.append(f"{title} {says}".strip())

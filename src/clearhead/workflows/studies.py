@@ -3,8 +3,10 @@
 import time
 from pathlib import Path
 
+import yaml
+
 from clearhead.results import OptimizerResults, StudyResults
-from clearhead.runs import written
+from clearhead.runs import RunError, written
 from clearhead.study import optimizers, repairs
 from clearhead.workflows.pieces import Track, data_name, finish, model_name, versions_told
 
@@ -18,12 +20,11 @@ def run_repairs(
     """
     started = time.perf_counter()
     plan = repairs.read_plan(file)
+    _claim(out, file)
     rows = repairs.run_study(plan, out, jobs=jobs, device=device, track=track)
     facts = {"model": plan.model, "data": str(plan.data), "plan": str(file), "epochs": str(plan.epochs)}
     facts |= {"learning rate": f"{plan.lr:g}", "seeds": ", ".join(map(str, plan.seeds))}
     facts |= {"time": f"{time.perf_counter() - started:.0f} s", "versions": versions_told()}
-    with written(out / "plan.yaml") as path:
-        path.write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
     results = StudyResults("study", model_name(plan.model), data_name(plan.data, None), rows, facts)
     finish(out, results)
     return results
@@ -44,14 +45,26 @@ def run_optimizers(
     """
     started = time.perf_counter()
     plan = optimizers.read_plan(file)
+    _claim(out, file)
     found = optimizers.run_study(plan, out, jobs=jobs, storage=storage, device=device, track=track)
     facts = {"data": str(plan.data), "plan": str(file), "epochs": str(plan.epochs), "batch size": str(plan.batch_size)}
     facts |= {f"model {name}": model for name, model in plan.models.items()}
     facts |= {"seeds": ", ".join(map(str, plan.seeds)), "jobs": str(jobs)}
     facts |= {"time": f"{time.perf_counter() - started:.0f} s", "versions": versions_told()}
-    with written(out / "plan.yaml") as path:
-        path.write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
     name = data_name(plan.data, None)
     results = OptimizerResults("optimizers", name, plan.target, found.trials, found.cells, facts)
     finish(out, results)
     return results
+
+
+def _claim(out: Path, file: Path) -> None:
+    """Leave a study's plan in its folder, by which the folder is known. Raises RunError for one of something else."""
+    if out.exists() and not (out.is_dir() and all(entry.name.startswith(".") for entry in out.iterdir())):
+        try:
+            known = yaml.safe_load((out / "plan.yaml").read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            known = None
+        if not isinstance(known, dict) or "data" not in known or (out / "config.yaml").exists():
+            raise RunError(f"{out} exists and is not the folder of a study: give a new or an empty folder as --out")
+    with written(out / "plan.yaml") as path:
+        path.write_text(file.read_text(encoding="utf-8"), encoding="utf-8")

@@ -25,7 +25,7 @@ from clearhead.models import Classifier, load_model
 from clearhead.models.classifier import on_device
 from clearhead.processes import share, wait_for_all
 from clearhead.report.tables import read_baselines, write_tables
-from clearhead.results import Results, SuiteResults
+from clearhead.results import Results, SuiteResults, once
 from clearhead.runs import RunError, begin, read_results
 from clearhead.shifts.sets import ShiftedSet, file_name, require_files
 from clearhead.shifts.suites import PUBLISHED, is_small, suite_sets
@@ -36,7 +36,6 @@ from clearhead.workflows.pieces import (
     finish,
     given,
     model_name,
-    once,
     require_same_classes,
     titled,
     versions_told,

@@ -11,7 +11,7 @@ import torch
 from clearhead.data.pixels import DataError
 from clearhead.data.samples import ImageFolder
 from clearhead.data.shards import read_images
-from clearhead.data.splits import train_and_validation
+from clearhead.data.splits import require_apart, train_and_validation
 from clearhead.evaluate.compare import Comparison, compare
 from clearhead.evaluate.predict import predict
 from clearhead.heads import Diversity
@@ -94,6 +94,7 @@ def run_train(
         started = time.perf_counter()
         seed = settings.seed
         train, validation = train_and_validation(data, train=train_split, validation=validation_split, seed=seed)
+        require_apart(training=train, validation=validation)
         torch.manual_seed(seed)  # what is not pretrained is drawn
         try:
             classifier = load_model(model, pretrained=pretrained)
@@ -172,6 +173,7 @@ def run_repair(
         train, validation = train_and_validation(
             data, train=train_split, validation=validation_split, classes=classifier.classes, seed=settings.seed
         )
+        require_apart(training=train, validation=validation, test=test)
         check = _Check(groups, margin, settings.seed, settings.workers, test, device, track)
         results = TrainingResults(method=method)
         if method == "dfr":
@@ -242,6 +244,7 @@ def run_select(
         _, validation = train_and_validation(
             data, train=validation_split, validation=validation_split, classes=classifier.classes, seed=seed
         )
+        require_apart(validation=validation, test=test)
         options: dict[str, Any] = {"search": search, "layers": layers, "objective": objective, "ablation": ablation}
         options |= {"group_columns": groups, "seed": seed, "batch_size": batch_size, "workers": workers, "track": track}
         repaired, selection = select_heads(on_device(classifier, device), validation, **options, uniform=shrink)
