@@ -498,3 +498,23 @@ def test_landscape_hessian_tells_models_side_by_side(place, repaired):
     assert "Positive eigenvalues" in (place / "hessian" / "report.html").read_text()
     refused = clearhead("landscape", "hessian", "model", "data", "--batch-size", 99, "--out", "few", cwd=place)
     assert "36 images are fewer than a batch of 99" in told(refused)
+
+
+def test_each_model_of_a_comparison_is_shown_the_images_as_it_sees_them(place, repaired, tmp_path):
+    size = {"img_size": 48, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    module = timm.create_model("vit_tiny_patch16_224", num_classes=3, **size)
+    cfg = {"mean": (0.2, 0.3, 0.4), "std": (0.3, 0.2, 0.1)}
+    config = {"model_args": size, "label_names": CLASSES, "pretrained_cfg": cfg}
+    timm.models.save_for_hf(module, tmp_path / "larger", model_config=config)
+    run = clearhead("compare", place / "model", "larger", place / "data", "--out", "compare", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    results = json.loads((tmp_path / "compare" / "results.json").read_text())
+    shown = [(caption, file) for strip in results["lost"] + results["gained"] for caption, file in strip["pictures"]]
+    sizes = {caption: Image.open(tmp_path / "compare" / "pictures" / file).size for caption, file in shown}
+    assert sizes == {"image": (32, 32), "before": (32, 32), "after": (48, 48)}
+    for name, model in (("a", place / "model"), ("b", "larger")):
+        assert clearhead("audit", model, place / "data", "--out", name, cwd=tmp_path).returncode == 0
+    assert clearhead("report", "a", "b", "--out", "both.html", cwd=tmp_path).returncode == 0
+    page = (tmp_path / "both.html").read_text()
+    assert "model, audit (1)" in page
+    assert "model, audit (2)" in page
