@@ -8,8 +8,9 @@ published code made to run on today's libraries (its glass blur is compiled, its
 ImageMagick); it is given the same images, one after the other, as it wants them. It works in float64 and returns 8
 bits, we in float32.
 
-The floor is one pass over the images, a product and a cut-off, about 0.2 ms an image: every type reads and writes all pixels
-at least once. Noise needs a random number a value on top, blur 2 to 50 multiplications. The target is the peer's time.
+The floor is one pass over the images, a product and a cut-off, about 0.2 ms an image: every type reads and writes all
+pixels at least once. Noise needs a random number a value on top, blur 2 to 50 multiplications. The target is the peer's
+time.
 """
 
 import argparse

@@ -32,7 +32,7 @@ from torch.optim.swa_utils import update_bn
 from clearhead import optimizers
 from clearhead.data.augment import augmentation, mixed
 from clearhead.data.batches import Images, Shuffle, loader, over_images
-from clearhead.data.samples import ImageFolder, attribute_columns
+from clearhead.data.samples import ImageFolder, shared_columns
 from clearhead.models import Classifier
 from clearhead.models.classifier import copied, require_device
 from clearhead.processes import mean_over_processes
@@ -141,7 +141,7 @@ def fit(
     if not parameters:
         raise TrainingError(f"{model.name} has no parameter that requires a gradient: nothing to train")
     optimizer: Any = optimizers.make(settings.optimizer, module, settings.lr, settings.weight_decay)
-    group_columns = attribute_columns(train) if group_columns is None else group_columns  # for both the same
+    group_columns = shared_columns(train, validation) if group_columns is None else group_columns
     augmented = Images(train, model.preprocess, augmentation(settings.augment, settings.crop), group_columns)
     plain = Images(validation, model.preprocess, group_columns=group_columns)
     groups = sorted({*augmented.groups, *plain.groups})  # the same in all processes

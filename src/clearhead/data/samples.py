@@ -87,6 +87,12 @@ def attribute_columns(folder: ImageFolder) -> list[str]:
     return [column for column, seen in values.items() if column != "class" and len(seen) <= 10]
 
 
+def shared_columns(train: ImageFolder, validation: ImageFolder) -> list[str]:
+    """The columns that make groups of both parts: those of `train` that `validation` has, however few values there."""
+    there = {column for sample in validation.samples for column in sample.groups}
+    return [column for column in attribute_columns(train) if column in there]
+
+
 def group_labels(folder: ImageFolder, columns: Sequence[str] | None) -> list[str]:
     """The group of each sample, such as ``class=cat, background=water``: its class crossed with metadata columns.
 

@@ -27,8 +27,8 @@ def train_and_validation(
     """The images to train on and those to choose by.
 
     Those of the two splits (``splits_of``; ``val`` and ``validation`` are one); the classes are those of the images to
-    train on. Where there is none to choose by, a random fifth of each class of those to
-    train on is held out (`seed`). Raises DataError, also for a class with a single image to divide.
+    train on. Where there is none to choose by, a random fifth of each class of those to train on is held out (`seed`).
+    Raises DataError, also for a class with a single image to divide.
     """
     splits = splits_of(root)
     train, validation = (

@@ -81,7 +81,7 @@ def _grid(layers: Sequence[Attention], gradient: Tensor, patches: tuple[int, int
     if not 0 <= prefix <= _MOST_PREFIX_TOKENS:
         return None
     weight = gradient.float().square().sum((0, 1, 3)).sqrt()
-    if weight[-1] > weight[:-1].sum():  # a class token behind the patches
+    if prefix and weight[-1] > weight[:-1].sum():  # a class token behind the patches
         return None
     alone = prefix > 0 and weight[0] > weight[prefix:].mean() * math.sqrt(math.prod(patches))
     return Grid(*patches, prefix, "cls" if alone else "mean")

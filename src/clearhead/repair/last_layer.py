@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from clearhead.data.batches import Images, loader
-from clearhead.data.samples import ImageFolder, attribute_columns, group_labels
+from clearhead.data.samples import ImageFolder, group_labels, shared_columns
 from clearhead.models import Classifier
 from clearhead.models.classifier import copied
 from clearhead.models.features import features, last_layer
@@ -76,7 +76,7 @@ def retrain_last_layer(
         ValueError: for a model whose logits are not the output of one linear layer with a bias, one with a single
             class, or a class without training images.
     """
-    group_columns = attribute_columns(train) if group_columns is None else group_columns  # for both the same
+    group_columns = shared_columns(train, validation) if group_columns is None else group_columns
     labels, groups = _labels(train), np.array(group_labels(train, group_columns))
     held_labels, held_groups = _labels(validation), np.array(group_labels(validation, group_columns))
     _require_classes(model, labels)
