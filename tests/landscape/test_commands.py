@@ -73,6 +73,21 @@ def test_a_stopped_run_keeps_what_it_found_of_each_model(place, run, tmp_path, s
     assert not (tmp_path / "out" / "state").exists()
 
 
+def test_what_was_found_of_a_model_is_not_told_of_the_one_in_its_place(place, run, tmp_path, stopped_at):
+    shutil.copytree(place / "model", tmp_path / "model")
+    models = [str(tmp_path / "model"), str(place / run / "epochs" / "3")]
+    options = {"split": "train", "k": 1, "batches": 2, "batch_size": 2, "tolerance": 0.1, "device": "cpu"}
+    calls = stopped_at(2)
+    with pytest.raises(KeyboardInterrupt):
+        run_hessian(models, place / "data", tmp_path / "out", **options)
+    shutil.rmtree(tmp_path / "model")
+    shutil.copytree(place / run / "checkpoint", tmp_path / "model")
+    found = run_hessian(models, place / "data", tmp_path / "out", **options).spectra
+    assert len(calls) == 4
+    anew = run_hessian([str(tmp_path / "model")], place / "data", tmp_path / "anew", **options).spectra
+    assert found["model"].largest == anew["model"].largest
+
+
 def test_epochs_are_told_by_their_run_where_two_have_one_name(place, run, tmp_path):
     for of in ("a", "b"):
         shutil.copytree(place / run / "epochs", tmp_path / of / "vit" / "epochs")

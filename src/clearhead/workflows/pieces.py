@@ -22,7 +22,7 @@ from clearhead.data.shards import plain_source, source_name
 from clearhead.evaluate.predict import Predictions
 from clearhead.explain import explain_with_logits
 from clearhead.models import Classifier, NoHead, load_model
-from clearhead.models.classifier import on_device
+from clearhead.models.classifier import fingerprint, on_device
 from clearhead.report.pages import write_page
 from clearhead.report.pictures import outline, overlay
 from clearhead.results import Results, Strip
@@ -113,8 +113,8 @@ def of_each(
         load_model(place)
     for name, place in places:
         classifier = on_device(load_model(place), device)
-        # by name and place: a run that is trained further has more epochs when this one goes on
-        kept = out / "state" / hashlib.sha256(f"{name}\0{place}".encode()).hexdigest()[:16]
+        # by name and weights: a run that is trained further, or anew, is another model when this one goes on
+        kept = out / "state" / hashlib.sha256(f"{name}\0{fingerprint(classifier.module)}".encode()).hexdigest()[:16]
         folder = read(classifier.classes)
         if not (kept / "results.json").is_file():
             write_results(kept, instrument(classifier, folder, track=titled(track, name)))
