@@ -16,7 +16,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -87,13 +87,7 @@ def begin(folder: Path, command: str, arguments: Mapping[str, Any], shared: bool
 def _begin(folder: Path, command: str, arguments: Mapping[str, Any]) -> bool:
     config = {"command": command, "arguments": _plain(arguments), "versions": versions()}
     file = folder / "config.yaml"
-    if file.is_file():
-        try:
-            found = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError):
-            found = None
-        if not isinstance(found, dict) or not config.keys() <= found.keys():
-            raise RunError(f"{folder} exists and is not the folder of a run: give a new or an empty folder as --out")
+    if (found := told_by(file, config.keys(), "run")) is not None:
         changed = _changed(found, config)
         started = [entry.name for entry in folder.iterdir()] != ["config.yaml"]
         if changed and started:
@@ -102,13 +96,26 @@ def _begin(folder: Path, command: str, arguments: Mapping[str, Any]) -> bool:
             )
         if not changed:
             return (folder / "results.json").is_file()
-    elif folder.exists() and (
-        not folder.is_dir() or any(not e.name.startswith(_prefix(file)) for e in folder.iterdir())
-    ):
-        raise RunError(f"{folder} exists and is not the folder of a run: give a new or an empty folder as --out")
     with written(file) as path:
         path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return False
+
+
+def told_by(file: Path, keys: Collection[str], kind: str) -> dict[str, Any] | None:
+    """What the YAML file that marks a folder as ours tells; None where the folder holds nothing yet.
+
+    Raises RunError for a folder of something else: one without such a file, or whose file has not these keys.
+    """
+    folder = file.parent
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except (UnicodeDecodeError, yaml.YAMLError):
+        found = None
+    if isinstance(found, dict) and {*keys} <= found.keys():
+        return found
+    if folder.exists() and (not folder.is_dir() or any(not e.name.startswith(_prefix(file)) for e in folder.iterdir())):
+        raise RunError(f"{folder} exists and is not the folder of a {kind}: give a new or an empty folder as --out")
+    return None
 
 
 def versions() -> dict[str, str]:
@@ -128,11 +135,11 @@ def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return TypeAdapter(dict[str, Any]).dump_python(dict(arguments), mode="json")
 
 
-def _changed(found: Any, config: Mapping[str, Any]) -> str:
+def _changed(found: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """In words, how a config differs; versions may."""
-    if not isinstance(found, dict) or found.get("command") != config["command"]:
-        return f"config.yaml is of the command {found.get('command') if isinstance(found, dict) else found!r}"
-    old, new = found.get("arguments") or {}, config["arguments"]
+    if found["command"] != config["command"]:
+        return f"config.yaml is of the command {found['command']}"
+    old, new = found["arguments"] or {}, config["arguments"]
     return ", ".join(
         f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())

@@ -111,17 +111,22 @@ def test_answers_are_those_of_the_model(model, folder, tmp_path):
     assert noise.predicted.tolist() != said["all"].predicted.tolist()
 
 
-def test_a_stopped_run_goes_on_and_answers_nothing_twice(model, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PART", 8)
+def stopped(model, at):
+    """The model, interrupted the n-th time it is asked, and how many images it is asked about each time."""
     asked = []
 
     def counted(x):
         asked.append(len(x))
-        if len(asked) == 7:
+        if len(asked) == at:
             raise KeyboardInterrupt
         return x
 
-    broken = replace(model, module=torch.nn.Sequential(_Call(counted), model.module))
+    return replace(model, module=torch.nn.Sequential(_Call(counted), model.module)), asked
+
+
+def test_a_stopped_run_goes_on_and_answers_nothing_twice(model, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 8)
+    broken, asked = stopped(model, at=7)
     with pytest.raises(KeyboardInterrupt):
         answer(broken, sets_of(folder), tmp_path / "said", batch_size=4)
     before = sum(asked[:6])
@@ -136,15 +141,7 @@ def test_a_stopped_run_goes_on_and_answers_nothing_twice(model, folder, tmp_path
 @pytest.mark.parametrize("change", ["weights", "labels", "scoring"])
 def test_answers_of_another_model_or_to_something_else_are_not_mixed_in(change, model, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PART", 8)
-    sets, asked = sets_of(folder)[:1], []
-
-    def stops(x):
-        asked.append(len(x))
-        if len(asked) == 5:
-            raise KeyboardInterrupt
-        return x
-
-    first = replace(model, module=torch.nn.Sequential(_Call(stops), model.module))
+    sets, (first, asked) = sets_of(folder)[:1], stopped(model, at=5)
     with pytest.raises(KeyboardInterrupt):
         answer(first, sets, tmp_path / "said", batch_size=4)
     turned = ((1,), (2,), (0,))

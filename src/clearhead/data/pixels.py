@@ -28,7 +28,6 @@ def load_image(path: Path | Stored) -> Image.Image:
     """
     try:
         with Image.open(path) if isinstance(path, Path) else path.picture() as opened:
-            opened.load()  # which turns a TIFF, and only then is its orientation what is left to do
             return _rgb(_upright(opened))
     except Exception as error:  # Pillow's plugins raise nearly anything on broken files
         raise DataError(f"{path}: {_why(error)}") from error
@@ -41,7 +40,6 @@ def load_mask(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as opened:
-            opened.load()
             image = _upright(opened)
             if image.mode in ("LA", "PA", "RGBA"):
                 *colours, alpha = image.split()
@@ -75,6 +73,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 def _upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF orientation says."""
+    image.load()  # which turns a TIFF, and only then is its orientation what is left to do
     turn = _TURNS.get(_orientation(image) or 1)
     return image.transpose(turn) if turn is not None else image
 

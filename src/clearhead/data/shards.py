@@ -228,9 +228,8 @@ def _split(name: str) -> str:
     """The split that a shard's name tells, or nothing."""
     numbered = re.search(r"([^/]+)-\d{5}-of-\d{5}|([^/]+)/\d{4,}\.parquet$", name)
     if numbered:
-        word = (numbered[1] or numbered[2]).lower()
-        return _SPLITS.get(word, word)
-    words = (_SPLITS.get(word, word) for word in re.split(r"[^a-z]+", name.lower()))
+        return plain_split(numbered[1] or numbered[2])
+    words = map(plain_split, re.split(r"[^a-z]+", name.lower()))
     return next((word for word in words if word in ("train", "val", "test")), "")
 
 

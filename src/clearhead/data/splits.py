@@ -31,16 +31,17 @@ def train_and_validation(
     Raises DataError, also for a class with a single image to divide.
     """
     splits = splits_of(root)
-    train, validation = (
-        next((split for split in sorted(splits - {wanted}) if plain_split(split) == plain_split(wanted)), wanted)
-        if wanted not in splits
-        else wanted
-        for wanted in (train, validation)
-    )
+    train, validation = _among(splits, train), _among(splits, validation)
     if validation in splits or (splits and (train not in splits or validation != "val")):
-        kept = read_images(root, split=train, classes=classes)
-        return kept, read_images(root, split=validation, classes=kept.classes)
+        first = read_images(root, split=train, classes=classes)
+        return first, read_images(root, split=validation, classes=first.classes)
     return hold_out(read_images(root, split=train if splits else None, classes=classes), HELD_OUT, seed)
+
+
+def _among(splits: set[str], wanted: str) -> str:
+    """The split, by the name it has in the set."""
+    alike = [split for split in sorted(splits) if plain_split(split) == plain_split(wanted)]
+    return wanted if wanted in splits or not alike else alike[0]
 
 
 def require_apart(**parts: ImageFolder | None) -> None:

@@ -100,7 +100,8 @@ def answer(
         together[id(one.folder), one.border].append(one)
     asked = _digest(fingerprint(model.module), model.preprocess, seed)
     for group in together.values():
-        wanted = {one.name: _digest(asked, *_told(one)) for one in group}
+        images = _digest(asked, *_shown(group[0]))
+        wanted = {one.name: _digest(images, one.name, one.scorings) for one in group}
         if not all(_answered(out / file_name(one.name), wanted[one.name]) for one in group):
             size = -(-PART // (batch_size * len(group))) * batch_size
             parts = out / ".parts" / _digest(*wanted.values(), size, batch_size)[:16]
@@ -201,9 +202,9 @@ def _answer_parts(
             rows.clear()
 
 
-def _told(one: ShiftedSet) -> Iterator[object]:
-    """All that decides which images a set has and how answers to them count."""
-    yield from (one.name, one.border, one.folder.classes, one.scorings)
+def _shown(one: ShiftedSet) -> Iterator[object]:
+    """The images and labels of a set, the same for all of its group."""
+    yield from (one.border, one.folder.classes)
     yield from ((sample.file, sample.label) for sample in one.folder.samples)
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from clearhead.models import Classifier, Grid
-from clearhead.models.classifier import chosen_logit, evaluation_mode
-from clearhead.tap import Attention, Tap, attention_like, tap
+from clearhead.models.classifier import evaluation_mode, logit_gradients
+from clearhead.tap import Attention, attention_like, tap
 
 _BLOCK_ELEMENTS = 2**22
 """Entries of B x H x rows x M that are alive at once: 16 MiB in float32, which also stays near the caches."""
@@ -39,23 +39,7 @@ def gae(model: Classifier, images: Tensor, target: Tensor | int | None = None) -
     with torch.inference_mode(False), torch.enable_grad(), tap(model.module, needs_grad=True) as record:
         logits = model(images.clone() if images.is_inference() else images)
     with torch.no_grad():
-        return relevance(list(record), gradients_at(record, logits, target), grid), logits.detach()
-
-
-def gradients_at(
-    record: Tap, logits: Tensor, target: Tensor | int | None, retain_graph: bool = False, create_graph: bool = False
-) -> list[Tensor]:
-    """dO of the explained logit at each layer's output, zero where nothing comes of it."""
-    with torch.inference_mode(False), torch.enable_grad():
-        found = torch.autograd.grad(
-            chosen_logit(logits, target).sum(),
-            record.outputs,
-            retain_graph=retain_graph,
-            create_graph=create_graph,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    return list(found)
+        return relevance(list(record), logit_gradients(record.outputs, logits, target), grid), logits.detach()
 
 
 def relevance(layers: list[Attention], gradients: list[Tensor], grid: Grid) -> Tensor:

@@ -14,8 +14,9 @@ the paper (the code's default is the last two), and the read-out is the model's 
 import torch
 from torch import Tensor
 
-from clearhead.explain.gae import blocks, gradients_at, token_grid
+from clearhead.explain.gae import blocks, token_grid
 from clearhead.models import Classifier
+from clearhead.models.classifier import logit_gradients
 from clearhead.tap import tap
 
 
@@ -27,7 +28,7 @@ def legrad(model: Classifier, images: Tensor, target: Tensor | int | None = None
     grid = token_grid(model, "legrad", images)
     with torch.inference_mode(False), torch.enable_grad(), tap(model.module, needs_grad=True) as record:
         logits = model(images.clone() if images.is_inference() else images)
-    gradients = gradients_at(record, logits, target)
+    gradients = logit_gradients(record.outputs, logits, target)
     row = torch.zeros((), device=images.device)
     with torch.no_grad():
         for layer, gradient in zip(record, gradients, strict=True):

@@ -13,8 +13,8 @@ do it all, and no value changes. The rules:
 So for AttnLRP the gradients at v, q and k are scaled by 1/2, 1/4 and 1/4, for LibraGrad by 1, 0 and 0, which the
 seam's records allow with the fused kernel in place. Norms, activations and gates are met as torch functions
 (``F.layer_norm``, ``F.gelu``, ``silu(x) * y``), whatever library calls them; an activation that is written out as
-0.5 x (1 + tanh ...) keeps its own gradient. While the model runs, its parameters are constants: what
-requires a gradient then depends on the image.
+0.5 x (1 + tanh ...) keeps its own gradient. While the model runs, its parameters are constants: what requires a
+gradient then depends on the image.
 
 Relevance is read off the tokens as they enter a layer, positional embedding included: token x gradient, summed over
 channels. They are taken before the layer's norm if it is one of torch's functions, else as its attention is given them.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clearhead.models import Classifier
-from clearhead.models.classifier import chosen_logit
+from clearhead.models.classifier import logit_gradients
 from clearhead.tap import Attention, tap
 
 Layers = str | Sequence[int]
@@ -64,15 +64,8 @@ def head_input_gradients(
         with kernel, tap(model.module, needs_grad=True) as record:
             logits = model(images)
         picked = pick(list(record), layers)
-        score = chosen_logit(logits, target).sum()
-        gradients = torch.autograd.grad(
-            score,
-            [layer.output for layer in picked],
-            create_graph=differentiable,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        outputs = [layer.output for layer in picked]
+        gradients = logit_gradients(outputs, logits, target, retain_graph=True, create_graph=differentiable)
         found = [through_heads(layer, g, differentiable) for layer, g in zip(picked, gradients, strict=True)]
     return (found, logits) if differentiable else ([g.detach() for g in found], logits.detach())
 

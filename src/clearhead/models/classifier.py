@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -77,6 +77,27 @@ def chosen_logit(logits: Tensor, target: Tensor | int | None) -> Tensor:
     if target.min() < 0 or target.max() >= classes:
         raise ValueError(f"target: class {target.min()}..{target.max()}, but the model has classes 0..{classes - 1}")
     return logits.gather(1, target[:, None])[:, 0]
+
+
+def logit_gradients(
+    at: Sequence[Tensor],
+    logits: Tensor,
+    target: Tensor | int | None,
+    *,
+    retain_graph: bool = False,
+    create_graph: bool = False,
+) -> list[Tensor]:
+    """The gradient of the logit to explain (``chosen_logit``) at some tensors, zero where nothing comes of one."""
+    with torch.inference_mode(False), torch.enable_grad():
+        found = torch.autograd.grad(
+            chosen_logit(logits, target).sum(),
+            at,
+            retain_graph=retain_graph,
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    return list(found)
 
 
 def require_device(device: str | None) -> None:

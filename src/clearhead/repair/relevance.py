@@ -27,10 +27,10 @@ from clearhead.data.batches import over_images
 from clearhead.data.interventions import intervene
 from clearhead.explain import scale
 from clearhead.explain.attention import attention_map, rollout_map
-from clearhead.explain.gae import gradients_at, relevance, token_grid
+from clearhead.explain.gae import relevance, token_grid
 from clearhead.explain.gradients import input_gradient_map, input_x_gradient_map
 from clearhead.models import Classifier
-from clearhead.models.classifier import chosen_logit
+from clearhead.models.classifier import chosen_logit, logit_gradients
 from clearhead.processes import share
 from clearhead.repair.pixels import pixel_gradient
 from clearhead.tap import tap
@@ -134,7 +134,7 @@ def _gae(model: Classifier, images: Tensor, target: Tensor, second_order: bool) 
     kernel = sdpa_kernel(SDPBackend.MATH) if second_order else nullcontext()
     with torch.enable_grad(), kernel, tap(model.module, needs_grad=True) as record:
         logits = model(images)
-        gradients = gradients_at(record, logits, target, retain_graph=True, create_graph=second_order)
+        gradients = logit_gradients(record.outputs, logits, target, retain_graph=True, create_graph=second_order)
         layers = list(record) if second_order else [replace(layer, v=layer.v.detach()) for layer in record]
         return relevance(layers, gradients, grid), logits
 

@@ -3,10 +3,8 @@
 import time
 from pathlib import Path
 
-import yaml
-
 from clearhead.results import OptimizerResults, StudyResults
-from clearhead.runs import RunError, written
+from clearhead.runs import RunError, told_by, written
 from clearhead.study import optimizers, repairs
 from clearhead.workflows.pieces import Track, data_name, finish, model_name, versions_told
 
@@ -59,12 +57,8 @@ def run_optimizers(
 
 def _claim(out: Path, file: Path) -> None:
     """Leave a study's plan in its folder, by which the folder is known. Raises RunError for one of something else."""
-    if out.exists() and not (out.is_dir() and all(entry.name.startswith(".") for entry in out.iterdir())):
-        try:
-            known = yaml.safe_load((out / "plan.yaml").read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            known = None
-        if not isinstance(known, dict) or "data" not in known or (out / "config.yaml").exists():
-            raise RunError(f"{out} exists and is not the folder of a study: give a new or an empty folder as --out")
+    told_by(out / "plan.yaml", ["data"], "study")
+    if (out / "config.yaml").exists():
+        raise RunError(f"{out} is the folder of a run, not of a study: give a new or an empty folder as --out")
     with written(out / "plan.yaml") as path:
         path.write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
