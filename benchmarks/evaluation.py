@@ -10,18 +10,18 @@ from pathlib import Path
 
 import torch
 
-from clearhead.data.batches import Images, loader
+from clearhead.attribution import explain_with_logits
 from clearhead.data.folder import read_folder
-from clearhead.evaluate.predict import predict
-from clearhead.explain import explain_with_logits
+from clearhead.data.loading import ImageDataset, loader
 from clearhead.models import load_model
+from clearhead.prediction.predict import predict
 
 
 def main(model_name: str, data: Path, count: int, workers: int, batch_size: int) -> None:
     model = load_model(model_name)
     folder = read_folder(data, classes=model.classes, check=False)
     folder = replace(folder, samples=folder.samples[:count])
-    images = Images(folder, model.preprocess)
+    images = ImageDataset(folder, model.preprocess)
     count = len(images)
 
     start = time.perf_counter()

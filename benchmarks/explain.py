@@ -23,13 +23,13 @@ import torch
 from timing import seconds, table
 from torch import Tensor, nn
 
-from clearhead.explain import METHODS
-from clearhead.models import Classifier, Grid, Preprocessing
+from clearhead.attribution import METHODS
+from clearhead.models import Classifier, Preprocessing, TokenGrid
 
 CLASSES = tuple(str(i) for i in range(1000))
 
 
-def classifier(name: str, side: int, grid: Grid) -> Classifier:
+def classifier(name: str, side: int, grid: TokenGrid) -> Classifier:
     module = timm.create_model(name, pretrained=False, img_size=side).eval().requires_grad_(False)
     if module.num_classes == 0:
         module.reset_classifier(1000)
@@ -135,7 +135,7 @@ def peers(module: nn.Module, images: Tensor, target: Tensor) -> dict[str, Callab
 
 def speed(rounds: int) -> None:
     torch.manual_seed(0)
-    model = classifier("vit_small_patch16_224", 224, Grid(14, 14, 1, "cls"))
+    model = classifier("vit_small_patch16_224", 224, TokenGrid(14, 14, 1, "cls"))
     images, target = torch.randn(8, 3, 224, 224), torch.arange(8)
     ours = METHODS["gae"](model, images, target)[0].flatten(1)
     theirs = layer_by_layer(model.module, images, target)
@@ -163,7 +163,7 @@ def high_water() -> float:
 
 def peak(what: str) -> None:
     """Peak memory of one candidate at 1,370 tokens, in a process of its own: MiB over what the loaded model takes."""
-    model = classifier("vit_small_patch14_dinov2", 518, Grid(37, 37, 1, "cls"))
+    model = classifier("vit_small_patch14_dinov2", 518, TokenGrid(37, 37, 1, "cls"))
     images, target = torch.randn(1, 3, 518, 518), torch.tensor([3])
     before = high_water()
     if what == "plain":

@@ -32,19 +32,19 @@ from PIL import Image
 from timing import seconds
 from torch import Tensor
 
-from clearhead.data.batches import Images, loader
+from clearhead.analyses.faithfulness import faithfulness, randomised
+from clearhead.attribution import METHODS, explain
+from clearhead.data.dataset import ImageIndex
 from clearhead.data.folder import read_folder
-from clearhead.data.samples import ImageFolder
-from clearhead.evaluate.faithfulness import faithfulness, randomised
-from clearhead.explain import METHODS, explain
-from clearhead.models import Classifier, Grid, Preprocessing
+from clearhead.data.loading import ImageDataset, loader
+from clearhead.models import Classifier, Preprocessing, TokenGrid
 
 BATCH = 32
 PICTURES = 18
 QUANTUS_STEPS = 8
 
 
-def files(root: Path, count: int) -> ImageFolder:
+def files(root: Path, count: int) -> ImageIndex:
     rng = np.random.default_rng(0)
     (root / "0").mkdir()
     for i in range(count):
@@ -57,7 +57,7 @@ def classifier(classes: tuple[str, ...]) -> Classifier:
     module = timm.create_model("deit_tiny_patch16_224", pretrained=False).eval()
     half = (0.5, 0.5, 0.5)
     preprocess = Preprocessing((224, 224), (248, 248), half, half, interpolation="bicubic")
-    return Classifier(module, "deit_tiny", "timm", preprocess, classes, Grid(14, 14, 1, "cls"))
+    return Classifier(module, "deit_tiny", "timm", preprocess, classes, TokenGrid(14, 14, 1, "cls"))
 
 
 def free(model: Classifier, images: Tensor, target: Tensor | int | None) -> tuple[Tensor, Tensor]:
@@ -108,7 +108,7 @@ def main(count: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as root:
         folder = files(Path(root), count)
         model = classifier(folder.classes)
-        batches = [batch["image"] for batch in loader(Images(folder, model.preprocess), BATCH, 0)]
+        batches = [batch["image"] for batch in loader(ImageDataset(folder, model.preprocess), BATCH, 0)]
         candidates: dict[str, tuple[Callable[[], object], int]] = {
             "plain forward passes (floor)": (lambda: floor(model, batches), PICTURES)
         }

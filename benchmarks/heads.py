@@ -17,17 +17,17 @@ import clearhead  # noqa: F401  (before timm and torchvision)
 # isort: split
 import torch
 import torch.nn.functional as F
+from explain import classifier, plain
 from timing import seconds, table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clearhead.heads import Diversity, head_input_gradients
-from clearhead.heads.branch import Heads, attention_layers, branch
+from clearhead.heads import DiversityLoss, head_input_gradients
 from clearhead.heads.diversity import diversity_loss
-from clearhead.models import Classifier, Grid, Preprocessing
+from clearhead.heads.head_masking import HeadMask, attention_layers, branch
+from clearhead.models import Classifier, Preprocessing, TokenGrid
 from clearhead.tap import tap
 from clearhead.zoo import mnist_cifar_vit
-from explain import classifier, plain
 
 
 def one_by_one(model: Classifier, images: Tensor, layer: int, differentiable: bool = False) -> Tensor:
@@ -52,7 +52,7 @@ def one_by_one(model: Classifier, images: Tensor, layer: int, differentiable: bo
 
 
 def gradients(rounds: int) -> None:
-    model = classifier("vit_small_patch16_224", 224, Grid(14, 14, 1, "cls"))
+    model = classifier("vit_small_patch16_224", 224, TokenGrid(14, 14, 1, "cls"))
     images, target = torch.randn(8, 3, 224, 224), torch.arange(8)
     with_grad = images.clone().requires_grad_()
     ours, theirs = head_input_gradients(model, images)[0][0], one_by_one(model, with_grad, -1)
@@ -98,7 +98,7 @@ def training(rounds: int) -> None:
 
     candidates: dict[str, Callable[[], object]] = {
         "ERM step": lambda: step(lambda: F.cross_entropy(model(batch["image"]), batch["label"])),
-        "diversity step, last layer": lambda: step(lambda: Diversity()(model, batch)["loss"]),
+        "diversity step, last layer": lambda: step(lambda: DiversityLoss()(model, batch)["loss"]),
         "diversity step, 4 masked passes": lambda: step(naive),
     }
     table(seconds(candidates, rounds), "ERM step", 80)
@@ -106,7 +106,7 @@ def training(rounds: int) -> None:
 
 
 def selection(images: int) -> None:
-    model = classifier("vit_base_patch16_224", 224, Grid(14, 14, 1, "cls"))
+    model = classifier("vit_base_patch16_224", 224, TokenGrid(14, 14, 1, "cls"))
     x = torch.randn(images, 3, 224, 224)
     layer = attention_layers(model, x)[-1]
     ready = branch(model, layer, x)
@@ -119,7 +119,7 @@ def selection(images: int) -> None:
 
     def search() -> None:
         for part in x.split(8):
-            ready.logits(part, Heads(subsets)).argmax(-1)
+            ready.logits(part, HeadMask(subsets)).argmax(-1)
 
     times = seconds({"one evaluation": evaluate, "all 4,095 subsets of the last layer": search}, 2)
     table(times, "one evaluation", images)

@@ -30,7 +30,8 @@ from timing import seconds
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clearhead.landscape import eigenvalues, hessian, on_points, random_directions
+from clearhead.analyses.surface import on_points, random_directions
+from clearhead.landscape import eigenvalues, hessian
 
 TOP, ERROR = 5, 1e-2
 

@@ -17,17 +17,9 @@ import torch
 from timing import seconds, table
 from torch import Tensor
 
-from clearhead.layers import (
-    blocks_of,
-    forward,
-    log_amplitudes,
-    positions,
-    still,
-    units_of,
-    variances,
-    whole,
-    without,
-)
+from clearhead.analyses.fourier import log_amplitudes, variances
+from clearhead.analyses.lesion import whole, without
+from clearhead.layers import blocks_of, forward, positions, still, units_of
 from clearhead.models import Classifier, Preprocessing, from_module
 
 

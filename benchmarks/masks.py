@@ -24,12 +24,12 @@ import torch
 from timing import seconds, table
 from torch import Tensor
 
-from clearhead.data.batches import Images, loader
 from clearhead.data.folder import read_folder
-from clearhead.data.pixels import load_mask
-from clearhead.evaluate.statistics import interval, mean, number
+from clearhead.data.image_io import load_mask
+from clearhead.data.loading import ImageDataset, loader
 from clearhead.masks import Limits, write_masks
 from clearhead.masks.tokencut import TAU, affinity, cut, iou, second_eigenvector, similarity
+from clearhead.metrics.statistics import interval, mean, number
 from clearhead.models import Classifier, load_model
 
 
@@ -70,7 +70,7 @@ def overlaps(model: Classifier, data: Path, batch_size: int) -> None:
     first = np.array([sample.file in chosen_on for sample in folder.samples])
     whole = replace(model.preprocess, resize=model.preprocess.size, fit="squash")
     seen = {None: [], (-1,): []}
-    for batch in loader(Images(folder, whole), batch_size, 0):
+    for batch in loader(ImageDataset(folder, whole), batch_size, 0):
         for layers, found in seen.items():
             found.append(similarity(model, batch["image"], layers))
     size = model.grid.width * 8, model.grid.height * 8

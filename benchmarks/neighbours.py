@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from timing import seconds, table
 
-from clearhead.evaluate.knn import neighbours
+from clearhead.analyses.knn import neighbours
 
 
 def main(count: int, dim: int, k: int, rounds: int) -> None:
@@ -28,7 +28,7 @@ def main(count: int, dim: int, k: int, rounds: int) -> None:
                 queries @ part.T
 
     def without() -> torch.Tensor:
-        with patch("clearhead.evaluate.knn.find_spec", return_value=None):
+        with patch("clearhead.analyses.knn.find_spec", return_value=None):
             return neighbours(x, k)
 
     same = (neighbours(x, k) == without()).double().mean().item()

@@ -17,17 +17,17 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from explain import attention_of, classifier
 from timing import seconds, table
 
-from clearhead.explain import scale
-from clearhead.models import Grid
-from clearhead.repair import RRR, GradMask, Relevance
-from explain import attention_of, classifier
+from clearhead.attribution import scale
+from clearhead.models import TokenGrid
+from clearhead.repair import GradMaskLoss, RelevanceLoss, RRRLoss
 
 
 def main(rounds: int) -> None:
     torch.manual_seed(0)
-    model = classifier("vit_small_patch16_224", 224, Grid(14, 14, 1, "cls"))
+    model = classifier("vit_small_patch16_224", 224, TokenGrid(14, 14, 1, "cls"))
     original = copy.deepcopy(model.module)
     module = model.module.requires_grad_(True)
     optimizer = torch.optim.AdamW(module.parameters(), 1e-6)
@@ -58,10 +58,12 @@ def main(rounds: int) -> None:
 
     candidates: dict[str, Callable[[], object]] = {
         "plain training step": lambda: step(lambda: F.cross_entropy(module(batch["image"]), labels)),
-        "clearhead repair step": lambda: step(lambda: Relevance()(model, batch)["loss"]),
-        "clearhead repair step, second order": lambda: step(lambda: Relevance(second_order=True)(model, batch)["loss"]),
-        "GradMask step": lambda: step(lambda: GradMask()(model, batch)["loss"]),
-        "RRR step": lambda: step(lambda: RRR()(model, batch)["loss"]),
+        "clearhead repair step": lambda: step(lambda: RelevanceLoss()(model, batch)["loss"]),
+        "clearhead repair step, second order": lambda: step(
+            lambda: RelevanceLoss(second_order=True)(model, batch)["loss"]
+        ),
+        "GradMask step": lambda: step(lambda: GradMaskLoss()(model, batch)["loss"]),
+        "RRR step": lambda: step(lambda: RRRLoss()(model, batch)["loss"]),
         "public recipe step": lambda: step(recipe),
     }
     times = seconds(candidates, rounds)

@@ -24,15 +24,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from clearhead import optimizers
-from clearhead.data.batches import Images, loader
+from clearhead.data.dataset import ImageIndex
 from clearhead.data.folder import read_folder
-from clearhead.data.samples import ImageFolder
+from clearhead.data.loading import ImageDataset, loader
 from clearhead.models import Classifier, load_model
-from clearhead.train import Epoch, Settings, cross_entropy, fit
+from clearhead.training import optimizers
+from clearhead.training.loop import Epoch, TrainConfig, cross_entropy, fit
 
 
-def noise(folder: Path, count: int, size: int) -> ImageFolder:
+def noise(folder: Path, count: int, size: int) -> ImageIndex:
     rng = np.random.default_rng(0)
     for i in range(count):
         file = folder / "ab"[i % 2] / f"{i}.png"
@@ -41,10 +41,10 @@ def noise(folder: Path, count: int, size: int) -> ImageFolder:
     return read_folder(folder)
 
 
-def measure(model: Classifier, folder: ImageFolder, settings: Settings) -> dict[str, float]:
+def measure(model: Classifier, folder: ImageIndex, settings: TrainConfig) -> dict[str, float]:
     """Median seconds of an epoch."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    batches = loader(Images(folder, model.preprocess), settings.batch_size, settings.workers, shuffle=True)
+    batches = loader(ImageDataset(folder, model.preprocess), settings.batch_size, settings.workers, shuffle=True)
     module = copy.deepcopy(model.module).to(device).train()
     optimizer = optimizers.make(settings.optimizer, module, settings.lr, settings.weight_decay)
     spent: dict[str, list[float]] = {"bare loop": [], "fit": [], "loader alone": []}
@@ -79,7 +79,7 @@ def measure(model: Classifier, folder: ImageFolder, settings: Settings) -> dict[
 def main(name: str, size: int, batch_size: int, optimizer: str, count: int, epochs: int) -> None:
     options = {} if name.startswith("zoo:") else {"image_size": size}
     model = load_model(name, num_classes=2, classes=["a", "b"], pretrained=False, **options)
-    settings = Settings(epochs=epochs, lr=1e-4, batch_size=batch_size, optimizer=optimizer, augment="none")
+    settings = TrainConfig(epochs=epochs, lr=1e-4, batch_size=batch_size, optimizer=optimizer, augment="none")
     with tempfile.TemporaryDirectory() as place:
         times = measure(model, noise(Path(place), count, size), settings)
     steps, load = -(-count // batch_size), times["loader alone"]

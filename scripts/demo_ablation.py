@@ -12,18 +12,18 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from clearhead.data.demo import make_demo
+from clearhead.analyses.audit import Audit, audit
 from clearhead.data.folder import read_folder
-from clearhead.demo import LOSS, MODEL, SETTINGS
-from clearhead.evaluate.audit import Audit, audit
-from clearhead.evaluate.predict import predict
-from clearhead.evaluate.statistics import Estimate, interval, number
+from clearhead.demo.data import make_demo
+from clearhead.demo.run import LOSS, MODEL, SETTINGS
+from clearhead.metrics.statistics import Estimate, interval, number
 from clearhead.models import Classifier, load_model
-from clearhead.train import best_epoch, fit
+from clearhead.prediction.predict import predict
+from clearhead.training.loop import best_epoch, fit
 
 VARIANTS = {
-    "plain training": replace(LOSS, relevance=0.0, classification=1.0, exchange=0.0),
-    "relevance": replace(LOSS, exchange=0.0),
+    "plain training": replace(LOSS, relevance=0.0, classification=1.0, background_swap=0.0),
+    "relevance": replace(LOSS, background_swap=0.0),
     "exchange": replace(LOSS, relevance=0.0, classification=1.0),
     "relevance and exchange (the demo)": LOSS,
 }

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from clearhead.data.folder import read_folder
-from clearhead.data.pixels import load_image
+from clearhead.data.image_io import load_image
 
 WEIGHTS = "models/deit_tiny_patch16_224.safetensors"
 METHODS = {

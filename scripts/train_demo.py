@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clearhead.data.demo import NATURAL, plan, render
+from clearhead.demo.data import NATURAL, plan, render
 from clearhead.models import load_model
 
 CLASSES, GROUNDS = sorted(NATURAL), sorted(NATURAL.values())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clearhead.demo import MODEL
+from clearhead.demo.run import MODEL
 from clearhead.models import load_model
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

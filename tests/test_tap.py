@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from clearhead import NoAttentionSeen, tap
+from clearhead import NoAttentionError, tap
 from tests.cases import CLASSES, MODELS, images, logits
 
 EVERY_MODEL = pytest.mark.parametrize("name", MODELS)
@@ -672,12 +672,12 @@ def test_a_model_with_its_own_softmax_is_named_and_told_what_to_do() -> None:
     advice = (
         r"in VisionTransformer\. .*blocks\.0\.attn \(Attention\), blocks\.1\.attn.*set_fused_attn\(True.*sdpa.*by hand"
     )
-    with pytest.raises(NoAttentionSeen, match=advice), tap(model):
+    with pytest.raises(NoAttentionError, match=advice), tap(model):
         model(images())
 
     model = MODELS["hf-vit"]()
     model.set_attn_implementation("eager")
-    with pytest.raises(NoAttentionSeen, match="attn_implementation='sdpa'"), tap(model):
+    with pytest.raises(NoAttentionError, match="attn_implementation='sdpa'"), tap(model):
         model(images())
 
 
@@ -690,14 +690,14 @@ def test_attention_written_by_hand_is_found_by_the_name_of_its_module() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.attn(x)
 
-    with pytest.raises(NoAttentionSeen, match=r"look like attention: attn \(Identity\)"), tap(model := Mixer()):
+    with pytest.raises(NoAttentionError, match=r"look like attention: attn \(Identity\)"), tap(model := Mixer()):
         model(images())
 
 
 def test_a_cnn_is_told_from_a_transformer() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten())
     with (
-        pytest.raises(NoAttentionSeen, match="in Sequential, and no module looks like attention: is it a CNN"),
+        pytest.raises(NoAttentionError, match="in Sequential, and no module looks like attention: is it a CNN"),
         tap(model),
     ):
         model(images())
@@ -707,7 +707,7 @@ def test_layers_hidden_among_layers_that_are_seen_are_an_error() -> None:
     model = MODELS["timm-vit"]()
     unfused(model.blocks[0])
     message = r"only those of blocks\.1\.attn\. .* attention: blocks\.0\.attn \(Attention\)\. They"
-    with pytest.raises(NoAttentionSeen, match=message), tap(model):
+    with pytest.raises(NoAttentionError, match=message), tap(model):
         model(images())
 
 

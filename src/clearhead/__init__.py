@@ -1,7 +1,7 @@
 """clearhead: see what a vision transformer relies on, repair it cheaply, and prove that the repair helped."""
 
 from clearhead import _torchvision  # noqa: F401  (must come before anything that imports torchvision)
-from clearhead.tap import Attention, NoAttentionSeen, tap
+from clearhead.tap import AttentionCall, NoAttentionError, tap
 
 __version__ = "0.1.0"
-__all__ = ["Attention", "NoAttentionSeen", "__version__", "tap"]
+__all__ = ["AttentionCall", "NoAttentionError", "__version__", "tap"]

@@ -9,11 +9,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from clearhead.data.samples import Problem
-from clearhead.evaluate.audit import Audit
-from clearhead.evaluate.statistics import Estimate, interval, number
+from clearhead.analyses.audit import Audit
+from clearhead.data.dataset import DataIssue
+from clearhead.distributed import rank_and_size
 from clearhead.masks import MasksWritten
-from clearhead.processes import share
+from clearhead.metrics.statistics import Estimate, interval, number
 from clearhead.report.calibration import calibration_rows
 from clearhead.report.heads import MOST_HEADS
 from clearhead.report.landscape import SURFACE_COLUMNS, TRAJECTORY_COLUMNS, surface_cells, trajectory_cells
@@ -38,9 +38,9 @@ from clearhead.results import (
     TrainingResults,
     TrajectoryResults,
 )
-from clearhead.train import best_epoch
+from clearhead.training.loop import best_epoch
 
-_quiet = share()[0] > 0  # of several processes the first one speaks
+_quiet = rank_and_size()[0] > 0  # of several processes the first one speaks
 err = Console(stderr=True, highlight=False, soft_wrap=True, quiet=_quiet)
 out = Console(highlight=False, soft_wrap=True, quiet=_quiet)
 
@@ -64,7 +64,7 @@ def fail(error: Exception) -> None:
 
 def tell_audit(results: AuditResults, folder: Path) -> None:
     """The main numbers of an audit."""
-    tell_problems(results.problems)
+    tell_problems(results.issues)
     table = _table("", "95% interval", "n")
     rows = _audited(results.audit)
     if scaled := results.rescaled:
@@ -90,7 +90,7 @@ def _audited(audit: Audit) -> list[tuple[str, Estimate]]:
 
 def tell_comparison(results: ComparisonResults, folder: Path) -> None:
     """The verdict and the differences of a comparison."""
-    tell_problems(results.problems)
+    tell_problems(results.issues)
     tell_verdict(results)
     table = _table("difference", "95% interval", "n")
     for name, estimate in results.comparison.differences.items():
@@ -101,14 +101,14 @@ def tell_comparison(results: ComparisonResults, folder: Path) -> None:
 
 def tell_verdict(results: ComparisonResults) -> None:
     """The verdict in words."""
-    judgement = results.comparison.judgement
-    colour = _COLOURS[judgement.word]
-    out.print(f"[bold {colour}]{judgement.word}[/] on {escape(results.data)}: {escape(judgement.sentence)}")
+    verdict = results.comparison.verdict
+    colour = _COLOURS[verdict.word]
+    out.print(f"[bold {colour}]{verdict.word}[/] on {escape(results.data)}: {escape(verdict.sentence)}")
 
 
 def tell_training(results: TrainingResults, folder: Path) -> None:
     """The epoch that was kept, the check for harm, and where the checkpoint is."""
-    tell_problems(results.problems)
+    tell_problems(results.issues)
     if results.history:
         _tell_epoch(results)
     if found := results.selection:
@@ -132,15 +132,15 @@ def tell_training(results: TrainingResults, folder: Path) -> None:
         out.print(f"last layer: λ = {layer.chosen:g}, {accuracy:.1f}% of the validation images right")
     for title, comparison in (("check on the validation images", results.check), ("test images", results.test)):
         if comparison:
-            judgement = comparison.judgement
-            out.print(f"{title}: [bold]{judgement.word}[/]. {escape(judgement.sentence)}")
+            verdict = comparison.verdict
+            out.print(f"{title}: [bold]{verdict.word}[/]. {escape(verdict.sentence)}")
     out.print(f"checkpoint: {escape(str(folder / 'checkpoint'))}")
     _tell_page(folder)
 
 
 def _tell_epoch(results: TrainingResults) -> None:
-    first, kept = results.history[0].validation, best_epoch(results.history, results.choose_by)
-    by = results.choose_by
+    first, kept = results.history[0].validation, best_epoch(results.history, results.monitor)
+    by = results.monitor
     out.print(
         f"epoch {kept.number} of {len(results.history) - 1} kept: {CHOSEN_BY[by]} {first[by]:.4f} -> "
         f"{kept.validation[by]:.4f}, accuracy {100 * first['accuracy']:.1f}% -> "
@@ -152,7 +152,7 @@ def _tell_epoch(results: TrainingResults) -> None:
 
 def tell_heads(results: HeadsResults, folder: Path) -> None:
     """The most important heads."""
-    tell_problems(results.problems)
+    tell_problems(results.issues)
     scores = results.scores
     out.print(f"accuracy {number(scores.accuracy.value, '%')} {interval(scores.accuracy)}, {len(scores.heads)} heads")
     table = _table("alone", "without", *(f"follows {name}" for name in scores.attributes), "importance")
@@ -167,7 +167,7 @@ def tell_heads(results: HeadsResults, folder: Path) -> None:
 
 def tell_evaluation(results: EvaluationResults, folder: Path) -> None:
     """The main numbers of each part."""
-    tell_problems(results.problems)
+    tell_problems(results.issues)
     if results.faithfulness:
         table = _table("positive", "negative", "gap", "95% interval", "n")
         for model, found in results.faithfulness.items():
@@ -196,7 +196,7 @@ def tell_evaluation(results: EvaluationResults, folder: Path) -> None:
 
 def tell_suite(results: SuiteResults, folder: Path) -> None:
     """The accuracy on every set that is not a level of a curve, of curves the means, and what changed for certain."""
-    tell_problems(results.problems)
+    tell_problems(results.issues)
     alone = len(results.models) == 1
     table = _table("top-1", "95% interval", "top-5", "n") if alone else _table(*results.models)
     top1 = {(row.model, row.set, row.scoring): row for row in results.rows}
@@ -226,7 +226,7 @@ def tell_suite(results: SuiteResults, folder: Path) -> None:
 
 def tell_slices(results: SlicesResults, folder: Path) -> None:
     """The slices that are worse than the rest of their class."""
-    tell_problems(results.problems)
+    tell_problems(results.issues)
     worse = [part for part in results.slices if part.worse]
     if worse:
         table = _table("errors", "95% interval", "n", "rest of the class", "p", "taken for")
@@ -245,7 +245,7 @@ def tell_slices(results: SlicesResults, folder: Path) -> None:
 
 def tell_spectra(results: SpectrumResults, folder: Path) -> None:
     """The main numbers of each model's spectrum."""
-    tell_problems(results.problems)
+    tell_problems(results.issues)
     whole = [found.trace for found in results.spectra.values() if found.trace]
     table = _table("highest", "lowest", "negative", "positive", "loss", *(["trace"] if whole else []), "batches")
     for name, found in results.spectra.items():
@@ -258,7 +258,7 @@ def tell_spectra(results: SpectrumResults, folder: Path) -> None:
 
 def tell_surfaces(results: SurfaceResults, folder: Path) -> None:
     """The loss at the weights of each model and how far it rises around them."""
-    tell_problems(results.problems)
+    tell_problems(results.issues)
     table = _table(*SURFACE_COLUMNS, "points")
     for name, found in results.surfaces.items():
         table.add_row(escape(name), *surface_cells(found), f"{len(found.nll):,}")
@@ -277,7 +277,7 @@ def tell_trajectory(results: TrajectoryResults, folder: Path) -> None:
 
 def tell_fourier(results: FourierResults, folder: Path) -> None:
     """What the units of each kind do to high frequencies and to the variance, on average."""
-    tell_problems(results.problems)
+    tell_problems(results.issues)
     table = _table("high frequency", "95% interval", "variance", "95% interval", "n")
     for name, found in results.maps.items():
         for kind, high in found.high_change.items():
@@ -293,7 +293,7 @@ def tell_fourier(results: FourierResults, folder: Path) -> None:
 
 def tell_lesions(results: LesionResults, folder: Path) -> None:
     """The units that each model can do least without."""
-    tell_problems(results.problems)
+    tell_problems(results.issues)
     table = _table("accuracy", "95% interval", "NLL", "95% interval", "n")
     for name, found in results.lesions.items():
         table.add_row(escape(f"{name}, whole"), *_with_intervals(found.accuracy, found.nll))
@@ -312,7 +312,7 @@ def _with_intervals(*estimates: Estimate) -> list[str]:
 
 def tell_cka(results: CkaResults, folder: Path) -> None:
     """How many units and images, and where the matrix is."""
-    tell_problems(results.problems)
+    tell_problems(results.issues)
     found = results.similarity
     out.print(f"CKA of {len(found.rows)} x {len(found.columns)} units on {found.images:,} images")
     _tell_page(folder)
@@ -321,7 +321,7 @@ def tell_cka(results: CkaResults, folder: Path) -> None:
 def tell_sufficient(results: SufficientResults, folder: Path) -> None:
     """For each image and label the share of the pixels that is enough."""
     table = _table("label", "whole image", "pixels kept", "from them alone")
-    for strip, labels in zip(results.strips, results.images, strict=True):
+    for strip, labels in zip(results.examples, results.images, strict=True):
         for found in labels:
             cells = [number(value, "%") for value in (found.whole, found.share, found.confidence)]
             table.add_row(escape(strip.title), escape(found.label), *cells)
@@ -363,7 +363,7 @@ def tell_optimizers(results: OptimizerResults, folder: Path) -> None:
 
 def tell_masks(written: MasksWritten) -> None:
     """How many images have a mask, what was dropped, and how good they are where that is known."""
-    tell_problems(written.problems)
+    tell_problems(written.issues)
     area = f"{number(written.area.value, '%')} of the image on average"
     out.print(f"{written.masks:,} of {written.images:,} images have a mask, {area}")
     for name, overlap in (("patches", written.patches), ("all masks", written.made), ("masks kept", written.kept)):
@@ -374,11 +374,11 @@ def tell_masks(written: MasksWritten) -> None:
     out.print(f"data: {escape(str(written.folder))}")
 
 
-def tell_problems(problems: Sequence[Problem]) -> None:
+def tell_problems(issues: Sequence[DataIssue]) -> None:
     """How many problems of each kind the data has, with one example of each."""
-    counts = Counter((problem.kind, problem.action) for problem in problems)
+    counts = Counter((issue.kind, issue.action) for issue in issues)
     for (kind, action), count in counts.items():
-        example = next(p for p in problems if (p.kind, p.action) == (kind, action))
+        example = next(p for p in issues if (p.kind, p.action) == (kind, action))
         err.print(
             f"[yellow]data:[/] {count:,} {kind} ({action}), such as {escape(example.file)}: {escape(example.detail)}"
         )

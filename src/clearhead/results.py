@@ -3,27 +3,31 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from clearhead.data.samples import Problem
-from clearhead.evaluate.audit import Audit
-from clearhead.evaluate.calibration import Rescaled
-from clearhead.evaluate.compare import Comparison
-from clearhead.evaluate.faithfulness import Faithfulness
-from clearhead.evaluate.robustness import SeedRow, SetChange, SetRow
-from clearhead.evaluate.slices import Slice
-from clearhead.evaluate.statistics import Estimate
+from clearhead.analyses.audit import Audit
+from clearhead.analyses.cka import Similarity
+from clearhead.analyses.compare import Comparison
+from clearhead.analyses.faithfulness import Faithfulness
+from clearhead.analyses.fourier import FeatureMaps
+from clearhead.analyses.hessian import Spectrum
+from clearhead.analyses.lesion import Lesions
+from clearhead.analyses.robustness import SeedRow, SetChange, SetRow
+from clearhead.analyses.slices import Slice
+from clearhead.analyses.surface import Surface
+from clearhead.data.dataset import DataIssue
 from clearhead.heads.scores import HeadScores
 from clearhead.heads.selection import Selection
-from clearhead.landscape import Spectrum, Surface, Trajectory
-from clearhead.layers import FeatureMaps, Lesions, Similarity
-from clearhead.linear import LinearLayer
+from clearhead.landscape import Trajectory
+from clearhead.metrics.calibration import Rescaled
+from clearhead.metrics.statistics import Estimate
 from clearhead.repair import LastLayer
 from clearhead.study.optimizers import CellResult, Trial
 from clearhead.study.repairs import StudyRow
-from clearhead.train import ChooseBy, Epoch
+from clearhead.training.linear_probe import LinearLayer
+from clearhead.training.loop import Epoch, Monitor
 
 
 @dataclass(frozen=True)
-class Strip:
+class ExampleImages:
     """A row of pictures of one image: captions and PNG files below the run's pictures/."""
 
     title: str
@@ -39,9 +43,9 @@ class AuditResults:
     model: str
     data: str
     audit: Audit
-    least: list[Strip]
-    problems: list[Problem]
-    facts: dict[str, str]
+    least: list[ExampleImages]
+    issues: list[DataIssue]
+    provenance: dict[str, str]
     heads: HeadScores | None = None
     rescaled: Rescaled | None = None
 
@@ -56,7 +60,7 @@ class TrainingResults:
         data: the folder.
         method: ``train``, or that of the repair.
         history: the epochs; empty for a method without any.
-        choose_by: what the epoch kept has lowest of all on the validation images.
+        monitor: what the epoch kept has lowest of all on the validation images.
         selection: the heads that were kept (``heads``).
         last_layer: how the last layer was made (``dfr``).
         linear: how the last layer was trained, where it alone was.
@@ -71,14 +75,14 @@ class TrainingResults:
     data: str = ""
     method: str = "train"
     history: list[Epoch] = field(default_factory=list)
-    choose_by: ChooseBy = "loss"
+    monitor: Monitor = "loss"
     selection: Selection | None = None
     last_layer: LastLayer | None = None
     linear: LinearLayer | None = None
     check: Comparison | None = None
     test: Comparison | None = None
-    problems: list[Problem] = field(default_factory=list)
-    facts: dict[str, str] = field(default_factory=dict)
+    issues: list[DataIssue] = field(default_factory=list)
+    provenance: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,8 @@ class HeadsResults:
     model: str
     data: str
     scores: HeadScores
-    problems: list[Problem]
-    facts: dict[str, str]
+    issues: list[DataIssue]
+    provenance: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -102,12 +106,12 @@ class ComparisonResults:
     after: str
     data: str
     comparison: Comparison
-    gained: list[Strip]
-    lost: list[Strip]
-    sample: list[Strip]
-    first_lost: list[Strip]
-    problems: list[Problem]
-    facts: dict[str, str]
+    gained: list[ExampleImages]
+    lost: list[ExampleImages]
+    sample: list[ExampleImages]
+    first_lost: list[ExampleImages]
+    issues: list[DataIssue]
+    provenance: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,8 @@ class StudyResults:
     model: str
     data: str
     rows: list[StudyRow]
-    facts: dict[str, str]
-    problems: list[Problem] = field(default_factory=list)
+    provenance: dict[str, str]
+    issues: list[DataIssue] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -131,8 +135,8 @@ class OptimizerResults:
     target: float
     trials: list[Trial]
     cells: list[CellResult]
-    facts: dict[str, str]
-    problems: list[Problem] = field(default_factory=list)
+    provenance: dict[str, str]
+    issues: list[DataIssue] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -162,8 +166,8 @@ class EvaluationResults:
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
     knn: dict[str, dict[int, Estimate]] = field(default_factory=dict)
     knn_change: dict[str, dict[int, Estimate]] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-    facts: dict[str, str] = field(default_factory=dict)
+    issues: list[DataIssue] = field(default_factory=list)
+    provenance: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -192,9 +196,9 @@ class SlicesResults:
     accuracy: Estimate
     held_out: int
     slices: list[Slice]
-    strips: list[list[Strip]]
-    problems: list[Problem]
-    facts: dict[str, str]
+    examples: list[list[ExampleImages]]
+    issues: list[DataIssue]
+    provenance: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -230,9 +234,9 @@ class SufficientResults:
     model: str
     confidence: float
     images: list[list[SufficientLabel]]
-    strips: list[Strip]
-    facts: dict[str, str]
-    problems: list[Problem] = field(default_factory=list)
+    examples: list[ExampleImages]
+    provenance: dict[str, str]
+    issues: list[DataIssue] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -264,8 +268,8 @@ class SuiteResults:
     changes: list[SetChange] = field(default_factory=list)
     constants: str = "imagenet"
     absent: list[str] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    facts: dict[str, str] = field(default_factory=dict)
+    issues: list[DataIssue] = field(default_factory=list)
+    provenance: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -277,8 +281,8 @@ class SpectrumResults:
     data: str
     k: int
     spectra: dict[str, Spectrum]
-    problems: list[Problem]
-    facts: dict[str, str]
+    issues: list[DataIssue]
+    provenance: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -300,8 +304,8 @@ class SurfaceResults:
     data: str
     along: Literal["random", "eigenvectors"]
     surfaces: dict[str, Surface]
-    problems: list[Problem]
-    facts: dict[str, str]
+    issues: list[DataIssue]
+    provenance: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -312,8 +316,8 @@ class TrajectoryResults:
     model: str
     epochs: list[int]
     trajectory: Trajectory
-    facts: dict[str, str]
-    problems: list[Problem] = field(default_factory=list)
+    provenance: dict[str, str]
+    issues: list[DataIssue] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -324,8 +328,8 @@ class FourierResults:
     models: list[str]
     data: str
     maps: dict[str, FeatureMaps]
-    problems: list[Problem]
-    facts: dict[str, str]
+    issues: list[DataIssue]
+    provenance: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -336,8 +340,8 @@ class LesionResults:
     models: list[str]
     data: str
     lesions: dict[str, Lesions]
-    problems: list[Problem]
-    facts: dict[str, str]
+    issues: list[DataIssue]
+    provenance: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -348,8 +352,8 @@ class CkaResults:
     models: list[str]
     data: str
     similarity: Similarity
-    problems: list[Problem]
-    facts: dict[str, str]
+    issues: list[DataIssue]
+    provenance: dict[str, str]
 
 
 Results = (

@@ -28,10 +28,11 @@ import pyarrow.parquet
 import yaml
 from pydantic import TypeAdapter
 
-from clearhead.processes import first_alone, share, wait_for_all
+from clearhead.distributed import barrier, main_process_first, rank_and_size
+from clearhead.errors import ClearheadError
 
 
-class RunError(ValueError):
+class RunError(ClearheadError):
     """A run folder that cannot be used; the message says what to do."""
 
 
@@ -76,11 +77,11 @@ def begin(folder: Path, command: str, arguments: Mapping[str, Any], shared: bool
     together. Raises RunError if the folder holds a run of another command or of other arguments, or other files, or if
     there are several processes for a run that is not shared.
     """
-    if share()[1] > 1 and not shared:
+    if rank_and_size()[1] > 1 and not shared:
         raise RunError(f"{command} runs in one process: start it without torchrun or accelerate launch")
-    with first_alone():
+    with main_process_first():
         finished = _begin(folder, command, arguments)
-    wait_for_all()  # else a slow process could see the first one's results as those of an earlier run
+    barrier()  # else a slow process could see the first one's results as those of an earlier run
     return finished
 
 

@@ -25,18 +25,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Attention", "HeadEdit", "NoAttentionSeen", "Tap", "tap"]
+from clearhead.errors import ClearheadError
 
-HeadEdit = Tensor | Callable[[Tensor], Tensor]
+__all__ = ["AttentionCall", "AttentionRecord", "HeadIntervention", "NoAttentionError", "tap"]
+
+HeadIntervention = Tensor | Callable[[Tensor], Tensor]
 """What to do to a layer's heads: a scale for each (H, or B x H), or a function of o, B x H x N x d."""
 
 
-class NoAttentionSeen(RuntimeError):
+class NoAttentionError(ClearheadError, RuntimeError):
     """A forward pass made no call of ``scaled_dot_product_attention``, or attention hidden from it; says what to do."""
 
 
 @dataclass(frozen=True, eq=False)
-class Attention:
+class AttentionCall:
     """One attention call. B images (or windows), H heads, N queries, M keys, d channels a head.
 
     Attributes:
@@ -89,18 +91,18 @@ class Attention:
 
 
 @dataclass
-class Tap:
+class AttentionRecord:
     """What a ``tap`` block has seen so far: ``attention`` holds one record a call, in call order."""
 
-    attention: list[Attention] = field(default_factory=list)
+    attention: list[AttentionCall] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.attention)
 
-    def __iter__(self) -> Iterator[Attention]:
+    def __iter__(self) -> Iterator[AttentionCall]:
         return iter(self.attention)
 
-    def __getitem__(self, index: int) -> Attention:
+    def __getitem__(self, index: int) -> AttentionCall:
         return self.attention[index]
 
     @property
@@ -116,8 +118,8 @@ class _Running:
     ``done`` holds, for each module that has run, how many calls had been seen when it last ended.
     """
 
-    record: Tap
-    heads: Mapping[str | int, HeadEdit]
+    record: AttentionRecord
+    heads: Mapping[str | int, HeadIntervention]
     needs_grad: bool
     modules: list[tuple[str, nn.Module, Tensor | None]] = field(default_factory=list)
     done: dict[str, int] = field(default_factory=dict)
@@ -136,7 +138,7 @@ _kernel = F.scaled_dot_product_attention
 _fastpath = True
 
 
-def _stand_in(
+def _recording_sdpa(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -178,7 +180,7 @@ def _stand_in(
         if edit is not None:
             edited = edited * _per_head(edit, edited, name) if isinstance(edit, Tensor) else edit(edited)
         if not again:
-            call = Attention(name, module, given, query, key, value, attn_mask, scale, output, dropout_p)
+            call = AttentionCall(name, module, given, query, key, value, attn_mask, scale, output, dropout_p)
             running.record.attention.append(call)
     return edited
 
@@ -187,7 +189,7 @@ def _per_head(keep: Tensor, output: Tensor, name: str) -> Tensor:
     """``keep`` (H, or B x H) shaped to scale the heads of ``output``, B x H x N x d."""
     batch, heads = output.shape[0], output.shape[-3]
     if keep.shape not in {(heads,), (batch, heads)}:
-        raise ValueError(
+        raise ClearheadError(
             f"heads: the scale for '{name}' has shape {tuple(keep.shape)}; expected ({heads},) for its {heads} heads, "
             f"or ({batch}, {heads}) for one scale an image"
         )
@@ -200,8 +202,8 @@ def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | Non
 
 @contextmanager
 def tap(
-    model: nn.Module, *, heads: Mapping[str | int, HeadEdit] | None = None, needs_grad: bool = False
-) -> Iterator[Tap]:
+    model: nn.Module, *, heads: Mapping[str | int, HeadIntervention] | None = None, needs_grad: bool = False
+) -> Iterator[AttentionRecord]:
     """Record every attention call ``model`` makes while the block is open.
 
     Args:
@@ -217,10 +219,10 @@ def tap(
         The `Tap`, filled as the model runs.
 
     Raises:
-        NoAttentionSeen: at the end of the block, if the model ran and no call was seen, or if a module that looks
+        NoAttentionError: at the end of the block, if the model ran and no call was seen, or if a module that looks
             like attention ran unseen before the last call (one that pools tokens after it belongs to the read-out).
         RuntimeError: if the model was compiled by ``torch.compile`` or ``torch.jit``, which hides the calls.
-        ValueError: if a head scale has the wrong shape; at the end of the block, if one belongs to no call.
+        ClearheadError: if a head scale has the wrong shape; at the end of the block, if one belongs to no call.
 
     Example:
         >>> with tap(model) as record:
@@ -232,7 +234,7 @@ def tap(
             "tap: the model was compiled by torch.compile or torch.jit, which hides its attention calls; give the "
             "model before it was compiled (after torch.compile(model) that is model._orig_mod)"
         )
-    running = _Running(Tap(), heads or {}, needs_grad)
+    running = _Running(AttentionRecord(), heads or {}, needs_grad)
     thread = threading.get_ident()
 
     def enter(name: str) -> Any:
@@ -280,7 +282,7 @@ def _install() -> None:
     with _lock:
         if _open_taps == 0:
             _kernel = F.scaled_dot_product_attention
-            F.scaled_dot_product_attention = _stand_in
+            F.scaled_dot_product_attention = _recording_sdpa
             _fastpath = torch.backends.mha.get_fastpath_enabled()
             torch.backends.mha.set_fastpath_enabled(False)
         _open_taps += 1
@@ -301,7 +303,7 @@ def _check(model: nn.Module, running: _Running) -> None:
     names = list(dict.fromkeys(a.name for a in record))
     alike = attention_like(model)
     if not record.attention:
-        raise NoAttentionSeen(f"no attention call was seen in {type(model).__name__}" + _advice(alike))
+        raise NoAttentionError(f"no attention call was seen in {type(model).__name__}" + _advice(alike))
     hidden = {
         n: kind
         for n, kind in alike.items()
@@ -310,13 +312,13 @@ def _check(model: nn.Module, running: _Running) -> None:
         and not any(_within(n, a) or _within(a, n) for a in names)
     }
     if hidden:
-        raise NoAttentionSeen(
+        raise NoAttentionError(
             f"some attention calls of {type(model).__name__} were not seen, only those of {_listed(names)}"
             + _advice(hidden)
         )
     unknown = [key for key in running.heads if key not in names and key not in range(len(record))]
     if unknown:
-        raise ValueError(
+        raise ClearheadError(
             f"heads: no attention call belongs to {_listed([repr(key) for key in unknown])}; give positions from 0 to "
             f"{len(record) - 1}, or the names of modules that call: {_listed(names)}"
         )

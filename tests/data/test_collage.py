@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from clearhead.data.collage import make_collage
+from clearhead.data.dataset import group_labels
 from clearhead.data.folder import read_folder
-from clearhead.data.pixels import DataError, load_image, load_mask
-from clearhead.data.samples import group_labels
+from clearhead.data.image_io import DataError, load_image, load_mask
 
 CLASSES = {"cat": ["tabby", "lynx"], "dog": ["pug"]}
 PAIRING = {"cat": "land", "dog": "water"}
@@ -85,7 +85,7 @@ def test_groups_of_train_val_and_test(sources: Path, tmp_path: Path) -> None:
     counts = {}
     for split in ("train", "val", "test"):
         folder = read_folder(tmp_path / "out", split=split)
-        assert folder.problems == ()
+        assert folder.issues == ()
         assert folder.classes == ("cat", "dog")
         counts[split] = Counter(label.replace("class=", "") for label in group_labels(folder, ["background"]))
     assert counts["train"] == {
@@ -169,8 +169,8 @@ def test_bad_sources_are_left_out_and_named(sources: Path, tmp_path: Path) -> No
     shutil.copy(pug / "pug_4.png", pug / "pug_4.bmp")
     shutil.copy(pug / "pug_5.png", pug / "pug_6.png")
     shutil.copy(sources / "water/0.png", sources / "land/copy.png")
-    problems = make(sources, tmp_path / "out")
-    assert [(p.file, p.kind) for p in problems] == [
+    issues = make(sources, tmp_path / "out")
+    assert [(p.file, p.kind) for p in issues] == [
         ("land/copy.png", "duplicate-image"),
         ("pug/pug_0.png", "unreadable"),
         ("pug/pug_1.png", "no-mask"),
@@ -180,8 +180,8 @@ def test_bad_sources_are_left_out_and_named(sources: Path, tmp_path: Path) -> No
         ("pug/pug_4.png", "duplicate-name"),
         ("pug/pug_6.png", "duplicate-image"),
     ]
-    assert {p.action for p in problems} == {"skipped"}
-    assert not {row["source"] for row in rows(tmp_path / "out")} & {p.file for p in problems}
+    assert {p.action for p in issues} == {"skipped"}
+    assert not {row["source"] for row in rows(tmp_path / "out")} & {p.file for p in issues}
 
 
 def test_a_foreground_that_vanishes_is_left_out(sources: Path, tmp_path: Path) -> None:
@@ -189,9 +189,9 @@ def test_a_foreground_that_vanishes_is_left_out(sources: Path, tmp_path: Path) -
     thin[40, :] = 255
     Image.fromarray(thin).save(sources / "masks/pug/pug_0.png")
     Image.new("RGB", (4000, 90)).save(sources / "images/pug/pug_0.png")
-    (problem,) = make(sources, tmp_path / "out")
-    assert (problem.file, problem.kind) == ("pug/pug_0.png", "mask-empty")
-    assert read_folder(tmp_path / "out").problems == ()
+    (issue,) = make(sources, tmp_path / "out")
+    assert (issue.file, issue.kind) == ("pug/pug_0.png", "mask-empty")
+    assert read_folder(tmp_path / "out").issues == ()
 
 
 def test_out_must_be_free(sources: Path, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_backgrounds_need_folders_of_their_own(sources: Path, tmp_path: Path) ->
 @pytest.mark.skipif("CLEARHEAD_DATA" not in os.environ, reason="CLEARHEAD_DATA (pets/, backgrounds/) is not set")
 def test_pets_on_land_and_water(tmp_path: Path) -> None:
     data = Path(os.environ["CLEARHEAD_DATA"])
-    problems = make_collage(
+    issues = make_collage(
         tmp_path / "out",
         images=data / "pets/images",
         masks=data / "pets/masks",
@@ -264,11 +264,11 @@ def test_pets_on_land_and_water(tmp_path: Path) -> None:
         classes={"cat": ["Abyssinian", "Bengal"], "dog": ["american_bulldog"]},
         pairing=PAIRING,
     )
-    assert [(p.file, p.kind) for p in problems] == [("Abyssinian/Abyssinian_34.jpg", "mask-empty")]
+    assert [(p.file, p.kind) for p in issues] == [("Abyssinian/Abyssinian_34.jpg", "mask-empty")]
     table = rows(tmp_path / "out")
     no_leak(table)
     assert len({row["source"] for row in table}) == 599
-    assert read_folder(tmp_path / "out").problems == ()
+    assert read_folder(tmp_path / "out").issues == ()
     for split, expected in (("train", 0.95), ("val", 0.95), ("test", 0.5)):
         folder = read_folder(tmp_path / "out", split=split, check=False)
         fits = [PAIRING[folder.classes[s.label]] == s.groups["background"] for s in folder.samples]

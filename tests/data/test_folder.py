@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from clearhead.data.batches import Images, Shuffle, loader
+from clearhead.data.dataset import DataIssue, ImageIndex, Sample, group_labels
 from clearhead.data.folder import read_folder
-from clearhead.data.pixels import DataError, load_image, load_mask
-from clearhead.data.samples import ImageFolder, Problem, Sample, group_labels
+from clearhead.data.image_io import DataError, load_image, load_mask
+from clearhead.data.loading import ImageDataset, SeededSampler, loader
 from clearhead.data.splits import require_apart
 
 
@@ -47,9 +47,9 @@ def metadata(root: Path, *lines: str) -> None:
     (root / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def only(folder: ImageFolder) -> Problem:
-    (problem,) = folder.problems
-    return problem
+def only(folder: ImageIndex) -> DataIssue:
+    (issue,) = folder.issues
+    return issue
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_reads_class_folders_in_order_with_masks(root: Path) -> None:
     assert [sample.file for sample in folder.samples] == ["cat/a.jpg", "cat/b.png", "dog/c.JPEG", "dog/d.webp"]
     assert [sample.label for sample in folder.samples] == [0, 0, 1, 1]
     assert [sample.mask for sample in folder.samples] == [None, root / "masks/cat/b.png", None, None]
-    assert folder.problems == ()
+    assert folder.issues == ()
     assert read_folder(str(root), check=False) == folder
 
 
@@ -109,7 +109,7 @@ def test_metadata_gives_splits_and_groups(root: Path) -> None:
     assert [s.file for s in train.samples] == ["cat/a.jpg", "dog/c.JPEG"]
     assert train.samples[0].groups == {"place": "water"}
     assert train.classes == ("cat", "dog")
-    assert train.problems == ()
+    assert train.issues == ()
 
 
 # --- the model's classes
@@ -138,7 +138,7 @@ def test_wordnet_folders_of_an_imagenet_model(tmp_path: Path) -> None:
 def test_unknown_class_is_skipped_and_counted(root: Path) -> None:
     folder = read_folder(root, classes=["dog"])
     assert [s.label for s in folder.samples] == [0, 0]
-    assert only(folder) == Problem("cat", "unknown-class", "not among the model's 1 classes; 2 images", "skipped")
+    assert only(folder) == DataIssue("cat", "unknown-class", "not among the model's 1 classes; 2 images", "skipped")
 
 
 def test_ambiguous_class_is_skipped(root: Path) -> None:
@@ -217,7 +217,7 @@ def test_no_image_left(tmp_path: Path) -> None:
 
 def test_unchecked_broken_file_is_a_data_error_when_loaded(root: Path) -> None:
     cut(noise(root / "cat/a.jpg"))
-    images = Images(read_folder(root, check=False), Pixels())
+    images = ImageDataset(read_folder(root, check=False), Pixels())
     with pytest.raises(DataError, match=r"cat/a\.jpg"):
         images[0]
 
@@ -229,11 +229,11 @@ def test_mask_of_another_size_is_ignored(root: Path) -> None:
     cover(root / "masks/cat/a.png", (12, 20))
     folder = read_folder(root)
     assert folder.samples[0].mask is None
-    assert only(folder) == Problem(
+    assert only(folder) == DataIssue(
         "cat/a.jpg", "mask-size", "a mask of 12 x 20 for an image of 20 x 12", "mask ignored"
     )
     with pytest.raises(DataError, match="12 x 20"):
-        Images(read_folder(root, check=False), Pixels())[0]
+        ImageDataset(read_folder(root, check=False), Pixels())[0]
 
 
 def test_mask_is_compared_with_the_upright_image(root: Path) -> None:
@@ -251,7 +251,7 @@ def test_unreadable_and_empty_masks_are_ignored(root: Path) -> None:
     cover(root / "masks/dog/c.png", foreground=False)
     folder = read_folder(root)
     assert [s.mask is None for s in folder.samples] == [True, False, True, True]
-    assert [(p.file, p.kind, p.action) for p in folder.problems] == [
+    assert [(p.file, p.kind, p.action) for p in folder.issues] == [
         ("cat/a.jpg", "mask-unreadable", "mask ignored"),
         ("dog/c.JPEG", "mask-empty", "mask ignored"),
     ]
@@ -266,14 +266,14 @@ def test_mask_that_is_no_png(root: Path) -> None:
 
 def test_mask_without_image_is_counted(root: Path) -> None:
     cover(root / "masks/cat/z.png")
-    assert only(read_folder(root)) == Problem("masks/cat/z.png", "mask-without-image", "no such image", "counted")
+    assert only(read_folder(root)) == DataIssue("masks/cat/z.png", "mask-without-image", "no such image", "counted")
 
 
 def test_one_name_twice_loses_its_mask(root: Path) -> None:
     picture(root / "cat/b.jpg")
     folder = read_folder(root)
     assert [s.mask for s in folder.samples if s.file.startswith("cat/b")] == [None, None]
-    assert only(folder) == Problem("cat/b.jpg", "duplicate-name", "one name with b.png", "mask ignored")
+    assert only(folder) == DataIssue("cat/b.jpg", "duplicate-name", "one name with b.png", "mask ignored")
     (root / "masks/cat/b.png").unlink()
     assert only(read_folder(root)).action == "counted"
     assert len(read_folder(root).samples) == 5
@@ -290,7 +290,7 @@ def test_strays_are_reported(root: Path) -> None:
     folder = read_folder(root)
     assert len(folder.samples) == 4
     assert folder.classes == ("cat", "dog", "empty")
-    assert [(p.file, p.kind, p.action) for p in folder.problems] == [
+    assert [(p.file, p.kind, p.action) for p in folder.issues] == [
         ("cat/notes.txt", "other-file", "skipped"),
         ("dog/puppies", "nested-folder", "skipped"),
         ("empty", "empty-class", "counted"),
@@ -322,7 +322,7 @@ def test_rows_without_file_and_files_without_row(root: Path) -> None:
     )
     train = read_folder(root, split="train")
     assert [s.file for s in train.samples] == ["cat/a.jpg"]
-    assert [(p.file, p.kind, p.action) for p in train.problems] == [
+    assert [(p.file, p.kind, p.action) for p in train.issues] == [
         ("cat/b.png", "no-metadata", "skipped"),
         ("cat/z.jpg", "metadata-without-file", "counted"),
         ("dog/c.JPEG", "no-metadata", "skipped"),
@@ -331,7 +331,7 @@ def test_rows_without_file_and_files_without_row(root: Path) -> None:
     both = read_folder(root)
     assert len(both.samples) == 4
     assert both.samples[2].groups == {"place": ""}
-    assert {(p.file, p.action) for p in both.problems if p.kind == "no-metadata"} == {
+    assert {(p.file, p.action) for p in both.issues if p.kind == "no-metadata"} == {
         ("dog/c.JPEG", "counted"),
         ("dog/d.webp", "counted"),
     }
@@ -350,8 +350,8 @@ def test_repeated_rows(root: Path) -> None:
     for split, files in (("train", ["cat/a.jpg", "dog/c.JPEG"]), ("test", ["dog/d.webp"])):
         folder = read_folder(root, split=split)
         assert [s.file for s in folder.samples] == files
-        assert ("cat/b.png", "metadata-duplicate", "skipped") in [(p.file, p.kind, p.action) for p in folder.problems]
-    assert [p.action for p in read_folder(root).problems] == ["counted", "skipped"]
+        assert ("cat/b.png", "metadata-duplicate", "skipped") in [(p.file, p.kind, p.action) for p in folder.issues]
+    assert [p.action for p in read_folder(root).issues] == ["counted", "skipped"]
 
 
 def test_malformed_rows(root: Path) -> None:
@@ -366,13 +366,13 @@ def test_malformed_rows(root: Path) -> None:
         "dog/c.JPEG,land",
         "dog/d.webp,land",
     )
-    problems = [p for p in read_folder(root).problems if p.kind == "metadata-row"]
-    assert [p.detail for p in problems] == [
+    issues = [p for p in read_folder(root).issues if p.kind == "metadata-row"]
+    assert [p.detail for p in issues] == [
         "line 3: 1 cells for 2 columns",
         "line 4: 3 cells for 2 columns",
         "line 5: no file",
     ]
-    assert {p.action for p in problems} == {"row ignored"}
+    assert {p.action for p in issues} == {"row ignored"}
 
 
 def test_splits_that_are_none(root: Path) -> None:
@@ -472,8 +472,8 @@ def test_a_name_that_is_no_text_is_left_out(root: Path) -> None:
         file.write(read_folder(root).samples[0].path.read_bytes())
     found = read_folder(root)
     assert len(found.samples) == before
-    (problem,) = [problem for problem in found.problems if problem.kind == "name"]
-    assert problem.file == f"{found.classes[0]}/caf\\xe9.png"
+    (issue,) = [issue for issue in found.issues if issue.kind == "name"]
+    assert issue.file == f"{found.classes[0]}/caf\\xe9.png"
 
 
 def test_parts_that_share_images_are_refused(root: Path) -> None:
@@ -564,7 +564,7 @@ def speckle(
 
 
 def test_items_are_tensors_with_a_mask_always(root: Path) -> None:
-    images = Images(read_folder(root), Pixels())
+    images = ImageDataset(read_folder(root), Pixels())
     assert len(images) == 4
     without, given = images[0], images[1]
     assert (without["image"].shape, without["mask"].shape) == ((3, 6, 10), (1, 6, 10))
@@ -575,7 +575,7 @@ def test_items_are_tensors_with_a_mask_always(root: Path) -> None:
 
 
 def test_batches_in_order(root: Path) -> None:
-    batches = list(loader(Images(read_folder(root), Pixels()), 3, 0))
+    batches = list(loader(ImageDataset(read_folder(root), Pixels()), 3, 0))
     assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2], [3]]
     assert batches[0]["image"].shape == (3, 3, 6, 10)
     assert batches[0]["has_mask"].tolist() == [False, True, False]
@@ -585,7 +585,7 @@ def test_batches_in_order(root: Path) -> None:
 def drawn(
     root: Path, workers: int, seed: int, epochs: int, augment: Callable | None = speckle
 ) -> list[list[list[float]]]:
-    batches = loader(Images(read_folder(root), Pixels(), augment), 2, workers, shuffle=True, seed=seed)
+    batches = loader(ImageDataset(read_folder(root), Pixels(), augment), 2, workers, shuffle=True, seed=seed)
     return [
         [[float(i), float(x)] for b in batches for i, x in zip(b["index"], b["image"][:, 0, 0, 0], strict=True)]
         for _ in range(epochs)
@@ -603,16 +603,16 @@ def test_shuffling_and_augmentation_depend_on_seed_and_epoch_alone(root: Path) -
 
 
 def test_shuffle_goes_on_at_an_epoch() -> None:
-    whole = Shuffle(50, seed=1)
+    whole = SeededSampler(50, seed=1)
     passes = [list(whole) for _ in range(3)]
-    resumed = Shuffle(50, seed=1)
+    resumed = SeededSampler(50, seed=1)
     resumed.set_epoch(2)
     assert list(resumed) == passes[2] != passes[0]
     assert len(resumed) == 50
 
 
 def test_augmented_items_repeat_by_index(root: Path) -> None:
-    images = Images(read_folder(root), Pixels(), speckle)
+    images = ImageDataset(read_folder(root), Pixels(), speckle)
     assert torch.equal(images[0]["image"], images[0]["image"])
     assert not torch.equal(images[0]["image"], images[0, 99]["image"])
 
@@ -624,7 +624,7 @@ def test_samples_are_plain_data(root: Path) -> None:
 
 def test_balanced_batches_draw_every_group_alike_often() -> None:
     groups = ["common"] * 97 + ["rare"] * 3
-    sampler = Shuffle(100, seed=1, groups=groups)
+    sampler = SeededSampler(100, seed=1, groups=groups)
     passes = [[index for index, _ in sampler] for _ in range(30)]
     share = sum(groups[index] == "rare" for drawn in passes for index in drawn) / 3000
     assert share == pytest.approx(0.5, abs=0.04)
@@ -636,7 +636,7 @@ def test_balanced_batches_draw_every_group_alike_often() -> None:
 
 def test_masks_of_a_folder_that_is_not_there_are_told(root: Path) -> None:
     (root / "masks/cat").rename(root / "masks/cats")
-    assert only(read_folder(root)) == Problem("masks/cats", "mask-without-image", "no such class folder", "counted")
+    assert only(read_folder(root)) == DataIssue("masks/cats", "mask-without-image", "no such class folder", "counted")
 
 
 def test_two_spellings_of_a_path_are_one_row_twice(root: Path) -> None:

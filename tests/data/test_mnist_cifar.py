@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
+from clearhead.data.dataset import group_labels
 from clearhead.data.folder import read_folder
+from clearhead.data.image_io import DataError, load_mask
 from clearhead.data.mnist_cifar import make_mnist_cifar, mnist_cifar
-from clearhead.data.pixels import DataError, load_mask
-from clearhead.data.samples import group_labels
 
 SPLITS = ("train", "test")
 SHARES = {"train": 0.1, "id-val": 0.1, "id-test": 0.1, "ood-val": 0.5, "ood-test": 0.5, "spurious": 0.5}
@@ -192,7 +192,7 @@ def test_sources_in_every_form_give_the_same(raw, sources, parts, tmp_path, monk
 
 def test_the_folder_is_read_back_with_masks_and_groups(sources, parts, tmp_path):
     make_mnist_cifar(tmp_path / "set", sources.mnist, sources.cifar)
-    assert read_folder(tmp_path / "set").problems == ()
+    assert read_folder(tmp_path / "set").issues == ()
     for name, part in parts.items():
         folder = read_folder(tmp_path / "set", split=name, check=False)
         assert folder.classes == ("automobile", "truck")

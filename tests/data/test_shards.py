@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clearhead.data import shards
-from clearhead.data.batches import Images, loader
 from clearhead.data.folder import read_folder
-from clearhead.data.pixels import DataError, load_image
+from clearhead.data.image_io import DataError, load_image
+from clearhead.data.loading import ImageDataset, loader
 from clearhead.data.shards import absolute_source, read_images, source_name, splits_in
 from clearhead.data.splits import splits_of, train_and_validation
 
@@ -73,7 +73,7 @@ def pixels(folder: Any) -> list[tuple[int, bytes]]:
 
 
 def found(folder: Any) -> dict[str, str]:
-    return {problem.file: problem.kind for problem in folder.problems}
+    return {issue.file: issue.kind for issue in folder.issues}
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_batches_come_from_shards_in_any_process(tmp_path: Path, workers: int) -
 
     for source in (folder, in_tar):
         load_image(source.samples[0].path)  # files that the parent has open are not shared
-        batches = list(loader(Images(source, Pixels()), 4, workers, shuffle=True))
+        batches = list(loader(ImageDataset(source, Pixels()), 4, workers, shuffle=True))
         seen = {int(i): image for batch in batches for i, image in zip(batch["index"], batch["image"], strict=True)}
         assert all(np.array_equal(seen[i].permute(1, 2, 0), expected[i]) for i in range(10))
 
@@ -222,9 +222,9 @@ def test_what_is_wrong_with_rows_is_named_and_left_out(tmp_path: Path, check: bo
     broken = {"a.parquet/1": "unreadable", "a.parquet/5": "truncated", "a.parquet/6": "unreadable"}
     assert found(folder) == (labels | broken | {"a.parquet/7": "unreadable"} if check else labels)
     assert len(folder.samples) == (1 if check else 5)
-    assert all(problem.action == "skipped" for problem in folder.problems)
+    assert all(issue.action == "skipped" for issue in folder.issues)
     if check:
-        assert any("not in the file but in /a.png" in problem.detail for problem in folder.problems)
+        assert any("not in the file but in /a.png" in issue.detail for issue in folder.issues)
     else:
         with pytest.raises(DataError, match=r"a\.parquet, row 1 of row group 0: not an image"):
             load_image(folder.samples[1].path)

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from clearhead.data import waterbirds
+from clearhead.data.dataset import group_labels
 from clearhead.data.folder import read_folder
-from clearhead.data.pixels import DataError
-from clearhead.data.samples import group_labels
+from clearhead.data.image_io import DataError
 from clearhead.data.waterbirds import make_waterbirds
 
 COLUMNS = ["img_id", "img_filename", "y", "split", "place", "place_filename"]
@@ -51,7 +51,7 @@ def test_the_folder_is_read_back_with_splits_places_and_masks(official, tmp_path
     out = tmp_path / "out"
     assert make_waterbirds(str(out), str(official), str(tmp_path / "segmentations")) == []
     everything = read_folder(out)
-    assert (everything.problems, everything.classes) == ((), ("landbird", "waterbird"))
+    assert (everything.issues, everything.classes) == ((), ("landbird", "waterbird"))
     assert Counter(group_labels(everything, None)) == {
         "class=landbird, place=land": 2,
         "class=landbird, place=water": 1,
@@ -120,8 +120,8 @@ def test_rows_that_cannot_be_used_are_returned(official, tmp_path):
     (tmp_path / "outside.jpg").touch()
     write_table(official, ROWS + bad)
     (tmp_path / "segmentations" / ROWS[0][1]).with_suffix(".png").unlink()
-    problems = make_waterbirds(tmp_path / "out", official, tmp_path / "segmentations")
-    found = [(p.file[:30], p.kind, p.action) for p in problems]
+    issues = make_waterbirds(tmp_path / "out", official, tmp_path / "segmentations")
+    found = [(p.file[:30], p.kind, p.action) for p in issues]
     assert found == [
         ("004.Groove_billed_Ani/none.jpg", "metadata-without-file", "row ignored"),
         ("004.Groove_billed_Ani/a.jpg", "metadata-duplicate", "row ignored"),
@@ -129,7 +129,7 @@ def test_rows_that_cannot_be_used_are_returned(official, tmp_path):
         ("x" * 30, "metadata-without-file", "row ignored"),
         (ROWS[0][1][:30], "no-mask", "counted"),
     ]
-    details = [p.detail for p in problems]
+    details = [p.detail for p in issues]
     assert details[1] == "line 9: an earlier row has its name"
     assert details[2:5] == [
         "line 10: y is '2', not one of 0, 1",

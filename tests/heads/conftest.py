@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clearhead.data.dataset import ImageIndex
 from clearhead.data.folder import read_folder
-from clearhead.data.samples import ImageFolder
 from tests import cases
 
 SIDE = (cases.SIZE, cases.SIZE)
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
     root, rng = tmp_path_factory.mktemp("heads"), np.random.default_rng(0)
     rows = []
     for label in "abcde":

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clearhead.heads import Diversity, head_input_gradients
+from clearhead.heads import DiversityLoss, head_input_gradients
 from clearhead.heads.diversity import diversity_loss, similarity
 from clearhead.heads.gradients import projections
 from clearhead.models import Classifier, Preprocessing
 from clearhead.tap import tap
-from clearhead.train import cross_entropy
+from clearhead.training.loop import cross_entropy
 from tests import cases
 
 HALF = (0.5, 0.5, 0.5)
@@ -146,7 +146,7 @@ def test_a_zero_gradient_is_no_nan() -> None:
 def test_gradient_of_the_loss_against_finite_differences(name: str, layers: str) -> None:
     model, x = classifier(name), images()
     batch = {"image": x, "label": torch.tensor([0, 1])}
-    loss = Diversity(weight=2.0, layers=layers, normalize=None)
+    loss = DiversityLoss(weight=2.0, layers=layers, normalize=None)
     # kinks: the largest logit may change hands, so small steps along one direction
     parameters = [p for p in model.module.parameters() if p.requires_grad]
     total = loss(model, batch)["loss"]
@@ -195,13 +195,13 @@ def test_second_derivatives_by_gradgradcheck() -> None:
 def test_no_weight_is_plain_training() -> None:
     model, x = classifier("timm-vit"), images()
     batch = {"image": x, "label": torch.tensor([0, 1])}
-    zero, plain = Diversity(weight=0.0)(model, batch), cross_entropy(model, batch)
+    zero, plain = DiversityLoss(weight=0.0)(model, batch), cross_entropy(model, batch)
     torch.testing.assert_close(zero["loss"], plain["loss"])
     with torch.no_grad():
-        evaluated = Diversity()(model, batch)
-    torch.testing.assert_close(evaluated["loss"], Diversity()(model, batch)["loss"].detach())
+        evaluated = DiversityLoss()(model, batch)
+    torch.testing.assert_close(evaluated["loss"], DiversityLoss()(model, batch)["loss"].detach())
     with pytest.raises(ValueError, match="weight"):
-        replace(Diversity(), weight=-1.0)
+        replace(DiversityLoss(), weight=-1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
@@ -209,9 +209,9 @@ def test_training_in_mixed_precision(dtype: torch.dtype) -> None:
     model = classifier("timm-vit", torch.float32)
     batch = {"image": images().float(), "label": torch.tensor([0, 1])}
     with torch.autocast("cpu", dtype):
-        half = Diversity(weight=2.0)(model, batch)
+        half = DiversityLoss(weight=2.0)(model, batch)
         half["loss"].backward()
-    full = Diversity(weight=2.0)(model, batch)
+    full = DiversityLoss(weight=2.0)(model, batch)
     assert half["diversity"].item() == pytest.approx(full["diversity"].item(), rel=0.1)
     assert all(torch.isfinite(p.grad).all() for p in model.module.parameters() if p.grad is not None)
 
@@ -228,8 +228,8 @@ def test_attention_that_is_dropped_out_is_refused_where_it_would_be_wrong() -> N
 def test_the_penalty_of_windows_is_the_mean_of_an_images() -> None:
     model = cases.classifier("timm-swin")
     batch = {"image": torch.randn(3, 3, cases.SIZE, cases.SIZE), "label": torch.tensor([0, 1, 2])}
-    each = [Diversity(layers=[i])(model, batch)["diversity"] for i in range(4)]
+    each = [DiversityLoss(layers=[i])(model, batch)["diversity"] for i in range(4)]
     assert len({len(g) for g in head_input_gradients(model, batch["image"], "all")[0]}) > 1  # windows, then images
-    torch.testing.assert_close(Diversity(layers="all")(model, batch)["diversity"], torch.stack(each).mean())
+    torch.testing.assert_close(DiversityLoss(layers="all")(model, batch)["diversity"], torch.stack(each).mean())
     (windows,), _ = head_input_gradients(model, batch["image"], [0])
     torch.testing.assert_close(each[0].detach(), diversity_loss(windows).detach())

@@ -5,12 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clearhead.data.batches import Images, loader
-from clearhead.data.pixels import DataError
-from clearhead.data.samples import ImageFolder
+from clearhead.data.dataset import ImageIndex
+from clearhead.data.image_io import DataError
+from clearhead.data.loading import ImageDataset, loader
 from clearhead.heads.scores import implied_classes, score_heads
 from clearhead.models import Preprocessing, from_module
-from clearhead.tap import NoAttentionSeen, tap
+from clearhead.tap import NoAttentionError, tap
 from tests import cases
 
 SIDE = (cases.SIZE, cases.SIZE)
@@ -18,9 +18,9 @@ HALF = (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("name", ["timm-vit", "torchvision-vit", "hf-dinov2", "timm-swin"])
-def test_scores_against_one_head_at_a_time(name: str, folder: ImageFolder) -> None:
+def test_scores_against_one_head_at_a_time(name: str, folder: ImageIndex) -> None:
     model = cases.classifier(name)
-    batch = next(iter(loader(Images(folder, model.preprocess), 20, 0)))
+    batch = next(iter(loader(ImageDataset(folder, model.preprocess), 20, 0)))
     images, labels = batch["image"], batch["label"]
     implied = implied_classes(folder, "colour")
     scores = score_heads(model, folder, layers=[-1], attributes={"colour": implied}, batch_size=7)
@@ -72,7 +72,7 @@ def test_scores_against_one_head_at_a_time(name: str, folder: ImageFolder) -> No
     np.testing.assert_allclose(np.diag(alike), 1, rtol=1e-4)
 
 
-def test_scores_do_not_depend_on_the_batches(folder: ImageFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_do_not_depend_on_the_batches(folder: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     model = cases.classifier("timm-vit")
     whole = score_heads(model, folder, batch_size=20)
     monkeypatch.setattr("clearhead.heads.scores._ENTRIES", 1)
@@ -83,7 +83,7 @@ def test_scores_do_not_depend_on_the_batches(folder: ImageFolder, monkeypatch: p
             assert getattr(a, key) == pytest.approx(getattr(b, key), rel=1e-4)
 
 
-def test_attributes(folder: ImageFolder) -> None:
+def test_attributes(folder: ImageIndex) -> None:
     assert implied_classes(folder, "colour") == {"blue": 1, "grey": 2, "red": 0}
     with pytest.raises(DataError, match=r"no attribute place.*constant"):
         implied_classes(folder, "place")
@@ -91,16 +91,16 @@ def test_attributes(folder: ImageFolder) -> None:
         implied_classes(folder, "constant")
 
 
-def test_a_cnn_and_a_layer_that_is_not_there(folder: ImageFolder) -> None:
+def test_a_cnn_and_a_layer_that_is_not_there(folder: ImageIndex) -> None:
     cnn = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     model = from_module(cnn, preprocess=Preprocessing(SIDE, SIDE, HALF, HALF), classes=tuple("abcde"))
-    with pytest.raises(NoAttentionSeen):
+    with pytest.raises(NoAttentionError):
         score_heads(model, folder)
     with pytest.raises(ValueError, match="layers: 7 does not exist"):
         score_heads(cases.classifier("timm-vit"), folder, layers=[7])
 
 
-def test_a_model_in_train_mode_is_scored_as_it_answers_and_left_as_it_was(folder: ImageFolder) -> None:
+def test_a_model_in_train_mode_is_scored_as_it_answers_and_left_as_it_was(folder: ImageIndex) -> None:
     model = cases.classifier("timm-vit")
     plain = score_heads(model, folder)
     for module in model.module.modules():

@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from clearhead.data.batches import Images, loader
-from clearhead.data.pixels import DataError
-from clearhead.data.samples import ImageFolder
-from clearhead.heads.branch import Heads, attention_layers
+from clearhead.data.dataset import ImageIndex
+from clearhead.data.image_io import DataError
+from clearhead.data.loading import ImageDataset, loader
 from clearhead.heads.fold import fold_heads
+from clearhead.heads.head_masking import HeadMask, attention_layers
+from clearhead.heads.prune import prune_heads
 from clearhead.heads.selection import select_heads
-from clearhead.heads.shrink import shrink_heads
 from clearhead.models import Classifier
 from clearhead.tap import tap
 from tests import cases
 
 
-def right(model: Classifier, data: ImageFolder, scales: dict[str | int, torch.Tensor]) -> np.ndarray:
-    batch = next(iter(loader(Images(data, model.preprocess), len(data.samples), 0)))
+def right(model: Classifier, data: ImageIndex, scales: dict[str | int, torch.Tensor]) -> np.ndarray:
+    batch = next(iter(loader(ImageDataset(data, model.preprocess), len(data.samples), 0)))
     with torch.no_grad(), tap(model.module, heads=scales):
         return (model(batch["image"]).argmax(-1) == batch["label"]).numpy()
 
@@ -31,7 +31,7 @@ def kept_scale(keep: tuple[int, ...]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["timm-vit", "hf-vit", "torchvision-vit", "timm-dinov2-reg4"])
-def test_exhaustive_finds_the_best_of_all_subsets(name: str, folder: ImageFolder) -> None:
+def test_exhaustive_finds_the_best_of_all_subsets(name: str, folder: ImageIndex) -> None:
     model = cases.classifier(name)
     last = attention_layers(model, torch.randn(1, 3, 32, 32))[-1].name
     subsets = [s for s in itertools.product((0, 1), repeat=4) if any(s)]
@@ -48,7 +48,7 @@ def test_exhaustive_finds_the_best_of_all_subsets(name: str, folder: ImageFolder
     assert 0 <= selection.optimism < 0.5
 
 
-def test_worst_group_is_the_objective_where_there_are_groups(folder: ImageFolder) -> None:
+def test_worst_group_is_the_objective_where_there_are_groups(folder: ImageIndex) -> None:
     model = cases.classifier("timm-vit")
     samples = [replace(s, groups={"side": "left" if i % 2 else "right"}) for i, s in enumerate(folder.samples)]
     data = replace(folder, samples=tuple(samples))
@@ -68,7 +68,7 @@ def test_worst_group_is_the_objective_where_there_are_groups(folder: ImageFolder
         )
 
 
-def test_greedy_removes_the_best_head_at_each_step(folder: ImageFolder) -> None:
+def test_greedy_removes_the_best_head_at_each_step(folder: ImageIndex) -> None:
     model = cases.classifier("hf-vit")
     names = [layer.name for layer in attention_layers(model, torch.randn(1, 3, 32, 32))]
     current = dict.fromkeys(names, (1, 1, 1, 1))
@@ -89,7 +89,7 @@ def test_greedy_removes_the_best_head_at_each_step(folder: ImageFolder) -> None:
     assert selection.kept == {name: [bool(k) for k in keep] for name, keep in current.items()}
 
 
-def test_importance_removes_the_least_important_first(folder: ImageFolder) -> None:
+def test_importance_removes_the_least_important_first(folder: ImageIndex) -> None:
     model = cases.classifier("timm-vit")
     chosen, selection = select_heads(model, folder, search="importance", objective="accuracy")
     assert selection.tried == 7  # all heads, and six of the eight removed, one a layer stays
@@ -97,8 +97,8 @@ def test_importance_removes_the_least_important_first(folder: ImageFolder) -> No
     assert right(chosen, folder, {}).mean() == pytest.approx(selection.after)
 
 
-def test_foreground_is_the_objective_with_masks_alone(folder: ImageFolder) -> None:
-    from clearhead.evaluate.predict import foreground_shares
+def test_foreground_is_the_objective_with_masks_alone(folder: ImageIndex) -> None:
+    from clearhead.prediction.predict import foreground_shares
 
     model = cases.classifier("timm-vit")
     data = replace(folder, samples=tuple(replace(s, groups={}) for s in folder.samples))
@@ -110,10 +110,10 @@ def test_foreground_is_the_objective_with_masks_alone(folder: ImageFolder) -> No
     assert selection.after > selection.before
 
 
-def test_mean_ablation_puts_the_mean_in_the_place_of_a_head(folder: ImageFolder) -> None:
+def test_mean_ablation_puts_the_mean_in_the_place_of_a_head(folder: ImageIndex) -> None:
     model = cases.classifier("timm-vit")
     chosen, selection = select_heads(model, folder, objective="accuracy", ablation="mean")
-    batch = next(iter(loader(Images(folder, model.preprocess), 20, 0)))
+    batch = next(iter(loader(ImageDataset(folder, model.preprocess), 20, 0)))
     with torch.no_grad(), tap(model.module) as record:
         model(batch["image"])
     fill = record[-1].output.mean((0, 2))
@@ -123,7 +123,7 @@ def test_mean_ablation_puts_the_mean_in_the_place_of_a_head(folder: ImageFolder)
     torch.testing.assert_close(chosen(batch["image"]).detach(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_shrinking_takes_the_removed_heads_out(folder: ImageFolder, tmp_path) -> None:
+def test_shrinking_takes_the_removed_heads_out(folder: ImageIndex, tmp_path) -> None:
     import transformers
 
     model = replace(cases.classifier("hf-vit"), library="hf")
@@ -131,25 +131,25 @@ def test_shrinking_takes_the_removed_heads_out(folder: ImageFolder, tmp_path) ->
     assert selection.tried == 4  # 0 to 3 heads fewer in each layer
     assert len({sum(keep) for keep in selection.kept.values()}) == 1
     kept = {name: [True, False, True, False] for name in selection.kept}
-    heads = {name: Heads(kept_scale((1, 0, 1, 0))[None]) for name in kept}
+    heads = {name: HeadMask(kept_scale((1, 0, 1, 0))[None]) for name in kept}
     images = torch.randn(2, 3, 32, 32)
     folded = fold_heads(model, heads, images)
-    small = shrink_heads(folded, kept)
+    small = prune_heads(folded, kept)
     torch.testing.assert_close(small(images), folded(images), rtol=1e-5, atol=1e-5)
     assert sum(p.numel() for p in small.module.parameters()) < sum(p.numel() for p in folded.module.parameters())
     small.module.save_pretrained(tmp_path)
     plain = transformers.AutoModelForImageClassification.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(plain(images).logits, folded(images), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="every layer must keep as many heads, got 1, 2"):
-        shrink_heads(folded, kept | {next(iter(kept)): [True, False, False, False]})
-    some = shrink_heads(folded, {name: [True] * 4 for name in list(kept)[:1]})  # the other layers keep theirs
+        prune_heads(folded, kept | {next(iter(kept)): [True, False, False, False]})
+    some = prune_heads(folded, {name: [True] * 4 for name in list(kept)[:1]})  # the other layers keep theirs
     torch.testing.assert_close(some(images), folded(images), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match=r"blocks\.9: no attention of the model; there is "):
-        shrink_heads(folded, kept | {"blocks.9": [True] * 4})
+        prune_heads(folded, kept | {"blocks.9": [True] * 4})
     folded.module.requires_grad_(False)
-    assert not any(parameter.requires_grad for parameter in shrink_heads(folded, kept).module.parameters())
+    assert not any(parameter.requires_grad for parameter in prune_heads(folded, kept).module.parameters())
     with pytest.raises(ValueError, match="cannot say that heads are gone"):
-        shrink_heads(cases.classifier("timm-vit"), {})
+        prune_heads(cases.classifier("timm-vit"), {})
     with pytest.raises(ValueError, match="only the search importance"):
         select_heads(model, folder, objective="accuracy", uniform=True)
 
@@ -168,7 +168,7 @@ def test_optimism_is_what_other_images_show() -> None:
     assert np.mean(found) == pytest.approx(np.mean(true), rel=0.2)
 
 
-def test_what_is_refused(folder: ImageFolder) -> None:
+def test_what_is_refused(folder: ImageIndex) -> None:
     model = cases.classifier("timm-vit")
     with pytest.raises(ValueError, match="one layer at a time, got 2"):
         select_heads(model, folder, layers="all")

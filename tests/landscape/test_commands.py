@@ -8,7 +8,7 @@ import torch
 
 from clearhead.models import ModelError, load_model, save_model
 from clearhead.workflows import landscape, run_hessian
-from tests.test_cli import clearhead, told
+from tests.cli.test_cli import clearhead, told
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from clearhead.analyses.hessian import spectra
 from clearhead.data.augment import mixed
-from clearhead.data.batches import Images, loader
-from clearhead.landscape import LandscapeError, spectra
+from clearhead.data.loading import ImageDataset, loader
+from clearhead.landscape import LandscapeError
 from clearhead.models import Preprocessing, from_module
 from clearhead.report.landscape import spectrum_sections
 from clearhead.results import SpectrumResults
@@ -49,7 +50,7 @@ def test_windows_change_the_batches_and_the_seed_decides_them(model, folder):
 
 def test_mixing_images_mixes_their_labels(model, folder):
     found = spectra(model, folder, k=2, batch_size=4, mixup=1.0, label_smoothing=0.1, seed=3, tolerance=1e-4)
-    drawn = loader(Images(folder, model.preprocess), 4, 0, shuffle=True, seed=3)
+    drawn = loader(ImageDataset(folder, model.preprocess), 4, 0, shuffle=True, seed=3)
     for number, (batch, one) in enumerate(zip(drawn, found.batches, strict=False)):
         image, target = mixed(batch["image"], batch["label"], 2, mixup=1.0, seed=(3, number))
         assert (target.amax(1) < 1).any()

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from clearhead.landscape import LandscapeError, check, hessian, on_points, random_directions, surface
+from clearhead.analyses.surface import eigenvector_directions, on_points, random_directions, surface
+from clearhead.landscape import LandscapeError, check, hessian
 from clearhead.landscape.sharpness import sharpness
-from clearhead.landscape.surface import eigenvector_directions
 from clearhead.models import Preprocessing, from_module
 from clearhead.models.classifier import copied
 from tests import cases
@@ -116,14 +116,14 @@ def test_the_model_is_never_written_to(folder, how):
     before = {key: value.clone() for key, value in module.state_dict().items()}
     versions = [p._version for p in module.parameters()]
 
-    def track(points, count):
+    def progress(points, count):
         for i, point in enumerate(points):
             if how != "whole" and i == 1:
                 raise KeyboardInterrupt if how == "stopped" else RuntimeError
             yield point
 
     try:
-        surface(named(module), folder, dims=1, points=3, track=track)
+        surface(named(module), folder, dims=1, points=3, progress=progress)
     except (KeyboardInterrupt, RuntimeError):
         assert how != "whole"
     assert module.training

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clearhead.layers import LayersError, cka, forward, units_of
-from clearhead.layers.cka import centred
+from clearhead.analyses.cka import centred, cka
+from clearhead.layers import LayersError, forward, units_of
 from tests.layers.conftest import images_of, small
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from clearhead.workflows import run_lesion
-from tests.test_cli import clearhead, told
+from tests.cli.test_cli import clearhead, told
 
 
 def test_fourier_and_cka_leave_whole_runs(place):

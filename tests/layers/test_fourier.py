@@ -9,7 +9,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from clearhead.layers import LayersError, feature_maps, frequencies, log_amplitudes, variances
+from clearhead.analyses.fourier import feature_maps, frequencies, log_amplitudes, variances
+from clearhead.layers import LayersError
 from tests.layers.conftest import build, images_of, small
 from tests.layers.test_units import Handmade
 

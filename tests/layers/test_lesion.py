@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clearhead.data.pixels import DataError
-from clearhead.layers import blocks_of, lesions, units_of, whole, without
+from clearhead.analyses.lesion import lesions, whole, without
+from clearhead.data.image_io import DataError
+from clearhead.layers import blocks_of, units_of
 from tests.cases import MODELS, classifier
 from tests.layers.conftest import build, images_of, small
 from tests.layers.test_units import Handmade

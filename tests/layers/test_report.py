@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from clearhead.evaluate.statistics import Estimate
-from clearhead.layers import FeatureMap, FeatureMaps, Similarity
+from clearhead.analyses.cka import Similarity
+from clearhead.analyses.fourier import FeatureMap, FeatureMaps
+from clearhead.metrics.statistics import Estimate
 from clearhead.report.layers import cka_sections, fourier_sections
 from clearhead.results import CkaResults, FourierResults
 

@@ -5,7 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clearhead.layers import LayersError, Layout, blocks_of, cka, feature_maps, forward, lesions, positions, units_of
+from clearhead.analyses.cka import cka
+from clearhead.analyses.fourier import feature_maps
+from clearhead.analyses.lesion import lesions
+from clearhead.layers import LayersError, Layout, blocks_of, forward, positions, units_of
 from tests.cases import MODELS, classifier
 from tests.layers.conftest import build, small
 

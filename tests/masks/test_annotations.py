@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clearhead.data.dataset import ImageIndex
 from clearhead.data.folder import read_folder
-from clearhead.data.pixels import DataError, load_mask
-from clearhead.data.samples import ImageFolder
+from clearhead.data.image_io import DataError, load_mask
 from clearhead.masks import FORMATS, Limits, write_masks
 
 BOX = np.zeros((6, 8), dtype=bool)
@@ -23,14 +23,14 @@ ALL = Limits(0, 1)
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> ImageFolder:
+def data(tmp_path: Path) -> ImageIndex:
     for name in ("cat/1.png", "dog/2.png"):
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 6), "white").save(tmp_path / "data" / name)
     return read_folder(tmp_path / "data")
 
 
-def found(kind: str, path: Path, data: ImageFolder) -> dict[str, Any]:
+def found(kind: str, path: Path, data: ImageIndex) -> dict[str, Any]:
     return {sample.file: mask for sample, mask in FORMATS[kind](path, data)}
 
 
@@ -55,13 +55,13 @@ SHAPES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_coco_segmentations(shape: str, tmp_path: Path, data: ImageFolder) -> None:
+def test_coco_segmentations(shape: str, tmp_path: Path, data: ImageIndex) -> None:
     masks = found("coco", coco(tmp_path, {"image_id": 0, "segmentation": SHAPES[shape]}), data)
     np.testing.assert_array_equal(masks["cat/1.png"], BOX if shape == "polygon" else BOX | POINT)
     assert not masks["dog/2.png"].any()
 
 
-def test_coco_boxes_are_clipped_to_the_image_and_hold_every_pixel_they_touch(tmp_path: Path, data: ImageFolder) -> None:
+def test_coco_boxes_are_clipped_to_the_image_and_hold_every_pixel_they_touch(tmp_path: Path, data: ImageIndex) -> None:
     path = coco(tmp_path, {"image_id": 0, "bbox": [2.4, 1.0, 2.2, 3.0]}, {"image_id": 0, "bbox": [7, 5, 50, 60]})
     np.testing.assert_array_equal(found("coco-boxes", path, data)["cat/1.png"], BOX | POINT)
     outside = coco(tmp_path, {"image_id": 0, "bbox": [-9, -9, 3, 3]}, {"image_id": 0, "bbox": [90, 90, 3, 3]})
@@ -71,7 +71,7 @@ def test_coco_boxes_are_clipped_to_the_image_and_hold_every_pixel_they_touch(tmp
     assert not found("coco", outside, data)["cat/1.png"].any()
 
 
-def test_objects_of_the_images_own_class_count_where_the_annotations_know_it(tmp_path: Path, data: ImageFolder) -> None:
+def test_objects_of_the_images_own_class_count_where_the_annotations_know_it(tmp_path: Path, data: ImageIndex) -> None:
     box, point = {"bbox": [2, 1, 3, 3]}, {"bbox": [7, 5, 1, 1], "category_id": 1}
     path = coco(tmp_path, *({"image_id": i, **one} for i in (0, 1) for one in (box, point)))
     masks = found("coco-boxes", path, data)
@@ -79,7 +79,7 @@ def test_objects_of_the_images_own_class_count_where_the_annotations_know_it(tmp
     np.testing.assert_array_equal(masks["dog/2.png"], BOX | POINT)  # dog is none
 
 
-def test_coco_images_are_found_by_name_or_by_class_and_name(tmp_path: Path, data: ImageFolder) -> None:
+def test_coco_images_are_found_by_name_or_by_class_and_name(tmp_path: Path, data: ImageIndex) -> None:
     Image.new("RGB", (8, 6)).save(tmp_path / "data/dog/1.png")
     data = read_folder(tmp_path / "data")
     annotation = {"image_id": 0, "bbox": [2, 1, 3, 3]}
@@ -109,7 +109,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_coco_annotations_are_named(case: str, tmp_path: Path, data: ImageFolder) -> None:
+def test_broken_coco_annotations_are_named(case: str, tmp_path: Path, data: ImageIndex) -> None:
     annotation, message = BROKEN[case]
     kind = "coco-boxes" if "bbox" in case else "coco"
     reason, words = found(kind, coco(tmp_path, {"image_id": 0, **annotation}), data)["cat/1.png"]
@@ -118,19 +118,19 @@ def test_broken_coco_annotations_are_named(case: str, tmp_path: Path, data: Imag
         raise AssertionError(words)
 
 
-def test_annotations_of_another_size_are_refused(tmp_path: Path, data: ImageFolder) -> None:
+def test_annotations_of_another_size_are_refused(tmp_path: Path, data: ImageIndex) -> None:
     reason, words = found("coco-boxes", coco(tmp_path, width=6, height=8), data)["cat/1.png"]
     assert (reason, words) == ("annotation-broken", "made for an image of 6 x 8, but this one has 8 x 6 pixels")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"images": []}', '{"images": [{}], "annotations": []}'])
-def test_a_file_that_is_not_coco_is_refused(content: str, tmp_path: Path, data: ImageFolder) -> None:
+def test_a_file_that_is_not_coco_is_refused(content: str, tmp_path: Path, data: ImageIndex) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(DataError, match=r"x\.json: no COCO instances file: .* it is a JSON object with images"):
         found("coco-boxes", tmp_path / "x.json", data)
 
 
-def test_a_path_that_is_not_there_is_refused(tmp_path: Path, data: ImageFolder) -> None:
+def test_a_path_that_is_not_there_is_refused(tmp_path: Path, data: ImageIndex) -> None:
     for kind in FORMATS:
         with pytest.raises(DataError, match=r"none.*(cannot be read|no such folder)"):
             found(kind, tmp_path / "none", data)
@@ -142,7 +142,7 @@ XML = """<annotation><size><width>{width}</width><height>6</height></size>
 </annotation>"""
 
 
-def test_voc_boxes(tmp_path: Path, data: ImageFolder) -> None:
+def test_voc_boxes(tmp_path: Path, data: ImageIndex) -> None:
     (tmp_path / "dog").mkdir()
     (tmp_path / "1.xml").write_text(XML.format(width=8, ymax=4))
     (tmp_path / "dog/2.xml").write_text(XML.format(width=8, ymax=4))
@@ -159,7 +159,7 @@ def test_voc_boxes(tmp_path: Path, data: ImageFolder) -> None:
         ("<annotation><object></annotation>", "1.xml: mismatched tag"),
     ],
 )
-def test_broken_voc_boxes_are_named(content: str, message: str, tmp_path: Path, data: ImageFolder) -> None:
+def test_broken_voc_boxes_are_named(content: str, message: str, tmp_path: Path, data: ImageIndex) -> None:
     (tmp_path / "1.xml").write_text(content)
     masks = found("voc-boxes", tmp_path, data)
     assert masks["cat/1.png"][0] == "annotation-broken"
@@ -176,7 +176,7 @@ def save(path: Path, pixels: np.ndarray, mode: str | None = None) -> None:
     image.save(path)
 
 
-def test_voc_pngs(tmp_path: Path, data: ImageFolder) -> None:
+def test_voc_pngs(tmp_path: Path, data: ImageIndex) -> None:
     indices = 8 * BOX + 18 * POINT  # 8 is a cat, 18 a sofa
     indices[0] = 255
     for name in ("cat/1.png", "dog/2.png"):
@@ -188,7 +188,7 @@ def test_voc_pngs(tmp_path: Path, data: ImageFolder) -> None:
         np.testing.assert_array_equal(objects[file], BOX | POINT)
 
 
-def test_imagenet_s_pngs(tmp_path: Path, data: ImageFolder) -> None:
+def test_imagenet_s_pngs(tmp_path: Path, data: ImageIndex) -> None:
     number = 300 * BOX + 7 * POINT
     number[0] = 1000
     save(tmp_path / "1.png", np.stack([number % 256, number // 256, 0 * number], -1))
@@ -204,7 +204,7 @@ def test_imagenet_s_pngs(tmp_path: Path, data: ImageFolder) -> None:
         ("voc-objects", None, "1.png: cannot identify image file"),
     ],
 )
-def test_broken_pngs_are_named(kind: str, pixels: np.ndarray, message: str, tmp_path: Path, data: ImageFolder) -> None:
+def test_broken_pngs_are_named(kind: str, pixels: np.ndarray, message: str, tmp_path: Path, data: ImageIndex) -> None:
     if pixels is None:
         (tmp_path / "1.png").write_bytes(b"no image")
     else:
@@ -218,7 +218,7 @@ def test_broken_pngs_are_named(kind: str, pixels: np.ndarray, message: str, tmp_
     ("kind", "make"), [("coco-boxes", lambda folder: coco(folder, {"image_id": 0, "bbox": [2, 1, 3, 3]}))]
 )
 def test_masks_are_written_from_annotations(
-    kind: str, make: Callable[[Path], Path], tmp_path: Path, data: ImageFolder
+    kind: str, make: Callable[[Path], Path], tmp_path: Path, data: ImageIndex
 ) -> None:
     done = write_masks(tmp_path / "data", annotations=partial(FORMATS[kind], make(tmp_path)), limits=ALL)
     assert (done.images, done.masks, done.dropped) == (2, 1, {"no-object": 1})
@@ -235,4 +235,4 @@ def test_annotations_fit_the_upright_image(tmp_path: Path) -> None:
     path = coco(tmp_path, {"image_id": 0, "bbox": [2, 1, 3, 3]}, names=("1.jpg",))
     write_masks(tmp_path / "data", annotations=partial(FORMATS["coco-boxes"], path), limits=ALL)
     assert load_mask(tmp_path / "data/masks/cat/1.png").size == (8, 6)
-    assert not [p for p in read_folder(tmp_path / "data").problems if p.kind == "mask-size"]
+    assert not [p for p in read_folder(tmp_path / "data").issues if p.kind == "mask-size"]

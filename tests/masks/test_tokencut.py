@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clearhead.masks import tokencut
 from clearhead.masks.tokencut import WEAK, affinity, cut, second_eigenvector, similarity
-from clearhead.models import Grid
+from clearhead.models import TokenGrid
 from clearhead.tap import tap
 from tests.cases import MODELS, SIZE, classifier
 
@@ -24,7 +24,9 @@ def cosines(features: Tensor) -> Tensor:
     return directions @ directions.mT
 
 
-def planted(grid: Grid, boxes: list[tuple[slice, slice]], noise: float = 0.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+def planted(
+    grid: TokenGrid, boxes: list[tuple[slice, slice]], noise: float = 0.0, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """Cosines of patches (1 x hw x hw) that point one way in the boxes and another outside; and where the boxes are."""
     inside = torch.zeros(grid.height, grid.width, dtype=torch.bool)
     for box in boxes:
@@ -76,7 +78,7 @@ def test_the_vector_is_found_where_eigenvalues_are_equal() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_a_planted_object_is_cut_out(data: st.DataObject) -> None:
-    grid = Grid(data.draw(st.integers(5, 14)), data.draw(st.integers(5, 14)), 1, "cls")
+    grid = TokenGrid(data.draw(st.integers(5, 14)), data.draw(st.integers(5, 14)), 1, "cls")
     top, left = data.draw(st.integers(1, grid.height - 3)), data.draw(st.integers(1, grid.width - 3))
     box = (
         slice(top, data.draw(st.integers(top + 1, grid.height - 2))),
@@ -92,7 +94,7 @@ def test_a_planted_object_is_cut_out(data: st.DataObject) -> None:
         assert found.agreement == 1
 
 
-def published(features: np.ndarray, grid: Grid) -> np.ndarray:
+def published(features: np.ndarray, grid: TokenGrid) -> np.ndarray:
     """TokenCut as its public code has it (tau 0.2, eps 1e-5), for the keys of one image, hw x D."""
     features = features / np.linalg.norm(features, axis=1, keepdims=True)
     weights = np.where(features @ features.T > 0.2, 1, 1e-5)
@@ -108,7 +110,7 @@ def published(features: np.ndarray, grid: Grid) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_papers_choices_give_the_papers_cut(seed: int) -> None:
-    grid = Grid(14, 12, 1, "cls")
+    grid = TokenGrid(14, 12, 1, "cls")
     torch.manual_seed(seed)
     coarse = torch.randn(1, 24, 4, 4)
     features = F.interpolate(coarse, size=(14, 12), mode="bicubic")[0].flatten(1).T + 0.3 * torch.randn(168, 24)
@@ -117,7 +119,7 @@ def test_the_papers_choices_give_the_papers_cut(seed: int) -> None:
 
 
 def test_the_side_is_a_choice_for_a_large_object() -> None:
-    grid = Grid(10, 10, 1, "cls")
+    grid = TokenGrid(10, 10, 1, "cls")
     alike, inside = planted(grid, [(slice(1, 9), slice(1, 9))])
     np.testing.assert_array_equal(cut(alike, grid, side="inside")[0].mask, inside)
     (other,) = cut(alike, grid, side="strongest")
@@ -126,7 +128,7 @@ def test_the_side_is_a_choice_for_a_large_object() -> None:
 
 
 def test_one_connected_component_is_kept() -> None:
-    grid = Grid(12, 12, 1, "cls")
+    grid = TokenGrid(12, 12, 1, "cls")
     boxes = [(slice(2, 5), slice(2, 5)), (slice(7, 10), slice(7, 10))]
     alike, _ = planted(grid, boxes)
     (found,) = cut(alike, grid)
@@ -136,7 +138,7 @@ def test_one_connected_component_is_kept() -> None:
 
 
 def test_an_object_is_cut_out_of_1369_patches() -> None:
-    grid = Grid(37, 37, 1, "cls")
+    grid = TokenGrid(37, 37, 1, "cls")
     alike, inside = planted(grid, [(slice(5, 20), slice(8, 25))], noise=0.03)
     np.testing.assert_array_equal(cut(alike, grid)[0].mask, inside)
 
@@ -147,12 +149,12 @@ def test_an_object_is_cut_out_of_1369_patches() -> None:
     ids=["all alike", "zero", "none alike", "nan"],
 )
 def test_features_with_nothing_to_cut_give_an_empty_mask(features: Tensor) -> None:
-    alike, inside = planted(Grid(4, 4, 1, "cls"), [(slice(1, 3), slice(1, 3))])
-    nothing, something = cut(torch.stack([cosines(features), alike[0]]), Grid(4, 4, 1, "cls"))
+    alike, inside = planted(TokenGrid(4, 4, 1, "cls"), [(slice(1, 3), slice(1, 3))])
+    nothing, something = cut(torch.stack([cosines(features), alike[0]]), TokenGrid(4, 4, 1, "cls"))
     assert not nothing.mask.any()
     assert not nothing.values.any()
     assert (nothing.border, nothing.agreement) == (0, 0)
-    assert not cut(cosines(features)[None], Grid(4, 4, 1, "cls"))[0].mask.any()
+    assert not cut(cosines(features)[None], TokenGrid(4, 4, 1, "cls"))[0].mask.any()
     np.testing.assert_array_equal(something.mask, inside)
 
 

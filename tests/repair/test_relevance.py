@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from clearhead.explain import scale
-from clearhead.heads import Diversity
+from clearhead.attribution import scale
+from clearhead.heads import DiversityLoss
 from clearhead.landscape import LandscapeError, hessian
-from clearhead.repair.relevance import Relevance, relevance_maps
+from clearhead.repair.relevance import RelevanceLoss, relevance_maps
 from tests import reference
+from tests.attribution.test_explain import GLOBAL, classifier, gae_module, read_row
 from tests.cases import images
-from tests.explain.test_explain import GLOBAL, classifier, gae_module, read_row
 
 LABEL = torch.tensor([3, 1])
 
@@ -40,7 +40,7 @@ def test_the_gradient_is_that_of_the_written_out_formula(name, order, monkeypatc
     gradients = {n: p.grad.clone() for n, p in model.module.named_parameters() if p.grad is not None}
 
     model.module.zero_grad()
-    loss = Relevance(second_order=order == "second")(model, data)["loss"]
+    loss = RelevanceLoss(second_order=order == "second")(model, data)["loss"]
     loss.backward()
     torch.testing.assert_close(loss, expected)
     for n, p in model.module.named_parameters():
@@ -53,7 +53,7 @@ def test_checkpointed_layers_are_repaired_alike():
     for checkpointing in (False, True):
         model = classifier("timm-vit", torch.float64)
         model.module.set_grad_checkpointing(checkpointing)
-        Relevance()(model, batch())["loss"].backward()
+        RelevanceLoss()(model, batch())["loss"].backward()
         found.append([parameter.grad for parameter in model.module.parameters()])
     for plain, checkpointed in zip(*found, strict=True):
         torch.testing.assert_close(checkpointed, plain)
@@ -71,8 +71,8 @@ class Mixed(nn.Module):
             return self.model(x).float()
 
 
-LOSSES = {source: Relevance(source=source) for source in ("gae", "rollout", "attention")}
-LOSSES |= {"diversity": Diversity(layers="all")}
+LOSSES = {source: RelevanceLoss(source=source) for source in ("gae", "rollout", "attention")}
+LOSSES |= {"diversity": DiversityLoss(layers="all")}
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -87,18 +87,18 @@ def test_a_model_in_mixed_precision_that_adds_a_float_mask(loss):
 def test_images_without_a_mask_count_in_the_classification_term_alone():
     model, data = classifier("timm-vit", torch.float64), batch()
     data["has_mask"] = torch.tensor([True, False])
-    parts = Relevance()(model, data)
-    alone = Relevance()(model, {name: value[:1] for name, value in data.items()})
+    parts = RelevanceLoss()(model, data)
+    alone = RelevanceLoss()(model, {name: value[:1] for name, value in data.items()})
     torch.testing.assert_close(parts["background"], alone["background"])
     torch.testing.assert_close(parts["foreground"], alone["foreground"])
     data["has_mask"] = torch.tensor([False, False])
-    parts = Relevance()(model, data)
+    parts = RelevanceLoss()(model, data)
     torch.testing.assert_close(parts["loss"], 0.2 * parts["classification"])
 
 
 def test_the_target_truth_aims_at_the_labels():
     model, data = classifier("timm-vit", torch.float64), batch()
-    parts = Relevance(target="truth", temperature=2.0)(model, data)
+    parts = RelevanceLoss(target="truth", temperature=2.0)(model, data)
     expected = torch.nn.functional.cross_entropy(model(data["image"]) / 2, LABEL)
     torch.testing.assert_close(parts["classification"], expected)
 
@@ -110,7 +110,7 @@ def test_steps_move_the_relevance_into_the_mask():
     for _ in range(20):
         maps, _ = relevance_maps(model, data["image"], LABEL)
         shares.append(((maps * data["mask"][:, 0]).sum() / maps.sum()).item())
-        loss = Relevance()(model, data)["loss"]
+        loss = RelevanceLoss()(model, data)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -121,21 +121,21 @@ def test_a_hessian_of_the_loss_is_refused_and_not_wrong():
     model = classifier(GLOBAL[0], torch.float64)
     with (
         pytest.raises(LandscapeError, match="a GAE map has no second derivatives"),
-        hessian(model.module, lambda: Relevance()(model, batch())["loss"]),
+        hessian(model.module, lambda: RelevanceLoss()(model, batch())["loss"]),
     ):
         pass
 
 
 def test_a_model_without_a_grid_is_refused():
     with pytest.raises(ValueError, match="timm-swin"):
-        Relevance()(classifier("timm-swin"), batch(torch.float32))
+        RelevanceLoss()(classifier("timm-swin"), batch(torch.float32))
 
 
 def test_exchange_shows_half_of_a_training_batch_on_the_next_background():
     model, data = classifier("timm-vit"), batch(torch.float32)
     seen = []
     model.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    loss = Relevance(target="truth", exchange=0.5)
+    loss = RelevanceLoss(target="truth", background_swap=0.5)
     loss(model, data)
     assert torch.equal(seen[-1], data["image"])  # a model in eval mode is shown the images as they are
     model.module.train()
@@ -146,7 +146,7 @@ def test_exchange_shows_half_of_a_training_batch_on_the_next_background():
     assert not torch.equal(changed[0], data["image"][0])
 
 
-@pytest.mark.parametrize("wrong", [{"exchange": 0.5}, {"exchange": 1.5, "target": "truth"}])
+@pytest.mark.parametrize("wrong", [{"background_swap": 0.5}, {"background_swap": 1.5, "target": "truth"}])
 def test_an_exchange_that_makes_no_sense_is_refused(wrong):
-    with pytest.raises(ValueError, match="exchange"):
-        Relevance(**wrong)
+    with pytest.raises(ValueError, match="background_swap"):
+        RelevanceLoss(**wrong)

@@ -21,11 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clearhead.evaluate.statistics import Estimate, interval, number
+from clearhead.metrics.statistics import Estimate, interval, number
 from clearhead.report import plots
-from clearhead.report.kinds import KINDS
+from clearhead.report.overlay import data_uri, outline, overlay
 from clearhead.report.page import Figure, Gallery, Page, Picture, Row, Table, Verdict, render, write
-from clearhead.report.pictures import data_uri, outline, overlay
+from clearhead.report.renderers import KINDS
 from clearhead.results import Results
 
 CHROMIUM = next(
@@ -188,7 +188,7 @@ def full_page(pictures: int = 12) -> Page:
                 ],
             ),
         ],
-        facts={
+        provenance={
             "Model": "timm:vit_small_patch16_224.augreg_in21k_ft_in1k",
             "Data": "clearhead demo, 1,600 test images, sha256 3f786850e387550fdab836ed7e6dc881de23001b",
             "Seed": "0",
@@ -375,7 +375,7 @@ def test_hostile_text_is_shown_as_it_is_wherever_it_stands() -> None:
             Figure(words, words, plots.intervals([(words, [(words, estimate)])], words, unit="")),
             Figure(words, words, plots.curves({words: [1.0, 2.0]}, words, words)),
         ],
-        facts={words: words, "Command": words},
+        provenance={words: words, "Command": words},
     )
     text = render(page)
     parsed = Parsed(text)
@@ -410,7 +410,9 @@ def test_hostile_text_is_shown_as_it_is_wherever_it_stands() -> None:
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40))
 def test_any_text_comes_back_from_the_page(text: str) -> None:
-    parsed = Parsed(render(Page("title", text, sections=[Table(text, [text], [Row(text, [text])])], facts={"x": text})))
+    parsed = Parsed(
+        render(Page("title", text, sections=[Table(text, [text], [Row(text, [text])])], provenance={"x": text}))
+    )
     shown = " ".join(text.split())
     assert parsed.texts("td")[-1] == shown
     assert parsed.texts("caption")[0] == shown

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from clearhead.evaluate.statistics import Estimate
-from clearhead.repair import GradMask, Relevance
+from clearhead.metrics.statistics import Estimate
+from clearhead.repair import GradMaskLoss, RelevanceLoss
 from clearhead.reproduce.relevance import plan_of, table
 from clearhead.study.repairs import StudyRow
 
@@ -14,9 +14,9 @@ def test_the_plan_has_the_settings_of_the_preset_and_one_change_an_ablation() ->
     plan = plan_of("DeiT-S", Path("images"), {"A": Path("a")}, ablations=True)
     assert (plan.model, plan.lr, plan.epochs) == ("timm:deit_small_patch16_224.fb_in1k", 1e-6, 50)
     assert (plan.samples, plan.classes, plan.validation, plan.seeds) == ([3], [500], 414, [0, 1, 2])
-    assert plan.loss("relevance") == Relevance(temperature=0.55)
-    assert plan.loss("relevance, without foreground") == Relevance(temperature=0.55, foreground=0)
-    assert plan.loss("GradMask") == GradMask()
+    assert plan.loss("relevance") == RelevanceLoss(temperature=0.55)
+    assert plan.loss("relevance, without foreground") == RelevanceLoss(temperature=0.55, foreground=0)
+    assert plan.loss("GradMask") == GradMaskLoss()
     assert len(plan.methods) == 10
 
 

@@ -10,9 +10,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from clearhead.data.pixels import DataError
+from clearhead.data.image_io import DataError
 from clearhead.data.shards import read_images
-from clearhead.evaluate.statistics import Estimate
+from clearhead.metrics.statistics import Estimate
 from clearhead.models import load_model
 from clearhead.reproduce.vits_work import SIZES, reproduce
 from clearhead.reproduce.vits_work.claims import Claim, Found, claims, compared
@@ -122,7 +122,7 @@ def test_the_papers_own_figures_bear_its_claims_out(size):
     vit = {"attention": down, "mlp": up}
     maps = {"vit-gap": Of(high_change=vit, variance_change=vit)}
     maps["resnet"] = Of(high_change={"conv": up}, variance_change={"conv": up})
-    apart = {(b, a): near((error[b] - error[a]) / 100, "pp") for _, a, b, _ in compared(chosen)}
+    newcombe_difference = {(b, a): near((error[b] - error[a]) / 100, "pp") for _, a, b, _ in compared(chosen)}
     found = Found(
         chosen,
         {name: dict.fromkeys((chosen.early, chosen.last(name)), Of(batches=of)) for name, of in batches.items()},
@@ -130,7 +130,10 @@ def test_the_papers_own_figures_bear_its_claims_out(size):
         Of(changes=[Of(model="vit-cls", set=name, change=change) for name, change in lost.items()]),
         Of(summaries={name: {"mean corruption accuracy": near(kept / 100)} for name, kept in corrupted.items()}),
         {(name, "train"): Of(audit=Of(calibration=Of(loss=near(loss, "nats")))) for name, loss in fit.items()},
-        {pair: Of(comparison=Of(differences={"average accuracy": change})) for pair, change in apart.items()},
+        {
+            pair: Of(comparison=Of(differences={"average accuracy": change}))
+            for pair, change in newcombe_difference.items()
+        },
     )
     told = claims(found)
     assert len(told) == 23

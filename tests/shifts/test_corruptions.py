@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, stats
 
-from clearhead.data.samples import ImageFolder
+from clearhead.data.dataset import ImageIndex
 from clearhead.shifts.corruptions import (
     ALEXNET_ERRORS,
     COMMON,
@@ -325,7 +325,7 @@ def test_the_types_stand_in_published_order():
 
 
 def test_sets_are_one_a_type_and_severity_and_their_shift_is_the_corruption(tmp_path):
-    folder, scoring = ImageFolder(tmp_path, ("a", "b"), (), ()), {"2 classes": plain(2)}
+    folder, scoring = ImageIndex(tmp_path, ("a", "b"), (), ()), {"2 classes": plain(2)}
     assert len(corruption_sets(folder, scoring)) == 75
     sets = corruption_sets(folder, scoring, ["zoom_blur", "shot_noise"], (1, 4), "cifar")
     assert [(one.name, one.family, one.level) for one in sets] == [

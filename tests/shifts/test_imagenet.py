@@ -13,10 +13,10 @@ import pytest
 import timm.data
 from PIL import Image
 
-from clearhead.data.pixels import DataError
-from clearhead.data.samples import ImageFolder, Problem
+from clearhead.data.dataset import DataIssue, ImageIndex
+from clearhead.data.image_io import DataError
 from clearhead.shifts.imagenet import IMAGENET, read_imagenet, read_shards, subset
-from clearhead.shifts.sets import Scoring, ShiftedSet, plain
+from clearhead.shifts.sets import ClassMapping, ShiftedDataset, plain
 
 INFO = timm.data.ImageNetInfo("imagenet-1k")
 SYNSETS = INFO.label_names()
@@ -32,17 +32,17 @@ def put(root: Path, *files: str) -> Path:
     return root
 
 
-def one(name: str, folder: Path) -> ShiftedSet:
+def one(name: str, folder: Path) -> ShiftedDataset:
     (found,) = IMAGENET[name](folder)
     return found
 
 
-def labels(folder: ImageFolder) -> dict[str, int]:
+def labels(folder: ImageIndex) -> dict[str, int]:
     return {sample.file: sample.label for sample in folder.samples}
 
 
-def problem(folder: ImageFolder, kind: str) -> Problem:
-    (found,) = [problem for problem in folder.problems if problem.kind == kind]
+def issue(folder: ImageIndex, kind: str) -> DataIssue:
+    (found,) = [issue for issue in folder.issues if issue.kind == kind]
     return found
 
 
@@ -59,7 +59,7 @@ def test_imagenet_labels_are_the_outputs(tmp_path: Path) -> None:
     assert labels(found.folder) == {"n01440764/a.JPEG": 0, "n15075141/b.PNG": 999, "n02007558/c.jpeg": 130}
     assert found.folder.classes == tuple(SYNSETS)
     assert (found.name, found.scorings, found.border) == ("imagenet", {"1000 classes": plain(1000)}, 0)
-    assert problem(found.folder, "missing-class") == Problem(
+    assert issue(found.folder, "missing-class") == DataIssue(
         ".",
         "missing-class",
         "997 of 1000 classes have no images: n01443537, n01484850, n01491361, n01494475, n01496331 and 992 more",
@@ -78,7 +78,7 @@ def test_an_unknown_wordnet_id_is_skipped_and_said(tmp_path: Path) -> None:
     found = one("imagenet", tmp_path).folder
     assert labels(found) == {"n01440764/a.png": 0}
     detail = "not among the set's 1000 classes; 2 images"
-    assert problem(found, "unknown-class") == Problem("n00000001", "unknown-class", detail, "skipped")
+    assert issue(found, "unknown-class") == DataIssue("n00000001", "unknown-class", detail, "skipped")
 
 
 def test_the_flat_validation_layout_is_refused_with_the_way_out(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_two_hundred_classes_are_scored_among_themselves_and_among_all(tmp_path:
     assert len(own.outputs) == 200 == len(set(own.outputs))
     assert own.outputs == everything.outputs == tuple((SYNSETS.index(synset),) for synset in found.folder.classes)
     assert labels(found.folder) == {f"{inside}/a.jpg": 0}
-    assert problem(found.folder, "unknown-class").file == "n15075141"  # toilet tissue is in neither
+    assert issue(found.folder, "unknown-class").file == "n15075141"  # toilet tissue is in neither
     # the index lists of the same release, an independent form
     indices = Path(timm.data.__file__).parent / "_info" / f"{name.replace('-', '_')}_indices.txt"
     assert [i for (i,) in own.outputs] == sorted(map(int, indices.read_text().split()))
@@ -120,7 +120,7 @@ def test_v2_folders_are_class_indices_not_strings_to_sort(tmp_path: Path) -> Non
     assert found.name == "imagenet-v2 (matched-frequency)"
     assert labels(found.folder) == {"0/a.jpeg": 0, "10/c.jpeg": 10, "2/b.jpeg": 2, "999/d.jpeg": 999}
     assert found.folder.classes == tuple(SYNSETS)
-    assert "996 of 1000" in problem(found.folder, "missing-class").detail
+    assert "996 of 1000" in issue(found.folder, "missing-class").detail
 
 
 def test_v2_variants_in_one_folder(tmp_path: Path) -> None:
@@ -149,8 +149,8 @@ def test_objectnet_keeps_the_overlap_and_counts_the_rest_once(tmp_path: Path) ->
     assert {found.folder.classes[label] for label in labels(found.folder).values()} == {"alarm_clock", "t-shirt"}
     assert by_class["alarm_clock"] == (409, 530)
     detail = "3 images of 2 classes ImageNet does not have: air_freshener, squeegee"
-    assert problem(found.folder, "no-overlap") == Problem(".", "no-overlap", detail, "skipped")
-    assert not [p for p in found.folder.problems if p.kind == "unknown-class"]
+    assert issue(found.folder, "no-overlap") == DataIssue(".", "no-overlap", detail, "skipped")
+    assert not [p for p in found.folder.issues if p.kind == "unknown-class"]
     assert labels(one("objectnet", tmp_path / "images").folder) == labels(found.folder)
 
 
@@ -186,14 +186,14 @@ def test_si_score_reads_the_parameters_of_each_factor(tmp_path: Path) -> None:
     location, rotation, size = IMAGENET["si-score"](tmp_path)
     assert [location.name, rotation.name, size.name] == [f"si-score ({f})" for f in ("location", "rotation", "size")]
 
-    def groups(found: ShiftedSet) -> dict[str, dict[str, str]]:
+    def groups(found: ShiftedDataset) -> dict[str, dict[str, str]]:
         return {sample.file: dict(sample.groups) for sample in found.folder.samples}
 
     assert groups(rotation) == {"ambulance/17.jpg": {"rotation": "1"}, "saxophone/2.jpg": {"rotation": "41"}}
     assert groups(size) == {"ambulance/17.jpg": {"area": "0.5"}, "saxophone/2.jpg": {"area": "0.2"}}
     assert groups(location)["saxophone/2.jpg"] == {"x_coord": "0.15", "y_coord": "0.5"}
     assert list(rotation.scorings) == ["1000 classes", "61 classes"]  # published accuracies are 1000-way
-    assert [p.kind for p in rotation.folder.problems] == ["missing-class"]
+    assert [p.kind for p in rotation.folder.issues] == ["missing-class"]
 
 
 def test_si_score_mapping(tmp_path: Path) -> None:
@@ -210,11 +210,11 @@ def test_si_score_mapping(tmp_path: Path) -> None:
 def test_si_score_without_a_row_or_a_table(tmp_path: Path) -> None:
     top = put(tmp_path / "object_rotation", "pig/0.jpg", "pig/1.jpg")
     found = one("si-score", top).folder
-    assert problem(found, "no-metadata").detail == "2 images, there is no metadata.csv: pig/0.jpg, pig/1.jpg"
+    assert issue(found, "no-metadata").detail == "2 images, there is no metadata.csv: pig/0.jpg, pig/1.jpg"
     (top / "metadata.csv").write_text(HEADER + "0,0.5,0.5,0.2,41,3,0,7\n")
     found = one("si-score", top).folder
     assert [dict(sample.groups) for sample in found.samples] == [{"rotation": "41"}, {}]
-    assert problem(found, "no-metadata").detail == "1 images, no row in metadata.csv: pig/1.jpg"
+    assert issue(found, "no-metadata").detail == "1 images, no row in metadata.csv: pig/1.jpg"
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "image_id,rotation\n0,steep\n", "image_id,rotation\n0\n", "\xff"])
@@ -240,7 +240,7 @@ def test_cue_conflict_shape_is_the_label_and_texture_a_group(tmp_path: Path) -> 
     assert by_file["airplane/airplane1-bicycle2.png"].groups == {"texture": "bicycle"}
     assert found.folder.classes[by_file["airplane/airplane1-bicycle2.png"].label] == "airplane"
     assert by_file["cat/cat3-cat1.png"].groups == {"texture": "cat"}
-    wrong = [p.file for p in found.folder.problems if p.kind == "no-texture"]
+    wrong = [p.file for p in found.folder.issues if p.kind == "no-texture"]
     assert wrong == ["cat/cat1-unicorn2.png", "cat/other.png"]
     assert all(by_file[file].groups == {} for file in wrong)
     (scoring,) = found.scorings.values()
@@ -280,7 +280,7 @@ def test_backgrounds_are_scored_among_all_thousand(tmp_path: Path) -> None:
         assert list(found.folder.classes) == IN9
         assert sorted(labels(found.folder).values()) == list(range(9))
         assert (list(found.scorings), found.scorings["9 classes"].among) == (["9 classes"], "all")
-        assert problem(found.folder, "derived-mapping").action == "counted"
+        assert issue(found.folder, "derived-mapping").action == "counted"
 
 
 def test_imagenet9_mapping_has_the_published_sizes(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_the_official_table_of_imagenet9_is_taken_where_it_lies(tmp_path: Path) 
     (tmp_path / "in_to_in9.json").write_text(json.dumps(table))
     found = one("imagenet-9", tmp_path / "bg_challenge")
     assert found.scorings["9 classes"].outputs[3] == tuple(range(4, 1000, 10))
-    assert "derived-mapping" not in [p.kind for p in found.folder.problems]
+    assert "derived-mapping" not in [p.kind for p in found.folder.issues]
     (tmp_path / "in_to_in9.json").write_text(json.dumps(dict(list(table.items())[1:])))
     with pytest.raises(DataError, match=r"must give each of 0\.\.999 one of -1\.\.8; it has 999"):
         one("imagenet-9", tmp_path / "bg_challenge")
@@ -340,7 +340,7 @@ def test_every_set_is_found_by_its_published_folder(root: Path) -> None:
     assert missing == []
     for found in sets:
         for scoring in found.scorings.values():
-            assert isinstance(scoring, Scoring)
+            assert isinstance(scoring, ClassMapping)
             assert len(scoring.outputs) == len(found.folder.classes)
             assert {index for indices in scoring.outputs for index in indices} <= set(range(1000))
 
@@ -391,7 +391,7 @@ def test_real_photographs_in_the_layout_of_the_validation_set() -> None:
         f"{path.parent.name}/{path.name}" for path in root.glob("n*/*.jpg")
     )
     assert all(SYNSETS[sample.label] == sample.file.split("/")[0] for sample in found.samples)
-    assert {p.kind for p in found.problems} <= {"missing-class"}
+    assert {p.kind for p in found.issues} <= {"missing-class"}
 
 
 # --- shards

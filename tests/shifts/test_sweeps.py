@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clearhead.data.samples import ImageFolder
+from clearhead.data.dataset import ImageIndex
 from clearhead.shifts.sets import generators, plain
 from clearhead.shifts.sweeps import (
     SWEEPS,
@@ -241,7 +241,7 @@ def test_location_fills_what_comes_in() -> None:
 
 
 def test_sweep_sets() -> None:
-    folder = ImageFolder(Path("somewhere"), ("cat", "dog"), (), ())
+    folder = ImageIndex(Path("somewhere"), ("cat", "dog"), (), ())
     scorings = {"top": plain(2)}
     sets = sweep_sets(folder, scorings, "frequency noise")
     assert [s.name for s in sets] == [f"frequency noise 0.{i}" for i in range(1, 10)]
@@ -255,4 +255,4 @@ def test_sweep_sets() -> None:
 
 def test_an_unknown_sweep() -> None:
     with pytest.raises(ValueError, match=r"no sweep 'spin'; there is frequency noise, .*rotation"):
-        sweep_sets(ImageFolder(Path("somewhere"), (), (), ()), {}, "spin")
+        sweep_sets(ImageIndex(Path("somewhere"), (), (), ()), {}, "spin")

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from clearhead.data.pixels import DataError
+from clearhead.data.image_io import DataError
 from clearhead.shifts.corruptions import digital, edges, weather
-from clearhead.shifts.corruptions.fields import normal, smooth, uniform
+from clearhead.shifts.corruptions.random_fields import normal, smooth, uniform
 from clearhead.shifts.sets import generators
 
 ALL = {

@@ -17,15 +17,15 @@ import pytest
 import torch
 from torch import nn
 
-from clearhead import train
-from clearhead.data.pixels import DataError
-from clearhead.data.samples import ImageFolder, Sample
-from clearhead.data.splits import part_of
+from clearhead.data.dataset import ImageIndex, Sample
+from clearhead.data.image_io import DataError
+from clearhead.data.splits import subsample_fraction
 from clearhead.landscape.sharpness import sharpness
 from clearhead.models import ModelError
 from clearhead.runs import RunError
 from clearhead.study.files import StudyError
 from clearhead.study.optimizers import Cell, read_plan, run, run_study
+from clearhead.training import loop as train
 
 SMALL = "{epochs: 3, batch_size: 4, eigenvalue_batches: 2, data: DATA, models: {ViT: MODEL}, target: 0.5, "
 
@@ -77,11 +77,11 @@ def test_plans_that_cannot_be(plan_of, rest, message):
 
 def test_parts_are_nested_and_have_every_class():
     samples = tuple(Sample(f"{i}.png", Path(f"{i}.png"), i % 2, None, {}) for i in range(40))
-    folder = ImageFolder(Path(), ("a", "b"), samples, ())
-    parts = [{s.file for s in part_of(folder, fraction, 3).samples} for fraction in (0.03, 0.1, 0.3, 1)]
+    folder = ImageIndex(Path(), ("a", "b"), samples, ())
+    parts = [{s.file for s in subsample_fraction(folder, fraction, 3).samples} for fraction in (0.03, 0.1, 0.3, 1)]
     assert [len(part) for part in parts] == [2, 4, 12, 40]
     assert all(small < large for small, large in itertools.pairwise(parts))
-    assert {s.file for s in part_of(folder, 0.3, 4).samples} != parts[2]
+    assert {s.file for s in subsample_fraction(folder, 0.3, 4).samples} != parts[2]
 
 
 def test_sharpness_is_the_rise_along_the_gradient_and_leaves_the_weights_alone():

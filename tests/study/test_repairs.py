@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clearhead.data.dataset import ImageIndex
 from clearhead.data.folder import read_folder
 from clearhead.data.interventions import INTERVENTIONS
-from clearhead.data.samples import ImageFolder
-from clearhead.demo import MODEL
-from clearhead.repair import RRR, Relevance
+from clearhead.demo.run import MODEL
+from clearhead.repair import RelevanceLoss, RRRLoss
 from clearhead.runs import write_results, write_table
 from clearhead.study.files import StudyError
 from clearhead.study.repairs import Plan, Variant, read_plan, run_study
@@ -38,7 +38,7 @@ def plan(tmp_path: Path) -> Plan:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> ImageFolder:
+def data(tmp_path: Path) -> ImageIndex:
     for label in range(6):
         folder = tmp_path / "images" / f"c{label}"
         masks = tmp_path / "images" / "masks" / f"c{label}"
@@ -54,17 +54,17 @@ def data(tmp_path: Path) -> ImageFolder:
 def test_the_plan_is_a_grid_with_losses_and_settings(plan: Plan, tmp_path: Path) -> None:
     assert len(plan.variants()) == 2 * 1 * 2 * 3
     assert len({variant.folder for variant in plan.variants()}) == 12
-    assert plan.loss("relevance") == Relevance(foreground=0)
-    assert plan.loss("RRR") == RRR(background=0.5)
+    assert plan.loss("relevance") == RelevanceLoss(foreground=0)
+    assert plan.loss("RRR") == RRRLoss(background=0.5)
     settings = plan.settings(Variant("RRR", 1, 3, 1))
     assert (settings.lr, settings.epochs, settings.batch_size, settings.seed) == (1e-3, 2, 8, 1)
     text = plan.model_copy(update={"methods": {"x": Method(method="rrr", background="1e-1", lr="1e-4")}})
-    assert text.loss("x") == RRR(background=0.1)  # what YAML reads as text
+    assert text.loss("x") == RRRLoss(background=0.1)  # what YAML reads as text
     assert text.settings(Variant("x", 1, 3, 1)).lr == 1e-4
     assert plan.data == tmp_path / "images"
 
 
-def test_classes_and_images_are_drawn_by_the_seed_and_validation_is_of_the_others(plan: Plan, data: ImageFolder):
+def test_classes_and_images_are_drawn_by_the_seed_and_validation_is_of_the_others(plan: Plan, data: ImageIndex):
     train, validation = draw(plan, data, Variant("", 2, 3, 0))
     again, _ = draw(plan, data, Variant("", 2, 3, 0))
     assert train.samples == again.samples
@@ -82,7 +82,7 @@ def test_classes_and_images_are_drawn_by_the_seed_and_validation_is_of_the_other
 @pytest.mark.parametrize(
     ("classes", "said"), [(7, "7 asked for, .* has 6 with masks"), (6, "leave none to choose the epoch by")]
 )
-def test_too_many_classes(plan: Plan, data: ImageFolder, classes: int, said: str) -> None:
+def test_too_many_classes(plan: Plan, data: ImageIndex, classes: int, said: str) -> None:
     with pytest.raises(StudyError, match=said):
         draw(plan, data, Variant("", 1, classes, 0))
 
@@ -132,7 +132,7 @@ def test_the_table_is_paired_by_image_and_over_seeds(plan: Plan, tmp_path: Path)
     assert found["RRR", 2, "relevance in the foreground"].change.count == 2
 
 
-def test_images_that_are_trained_on_are_no_test(plan: Plan, data: ImageFolder, tmp_path: Path) -> None:
+def test_images_that_are_trained_on_are_no_test(plan: Plan, data: ImageIndex, tmp_path: Path) -> None:
     plan = plan.model_copy(update={"model": str(MODEL), "tests": {"same": plan.data}})
     for old, new in zip(sorted(p for p in plan.data.glob("c*")), ("beetle", "bird", "butterfly", "fish"), strict=False):
         old.rename(plan.data / new)

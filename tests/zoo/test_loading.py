@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from clearhead.explain import METHODS, explain
-from clearhead.models import Grid, ModelError, load_model, save_model
+from clearhead.attribution import METHODS, explain
+from clearhead.models import ModelError, TokenGrid, load_model, save_model
 from clearhead.models.features import last_layer
 from clearhead.zoo import MODELS
 
 import timm  # isort: skip  (after clearhead, which lets torchvision import)
 
 GRIDS = {
-    "vit_mini_patch4_32,depth=2": Grid(8, 8, 1, "cls"),
-    "vit_mini_patch4_window_32,depth=2,window=5": Grid(8, 8, 0, "mean"),
+    "vit_mini_patch4_32,depth=2": TokenGrid(8, 8, 1, "cls"),
+    "vit_mini_patch4_window_32,depth=2,window=5": TokenGrid(8, 8, 0, "mean"),
     "alternet_mini_32,attn_blocks=3": None,
     "swin_mini_patch2_window4_32": None,
 }
@@ -55,7 +55,7 @@ def test_arguments_in_the_name_are_the_constructors():
 def test_another_image_size():
     model = load_model("zoo:vit_mini_patch4_window_32", image_size=48)
     assert model.preprocess.size == (48, 48)
-    assert model.grid == Grid(12, 12, 0, "mean")
+    assert model.grid == TokenGrid(12, 12, 0, "mean")
     assert load_model("zoo:alternet_mini_32", image_size=64).preprocess.size == (64, 64)
     with pytest.raises(ModelError, match="cannot be cut into windows"):
         load_model("zoo:alternet_mini_32", image_size=48)
@@ -113,7 +113,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
     for name in names:
         save_model(load_model(f"zoo:{name}"), tmp_path / name)
     gap, resnet = (f"@{tmp_path / name / 'model.safetensors'}" for name in names)
-    assert load_model(f"zoo:vit_mini_patch4_window_32{gap}").grid == Grid(8, 8, 0, "mean")  # these fit
+    assert load_model(f"zoo:vit_mini_patch4_window_32{gap}").grid == TokenGrid(8, 8, 0, "mean")  # these fit
     with pytest.raises(ModelError, match=r"Missing key.*attn\.qkv"):
         load_model(f"zoo:alternet_mini_32{resnet}")
     with pytest.raises(ModelError, match=r"zoo:vit_mini_patch4_32@"):

@@ -76,11 +76,11 @@ def vit_counts(patch: int, dim: int, depth: int, hidden: int, cls: bool) -> tupl
     return weights, 2 * (patches * embed + depth * layer + 100 * dim)
 
 
-@pytest.mark.parametrize("readout", ["", "gap_", "window_"])
+@pytest.mark.parametrize("pooling", ["", "gap_", "window_"])
 @pytest.mark.parametrize(("size", "counts"), [("tiny_patch2", (2, 192, 12, 768)), ("mini_patch4", (4, 96, 6, 192))])
-def test_a_vit_is_as_large_as_its_closed_form(size, counts, readout):
-    model = on_paper(f"vit_{size}_{readout}32")
-    assert (parameters(model), operations(model, 1, 3, 32, 32)) == vit_counts(*counts, cls=not readout)
+def test_a_vit_is_as_large_as_its_closed_form(size, counts, pooling):
+    model = on_paper(f"vit_{size}_{pooling}32")
+    assert (parameters(model), operations(model, 1, 3, 32, 32)) == vit_counts(*counts, cls=not pooling)
 
 
 def test_pit_swin_and_mixer_are_as_large_as_counted_by_hand():

@@ -48,9 +48,9 @@ def demo(
 ) -> None:
     """Audit, repair and compare a small model that ships with clearhead, on generated pictures; no download."""
     from clearhead import console
-    from clearhead import demo as demonstration
+    from clearhead.demo.run import run as demonstration
 
-    comparison, page = demonstration.run_demo(out, device=device, track=console.progress)
+    comparison, page = demonstration.run_demo(out, device=device, progress=console.progress)
     console.tell_verdict(comparison)
     console.out.print(f"page: {page}", markup=False)
 
@@ -70,10 +70,6 @@ def main() -> None:
 
 def _told(error: Exception) -> bool:
     """Whether an error was made to be read by a user."""
-    from clearhead.data.pixels import DataError
-    from clearhead.models import ModelError
-    from clearhead.runs import RunError
-    from clearhead.tap import NoAttentionSeen
-    from clearhead.train import TrainingError
+    from clearhead.errors import ClearheadError
 
-    return isinstance(error, DataError | ModelError | RunError | NoAttentionSeen | TrainingError | OSError | ValueError)
+    return isinstance(error, ClearheadError | OSError)

@@ -14,7 +14,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Make data sets with a known s
 def data_demo(out: Annotated[Path, typer.Argument(help="A new folder.")], seed: Seed = 0) -> None:
     """Animals among things that give their class away: the data of the demo."""
     from clearhead import console
-    from clearhead.data.demo import make_demo
+    from clearhead.demo.data import make_demo
 
     make_demo(out, seed)
     console.out.print(f"data: {out}", markup=False)
@@ -53,7 +53,7 @@ def data_collage(
         train, val, test = (float(part) for part in fractions.split(","))
     except ValueError:
         raise typer.BadParameter(f"--fractions {fractions}: three numbers with commas, as in 0.6,0.15,0.25") from None
-    problems = make_collage(
+    issues = make_collage(
         out,
         images=images,
         masks=masks,
@@ -65,7 +65,7 @@ def data_collage(
         fractions=(train, val, test),
         seed=seed,
     )
-    console.tell_problems(problems)
+    console.tell_problems(issues)
     console.out.print(f"data: {out}", markup=False)
 
 
@@ -107,7 +107,7 @@ def data_masks(
         if kind not in FORMATS:
             raise typer.BadParameter(f"--from {annotations}: there is {', '.join(FORMATS)}")
         made = partial(FORMATS[kind], Path(path))
-    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "track": console.progress}
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": console.progress}
     options |= {"side": side}
     options |= {"tau": tau} if tau is not None else {}
     options |= {"layers": numbers_of(layers)} if layers is not None else {}

@@ -45,7 +45,7 @@ def explain(
     classifier = workflows.on_device(load_model(model), device)
     index = None if target is None else workflows.class_index(classifier, target)
     options: dict[str, Any] = {"method": method, "target": index, "batch_size": batch_size, "workers": workers}
-    for file, name, probability in workflows.run_explain(classifier, files, out, **options, track=console.progress):
+    for file, name, probability in workflows.run_explain(classifier, files, out, **options, progress=console.progress):
         console.out.print(f"{file}: {name} ({100 * probability:.1f}%)", markup=False)
     console.out.print(f"{len(files)} overlays and maps in {out}", markup=False)
 
@@ -71,7 +71,7 @@ def sis(
     options |= {"batch_size": batch_size, "workers": workers, "device": device}
     files = _files(images)
     folder = out or default_out("sis", Path(files[0].stem), model)
-    console.tell_sufficient(workflows.run_sis(model, files, folder, **options, track=console.progress), folder)
+    console.tell_sufficient(workflows.run_sis(model, files, folder, **options, progress=console.progress), folder)
 
 
 def _files(images: list[Path]) -> list[Path]:
@@ -108,7 +108,7 @@ def audit(
     options: dict[str, Any] = {"split": split, "groups": columns_of(groups), "method": method, "seed": seed}
     options |= {"batch_size": batch_size, "workers": workers, "device": device, "heads": heads}
     options["temperature"] = temperature
-    console.tell_audit(workflows.run_audit(model, data, folder, **options, track=console.progress), folder)
+    console.tell_audit(workflows.run_audit(model, data, folder, **options, progress=console.progress), folder)
 
 
 def slices(
@@ -132,7 +132,7 @@ def slices(
     folder = out or default_out("slices", data, model)
     options: dict[str, Any] = {"split": split, "space": space, "method": method, "seed": seed}
     options |= {"batch_size": batch_size, "workers": workers, "device": device}
-    console.tell_slices(workflows.run_slices(model, data, folder, **options, track=console.progress), folder)
+    console.tell_slices(workflows.run_slices(model, data, folder, **options, progress=console.progress), folder)
 
 
 def compare(
@@ -167,7 +167,7 @@ def compare(
     options: dict[str, Any] = {"split": split, "groups": columns_of(groups), "method": method, "seed": seed}
     options |= {"margin": margin, "batch_size": batch_size, "workers": workers, "device": device}
     console.tell_comparison(
-        workflows.run_compare(before, after, data, folder, **options, track=console.progress), folder
+        workflows.run_compare(before, after, data, folder, **options, progress=console.progress), folder
     )
 
 
@@ -191,7 +191,7 @@ def heads(
     folder = out or default_out("heads", data, model)
     options: dict[str, Any] = {"split": split, "layers": layers_of(layers), "attributes": columns_of(attributes)}
     options |= {"batch_size": batch_size, "workers": workers, "device": device}
-    console.tell_heads(workflows.run_heads(model, data, folder, **options, track=console.progress), folder)
+    console.tell_heads(workflows.run_heads(model, data, folder, **options, progress=console.progress), folder)
 
 
 def evaluate(
@@ -262,14 +262,14 @@ def evaluate(
         suites = columns_of(suite) or []
         folder = out or default_out("-".join(["evaluate", *suites]), data, *models)
         options |= {"sets": columns_of(sets), "baseline": baseline, "most_unreadable": most_unreadable}
-        found = workflows.run_suite(models, suites, data, folder, **options, device=device, track=console.progress)
+        found = workflows.run_suite(models, suites, data, folder, **options, device=device, progress=console.progress)
         console.tell_suite(found, folder)
         return
     chosen = {"faithfulness": faithfulness, "segmentation": segmentation, "knn": knn}
     folder = out or default_out("-".join(["evaluate", *(name for name, on in chosen.items() if on)]), data, *models)
     options |= {"faithful": faithfulness, "segmented": segmentation, "neighbours": knn, "fill": fill, "device": device}
     options |= {"methods": columns_of(methods), "target": target, "correct_only": correct_only, "k": numbers_of(k)}
-    console.tell_evaluation(workflows.run_evaluate(models, data, folder, **options, track=console.progress), folder)
+    console.tell_evaluation(workflows.run_evaluate(models, data, folder, **options, progress=console.progress), folder)
 
 
 def report(

@@ -53,7 +53,7 @@ def landscape_hessian(
     options |= {"augment": augment, "mixup": mixup, "cutmix": cutmix, "weight_decay": weight_decay}
     options |= {"label_smoothing": label_smoothing, "tolerance": tolerance, "whole": density}
     options |= {"workers": workers, "seed": seed, "device": device}
-    console.tell_spectra(workflows.run_hessian(models, data, folder, **options, track=console.progress), folder)
+    console.tell_spectra(workflows.run_hessian(models, data, folder, **options, progress=console.progress), folder)
 
 
 @landscape_app.command("surface")
@@ -85,7 +85,7 @@ def landscape_surface(
     options: dict[str, Any] = {"split": split, "dims": dims, "points": points, "span": span, "along": along}
     options |= {"weight_decay": weight_decay, "images": images, "batch_size": batch_size}
     options |= {"workers": workers, "seed": seed, "device": device}
-    console.tell_surfaces(workflows.run_surface(models, data, folder, **options, track=console.progress), folder)
+    console.tell_surfaces(workflows.run_surface(models, data, folder, **options, progress=console.progress), folder)
 
 
 @landscape_app.command("trajectory")
@@ -96,4 +96,4 @@ def landscape_trajectory(
     from clearhead import console, workflows
 
     folder = out or Path("runs") / f"trajectory-{run.resolve().name}"
-    console.tell_trajectory(workflows.run_trajectory(run, folder, track=console.progress), folder)
+    console.tell_trajectory(workflows.run_trajectory(run, folder, progress=console.progress), folder)

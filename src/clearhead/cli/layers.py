@@ -37,7 +37,7 @@ def layers_fourier(
     folder = out or default_out("fourier", data, *models)
     options: dict[str, Any] = {"split": split, "images": images, "batch_size": batch_size}
     options |= {"workers": workers, "seed": seed}
-    found = workflows.run_fourier(models, data, folder, **options, device=device, track=console.progress)
+    found = workflows.run_fourier(models, data, folder, **options, device=device, progress=console.progress)
     console.tell_fourier(found, folder)
 
 
@@ -59,7 +59,7 @@ def layers_lesion(
     folder = out or default_out("lesion", data, *models)
     options: dict[str, Any] = {"split": split, "images": images, "batch_size": batch_size}
     options |= {"workers": workers, "seed": seed}
-    found = workflows.run_lesion(models, data, folder, **options, device=device, track=console.progress)
+    found = workflows.run_lesion(models, data, folder, **options, device=device, progress=console.progress)
     console.tell_lesions(found, folder)
 
 
@@ -81,5 +81,5 @@ def layers_cka(
     folder = out or default_out("cka", data, *models)
     options: dict[str, Any] = {"split": split, "images": images, "batch_size": batch_size}
     options |= {"workers": workers, "seed": seed}
-    found = workflows.run_cka(models, data, folder, **options, device=device, track=console.progress)
+    found = workflows.run_cka(models, data, folder, **options, device=device, progress=console.progress)
     console.tell_cka(found, folder)

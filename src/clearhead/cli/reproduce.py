@@ -33,7 +33,7 @@ def reproduce_mnist_cifar(
 
     residuals = {"no": (False,), "yes": (True,), "both": (False, True)}[residual]
     options: dict[str, Any] = {"seeds": seeds, "epochs": epochs, "residuals": residuals, "jobs": jobs}
-    _tell(reproduce(out, mnist, cifar, **options, device=device, track=console.progress), out)
+    _tell(reproduce(out, mnist, cifar, **options, device=device, progress=console.progress), out)
 
 
 @reproduce_app.command("relevance")
@@ -66,7 +66,7 @@ def reproduce_relevance(
         raise typer.BadParameter(f"--test {', '.join(names)}: a name is given twice")
     tests = {name: Path(folder) for name, folder in (parted(value, "=", "test") for value in test)}
     plan = plan_of(model, images, tests, weights=weights, ablations=ablations, seeds=seeds, epochs=epochs)
-    _tell(reproduce(model, plan, out, jobs=jobs, device=device, track=console.progress), out)
+    _tell(reproduce(model, plan, out, jobs=jobs, device=device, progress=console.progress), out)
 
 
 @reproduce_app.command("vits-work")
@@ -91,7 +91,7 @@ def reproduce_vits_work(
     from clearhead.reproduce.vits_work import reproduce
 
     options: dict[str, Any] = {"size": size, "epochs": epochs, "train": train, "seed": seed, "device": device}
-    _tell(reproduce(out, cifar, **options, track=console.progress), out)
+    _tell(reproduce(out, cifar, **options, progress=console.progress), out)
 
 
 def _tell(table: str, out: Path) -> None:

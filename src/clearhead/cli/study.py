@@ -29,7 +29,7 @@ def study_repairs(
     from clearhead import console, workflows
 
     folder = out or Path("runs") / f"study-{plan.stem}"
-    console.tell_study(workflows.run_repairs(plan, folder, jobs=jobs, device=device, track=console.progress), folder)
+    console.tell_study(workflows.run_repairs(plan, folder, jobs=jobs, device=device, progress=console.progress), folder)
 
 
 @study_app.command("optimizers")
@@ -46,5 +46,5 @@ def study_optimizers(
     from clearhead import console, workflows
 
     folder = out or Path("runs") / f"study-{plan.stem}"
-    options: dict[str, Any] = {"jobs": jobs, "storage": storage, "device": device, "track": console.progress}
+    options: dict[str, Any] = {"jobs": jobs, "storage": storage, "device": device, "progress": console.progress}
     console.tell_optimizers(workflows.run_optimizers(plan, folder, **options), folder)

@@ -101,13 +101,13 @@ def train(
 ) -> None:
     """Fine-tune by cross-entropy, with a fresh last layer where the data has other classes than the model."""
     from clearhead import console, workflows
-    from clearhead.heads import Diversity
-    from clearhead.train import Settings
+    from clearhead.heads import DiversityLoss
+    from clearhead.training.loop import TrainConfig
 
     if linear and diversity:
         raise typer.BadParameter("--linear trains the last layer alone: --diversity has no heads to train")
     folder = out or default_out("train", data, model)
-    settings = Settings(
+    settings = TrainConfig(
         epochs=epochs,
         lr=lr,
         batch_size=batch_size,
@@ -129,9 +129,11 @@ def train(
         "linear": linear,
         "pretrained": pretrained,
         "keep": numbers_of(keep) if keep else (),
-        "loss": Diversity(diversity, layers_of(layers)) if diversity else None,
+        "loss": DiversityLoss(diversity, layers_of(layers)) if diversity else None,
     }
-    console.tell_training(workflows.run_train(model, data, folder, settings, **options, track=console.progress), folder)
+    console.tell_training(
+        workflows.run_train(model, data, folder, settings, **options, progress=console.progress), folder
+    )
 
 
 def repair(
@@ -178,7 +180,7 @@ def repair(
             help="Map of relevance: gae, rollout, attention, input-gradient, input-x-gradient.", rich_help_panel=_TERMS
         ),
     ] = None,
-    exchange: Annotated[
+    background_swap: Annotated[
         float | None,
         typer.Option(
             min=0, max=1, help="Share of images on another's background; with --target truth.", rich_help_panel=_TERMS
@@ -224,11 +226,11 @@ def repair(
     """Make the model rely on the right thing, by masks, by its heads or by groups, and check it for harm."""
     from clearhead import console, workflows
     from clearhead.repair import mask_loss, preset_named
-    from clearhead.train import Settings
+    from clearhead.training.loop import TrainConfig
 
     folder = out or default_out("repair" if method == "relevance" else f"repair-{method}", data, model)
     options: dict[str, Any] = {"validation_split": val_split, "test_split": test_split, "groups": columns_of(groups)}
-    options |= {"margin": margin, "device": device, "track": console.progress}
+    options |= {"margin": margin, "device": device, "progress": console.progress}
     if preset and method != "relevance":
         raise typer.BadParameter(f"--preset {preset}: the paper's settings are for --method relevance, not {method}")
     known = preset_named(preset)
@@ -237,7 +239,7 @@ def repair(
         "temperature": temperature or known.temperature,
         "target": target,
         "source": source,
-        "exchange": exchange,
+        "exchange": background_swap,
         "second_order": second_order,
     }
     loss = mask_loss(method, terms)
@@ -246,7 +248,7 @@ def repair(
         options |= {"layers": None if layers is None else layers_of(layers), "shrink": shrink}
         console.tell_training(workflows.run_select(model, data, folder, **options), folder)
         return
-    settings = Settings(
+    settings = TrainConfig(
         epochs=epochs or known.epochs,
         lr=known.lr if lr is None else lr,
         batch_size=batch_size,

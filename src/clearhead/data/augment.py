@@ -14,7 +14,8 @@ from timm.data import Mixup
 from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 
-from clearhead.data.batches import Augment
+from clearhead.data.loading import Augment
+from clearhead.errors import ClearheadError
 
 Augmentation = Literal["crop", "weak", "strong", "none"]
 
@@ -22,10 +23,10 @@ Augmentation = Literal["crop", "weak", "strong", "none"]
 def augmentation(name: Augmentation, crop: float = 0.5) -> Augment | None:
     """The change of an image by name: ``crop_and_flip(crop)``, ``shift_and_flip()``, ``rand_augment()`` or none.
 
-    Raises ValueError for another name.
+    Raises ClearheadError for another name.
     """
     if name not in get_args(Augmentation):
-        raise ValueError(f"augment: {name!r} is unknown; there is {', '.join(get_args(Augmentation))}")
+        raise ClearheadError(f"augment: {name!r} is unknown; there is {', '.join(get_args(Augmentation))}")
     changes: dict[str, Callable[[], Augment]] = {"weak": shift_and_flip, "strong": rand_augment}
     changes["crop"] = lambda: crop_and_flip(crop)
     return changes[name]() if name in changes else None

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clearhead.data.files import whole_folder
+from clearhead.data.dataset import DataIssue, Sample, check_samples
 from clearhead.data.folder import image_files
-from clearhead.data.pixels import DataError, load_image, load_mask
-from clearhead.data.samples import Problem, Sample, check_samples
+from clearhead.data.image_io import DataError, load_image, load_mask
+from clearhead.data.writing import whole_folder
 
 SPLITS = ("train", "val", "test")
 FILL = (0.45, 0.75)  # longer side of the foreground's box, as a fraction of the picture's side
@@ -49,7 +49,7 @@ def make_collage(
     size: int = 96,
     fractions: tuple[float, float, float] = (0.6, 0.15, 0.25),
     seed: int = 0,
-) -> tuple[Problem, ...]:
+) -> tuple[DataIssue, ...]:
     """Write a set of `size` x `size` pictures to `out`; return what of the sources was left out.
 
     Foregrounds are `images`/<source>/<stem>.* with `masks`/<source>/<stem>.png; `classes` gives the sources of each
@@ -64,14 +64,14 @@ def make_collage(
     _require_settings(classes, backgrounds, pairing, correlation, size, fractions, seed)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise DataError(f"{out} exists and is not an empty folder; choose another or remove it")
-    problems: list[Problem] = []
+    issues: list[DataIssue] = []
     rng = np.random.default_rng(seed)
-    scenes = _scenes({kind: Path(folder) for kind, folder in backgrounds.items()}, fractions, rng, problems)
-    foregrounds = _foregrounds(Path(images), Path(masks), classes, fractions, rng, problems)
+    scenes = _scenes({kind: Path(folder) for kind, folder in backgrounds.items()}, fractions, rng, issues)
+    foregrounds = _foregrounds(Path(images), Path(masks), classes, fractions, rng, issues)
     plan = _plan(foregrounds, scenes, pairing, correlation, rng)
     with whole_folder(out) as partial:
-        _write(partial, plan, tuple(classes), size, seed, problems)
-    return tuple(sorted(problems, key=lambda p: (p.file, p.kind)))
+        _write(partial, plan, tuple(classes), size, seed, issues)
+    return tuple(sorted(issues, key=lambda p: (p.file, p.kind)))
 
 
 def _require_settings(
@@ -114,14 +114,14 @@ def _scenes(
     folders: Mapping[str, Path],
     fractions: tuple[float, float, float],
     rng: np.random.Generator,
-    problems: list[Problem],
+    issues: list[DataIssue],
 ) -> dict[tuple[str, str], list[Sample]]:
     """The scenes of each (split, kind), shuffled."""
     scenes: dict[tuple[str, str], list[Sample]] = {}
     seen: set[str] = set()
     for kind, folder in folders.items():
         found = [Sample(f"{kind}/{path.name}", path, 0, None, {}) for path in image_files(folder)]
-        parts = _divide(_usable(found, seen, problems), fractions, rng, f"usable scenes of {kind} in {folder}")
+        parts = _divide(_usable(found, seen, issues), fractions, rng, f"usable scenes of {kind} in {folder}")
         scenes |= {(split, kind): part for split, part in zip(SPLITS, parts, strict=True)}
     return scenes
 
@@ -132,7 +132,7 @@ def _foregrounds(
     classes: Mapping[str, Sequence[str]],
     fractions: tuple[float, float, float],
     rng: np.random.Generator,
-    problems: list[Problem],
+    issues: list[DataIssue],
 ) -> dict[tuple[str, str], list[Sample]]:
     """The foregrounds of each (split, class), shuffled; those without a usable mask go to `problems`."""
     foregrounds: dict[tuple[str, str], list[Sample]] = {(split, name): [] for name in classes for split in SPLITS}
@@ -146,12 +146,12 @@ def _foregrounds(
                 file, mask = f"{source}/{path.name}", masks / source / f"{path.stem}.png"
                 if stems.count(path.stem) > 1:
                     detail = f"several images would share the mask {mask.name}"
-                    problems.append(Problem(file, "duplicate-name", detail, "skipped"))
+                    issues.append(DataIssue(file, "duplicate-name", detail, "skipped"))
                 elif not mask.is_file():
-                    problems.append(Problem(file, "no-mask", f"{mask} does not exist", "skipped"))
+                    issues.append(DataIssue(file, "no-mask", f"{mask} does not exist", "skipped"))
                 else:
                     found.append(Sample(file, path, 0, mask, {}))
-            parts = _divide(_usable(found, seen, problems), fractions, rng, f"usable foregrounds in {images / source}")
+            parts = _divide(_usable(found, seen, issues), fractions, rng, f"usable foregrounds in {images / source}")
             for split, part in zip(SPLITS, parts, strict=True):
                 foregrounds[split, name] += part
     for samples in foregrounds.values():
@@ -159,16 +159,16 @@ def _foregrounds(
     return foregrounds
 
 
-def _usable(samples: list[Sample], seen: set[str], problems: list[Problem]) -> list[Sample]:
+def _usable(samples: list[Sample], seen: set[str], issues: list[DataIssue]) -> list[Sample]:
     """The samples that decode, mask included, and whose bytes were not `seen` before."""
     kept, found = check_samples(samples)
-    problems += [replace(problem, action="skipped") for problem in found]
-    broken = {problem.file for problem in found}
+    issues += [replace(issue, action="skipped") for issue in found]
+    broken = {issue.file for issue in found}
     fresh = []
     for sample in kept:
         digest = hashlib.sha256(sample.own_file.read_bytes()).hexdigest()
         if digest in seen:
-            problems.append(Problem(sample.file, "duplicate-image", "identical to an earlier file", "skipped"))
+            issues.append(DataIssue(sample.file, "duplicate-image", "identical to an earlier file", "skipped"))
         elif sample.file not in broken:
             fresh.append(sample)
             seen.add(digest)
@@ -219,7 +219,7 @@ def _again(scenes: list[Sample], rng: np.random.Generator) -> Iterator[Sample]:
 
 
 def _write(
-    folder: Path, plan: list[_Pasting], classes: tuple[str, ...], size: int, seed: int, problems: list[Problem]
+    folder: Path, plan: list[_Pasting], classes: tuple[str, ...], size: int, seed: int, issues: list[DataIssue]
 ) -> None:
     """Paste and save every picture of the plan with its mask, and metadata.csv."""
     for name in classes:
@@ -236,7 +236,7 @@ def _write(
                     mask = premultiplied[..., 3] >= 127.5
                 if not mask.any():
                     detail = f"nothing is left of the foreground at {size} pixels"
-                    problems.append(Problem(pasting.foreground.file, "mask-empty", detail, "skipped"))
+                    issues.append(DataIssue(pasting.foreground.file, "mask-empty", detail, "skipped"))
                     break
                 scene = np.asarray(_square(load_image(pasting.scene.path), size), dtype=np.float32)
                 picture = premultiplied[..., :3] + scene * (1 - premultiplied[..., 3:] / 255)

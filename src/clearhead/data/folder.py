@@ -6,7 +6,7 @@ The layout::
     root/masks/<class>/<stem>.png      optional; nonzero = foreground
     root/metadata.csv                  optional; `file` (relative to the class folders), `split`, any group columns
 
-What happens to data that is not as it should be. Everything left out is listed in ``ImageFolder.problems``; what
+What happens to data that is not as it should be. Everything left out is listed in ``ImageIndex.problems``; what
 makes the whole folder useless is a ``DataError``.
 
 ====================== =============================================================== ===================
@@ -44,9 +44,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from clearhead.data.dataset import DataIssue, ImageIndex, Sample, check_samples, listed, require_samples
+from clearhead.data.image_io import DataError
 from clearhead.data.metadata import with_metadata
-from clearhead.data.pixels import DataError
-from clearhead.data.samples import ImageFolder, Problem, Sample, check_samples, listed, require_samples
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -61,7 +61,7 @@ def read_folder(
     classes: Sequence[str] | None = None,
     check: bool = True,
     metadata: bool = True,
-) -> ImageFolder:
+) -> ImageIndex:
     """Read a folder of images laid out as at the head of this file.
 
     `classes` are the model's class names in the order of its outputs: a class folder is matched to them by name (case
@@ -74,34 +74,34 @@ def read_folder(
     top = _class_root(root)
     folders = [entry for entry in _entries(top) if entry.is_dir() and not (top == root and entry.name == "masks")]
     names = tuple(classes) if classes is not None else tuple(folder.name for folder in folders)
-    problems = [
-        Problem(entry.name, "no-class", "an image outside the class folders", "skipped") for entry in image_files(top)
+    issues = [
+        DataIssue(entry.name, "no-class", "an image outside the class folders", "skipped") for entry in image_files(top)
     ]
-    files = {folder.name: _named_in_text(image_files(folder), problems) for folder in folders}
+    files = {folder.name: _named_in_text(image_files(folder), issues) for folder in folders}
     for folder in folders:
-        problems += _stray(folder, len(files[folder.name]))
+        issues += _stray(folder, len(files[folder.name]))
     if not any(files.values()):
         raise DataError(_no_images(top, folders))
-    labels = _labels(files, names, problems)
+    labels = _labels(files, names, issues)
 
     samples = []
     for folder in folders:
         if folder.name in labels:
-            masks = _masks(root / "masks" / folder.name, files[folder.name], problems)
+            masks = _masks(root / "masks" / folder.name, files[folder.name], issues)
             samples += [
                 Sample(f"{folder.name}/{path.name}", path, labels[folder.name], masks.get(path.stem), {})
                 for path in files[folder.name]
             ]
     for entry in _entries(root / "masks") if (root / "masks").is_dir() else []:
         if entry.is_dir() and entry.name not in files:
-            problems.append(Problem(f"masks/{entry.name}", "mask-without-image", "no such class folder", "counted"))
+            issues.append(DataIssue(f"masks/{entry.name}", "mask-without-image", "no such class folder", "counted"))
     if metadata:
-        samples = with_metadata(root, top, samples, files, split, problems)
+        samples = with_metadata(root, top, samples, files, split, issues)
     if check:
         samples, found = check_samples(samples)
-        problems += found
-    require_samples(root, samples, problems)
-    return ImageFolder(root, names, tuple(samples), tuple(sorted(problems, key=lambda p: (p.file, p.kind))))
+        issues += found
+    require_samples(root, samples, issues)
+    return ImageIndex(root, names, tuple(samples), tuple(sorted(issues, key=lambda p: (p.file, p.kind))))
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -109,7 +109,7 @@ def image_files(folder: Path) -> list[Path]:
     return [entry for entry in _entries(folder) if entry.suffix.lower() in EXTENSIONS and entry.is_file()]
 
 
-def _named_in_text(files: list[Path], problems: list[Problem]) -> list[Path]:
+def _named_in_text(files: list[Path], issues: list[DataIssue]) -> list[Path]:
     """The files whose names are text, which tables and pages can hold; the others go to `problems`."""
     kept = []
     for file in files:
@@ -117,7 +117,7 @@ def _named_in_text(files: list[Path], problems: list[Problem]) -> list[Path]:
         if plain == f"{file.parent.name}/{file.name}":
             kept.append(file)
         else:
-            problems.append(Problem(plain, "name", "the file's name is no valid text", "skipped"))
+            issues.append(DataIssue(plain, "name", "the file's name is no valid text", "skipped"))
     return kept
 
 
@@ -141,17 +141,17 @@ def _class_root(root: Path) -> Path:
     return root
 
 
-def _stray(folder: Path, images: int) -> list[Problem]:
+def _stray(folder: Path, images: int) -> list[DataIssue]:
     """What is in a class folder besides images."""
     found = []
     for entry in _entries(folder):
         name = f"{folder.name}/{entry.name}"
         if entry.is_dir():
-            found.append(Problem(name, "nested-folder", "a folder inside a class folder is not read", "skipped"))
+            found.append(DataIssue(name, "nested-folder", "a folder inside a class folder is not read", "skipped"))
         elif entry.suffix.lower() not in EXTENSIONS:
-            found.append(Problem(name, "other-file", f"{entry.suffix or 'no extension'} is no image", "skipped"))
+            found.append(DataIssue(name, "other-file", f"{entry.suffix or 'no extension'} is no image", "skipped"))
     if not images:
-        found.append(Problem(folder.name, "empty-class", "no images in this class folder", "counted"))
+        found.append(DataIssue(folder.name, "empty-class", "no images in this class folder", "counted"))
     return found
 
 
@@ -172,7 +172,7 @@ def _no_images(top: Path, folders: list[Path]) -> str:
     )
 
 
-def _labels(files: Mapping[str, list[Path]], classes: tuple[str, ...], problems: list[Problem]) -> dict[str, int]:
+def _labels(files: Mapping[str, list[Path]], classes: tuple[str, ...], issues: list[DataIssue]) -> dict[str, int]:
     """The label of each class folder; those without one go to `problems`."""
     indices = defaultdict(list)
     for index, name in enumerate(classes):
@@ -190,10 +190,10 @@ def _labels(files: Mapping[str, list[Path]], classes: tuple[str, ...], problems:
             labels[folder] = found[0]
         elif found:
             detail = f"the model's classes {found} are all called {classes[found[0]]!r}; {len(images)} images"
-            problems.append(Problem(folder, "ambiguous-class", detail, "skipped"))
+            issues.append(DataIssue(folder, "ambiguous-class", detail, "skipped"))
         else:
             detail = f"not among the model's {len(classes)} classes; {len(images)} images"
-            problems.append(Problem(folder, "unknown-class", detail, "skipped"))
+            issues.append(DataIssue(folder, "unknown-class", detail, "skipped"))
     if not labels:
         raise DataError(
             f"no class folder is a class of the model: it has {listed(classes)}, the folder has {listed(files)}; "
@@ -211,7 +211,7 @@ def wordnet_ids() -> dict[str, int]:
     return {name: index for index, name in enumerate(sorted(ImageNetInfo("imagenet-1k").label_names()))}
 
 
-def _masks(folder: Path, images: list[Path], problems: list[Problem]) -> dict[str, Path]:
+def _masks(folder: Path, images: list[Path], issues: list[DataIssue]) -> dict[str, Path]:
     """The mask file of each image stem; what is wrong goes to `problems`."""
     names = defaultdict(list)
     for path in images:
@@ -219,18 +219,18 @@ def _masks(folder: Path, images: list[Path], problems: list[Problem]) -> dict[st
     masks = {}
     for path in _entries(folder) if folder.is_dir() else []:
         if path.stem not in names:
-            problem = Problem(f"masks/{folder.name}/{path.name}", "mask-without-image", "no such image", "counted")
-            problems.append(problem)
+            issue = DataIssue(f"masks/{folder.name}/{path.name}", "mask-without-image", "no such image", "counted")
+            issues.append(issue)
         elif path.suffix.lower() != ".png":
             file = f"{folder.name}/{names[path.stem][0]}"
-            problems.append(Problem(file, "mask-format", f"{path.name}: a mask is a PNG file", "mask ignored"))
+            issues.append(DataIssue(file, "mask-format", f"{path.name}: a mask is a PNG file", "mask ignored"))
         else:
             masks[path.stem] = path
     for stem, same in names.items():
         if len(same) > 1:
             action = "mask ignored" if masks.pop(stem, None) else "counted"
             detail = f"one name with {', '.join(same[1:])}"
-            problems.append(Problem(f"{folder.name}/{same[0]}", "duplicate-name", detail, action))
+            issues.append(DataIssue(f"{folder.name}/{same[0]}", "duplicate-name", detail, action))
     return masks
 
 

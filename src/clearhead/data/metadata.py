@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from clearhead.data.pixels import DataError
-from clearhead.data.samples import Problem, Sample, listed
+from clearhead.data.dataset import DataIssue, Sample, listed
+from clearhead.data.image_io import DataError
 
 
 def with_metadata(
@@ -16,7 +16,7 @@ def with_metadata(
     samples: list[Sample],
     files: Mapping[str, list[Path]],
     split: str | None,
-    problems: list[Problem],
+    issues: list[DataIssue],
 ) -> list[Sample]:
     """The samples of a split with their group columns, by root/metadata.csv; what is wrong goes to `problems`.
 
@@ -29,7 +29,7 @@ def with_metadata(
                 f"split {split!r} was asked for, but {table} does not exist; it names the split of each image"
             )
         return samples
-    columns, rows = _read(table, problems)
+    columns, rows = _read(table, issues)
     if split is not None:
         _require_split(table, columns, rows, split)
     groups = [column for column in columns if column not in ("file", "split")]
@@ -40,8 +40,8 @@ def with_metadata(
             f"paths are relative to {top}, as in {min(there)!r}"
         )
     wanted = {file for file, found in rows.items() if split is None or any(row["split"] == split for row in found)}
-    problems += [
-        Problem(file, "metadata-without-file", "a row of metadata.csv, but no such image", "counted")
+    issues += [
+        DataIssue(file, "metadata-without-file", "a row of metadata.csv, but no such image", "counted")
         for file in rows
         if file in wanted - there
     ]
@@ -52,19 +52,19 @@ def with_metadata(
             alike = all(row == found[0] for row in found)
             detail = f"{len(found)} rows of metadata.csv" + ("" if alike else " that contradict each other")
             action = "counted" if alike else "skipped"
-            problems.append(Problem(sample.file, "metadata-duplicate", detail, action))
+            issues.append(DataIssue(sample.file, "metadata-duplicate", detail, action))
             if not alike:
                 continue
         row = found[0] if found else {}
         if not row or (split is not None and not row["split"]):
             detail = "no split in metadata.csv" if row else "no row in metadata.csv"
-            problems.append(Problem(sample.file, "no-metadata", detail, "counted" if split is None else "skipped"))
+            issues.append(DataIssue(sample.file, "no-metadata", detail, "counted" if split is None else "skipped"))
         if split is None or row.get("split") == split:
             kept.append(replace(sample, groups={column: row.get(column, "") for column in groups}))
     return kept
 
 
-def _read(table: Path, problems: list[Problem]) -> tuple[list[str], dict[str, list[dict[str, str]]]]:
+def _read(table: Path, issues: list[DataIssue]) -> tuple[list[str], dict[str, list[dict[str, str]]]]:
     """The columns of metadata.csv and its rows by file."""
     rows: dict[str, list[dict[str, str]]] = defaultdict(list)
     try:
@@ -85,7 +85,7 @@ def _read(table: Path, problems: list[Problem]) -> tuple[list[str], dict[str, li
                         "no file" if len(cells) == len(columns) else f"{len(cells)} cells for {len(columns)} columns"
                     )
                     detail = f"line {lines.line_num}: {cause}"
-                    problems.append(Problem("metadata.csv", "metadata-row", detail, "row ignored"))
+                    issues.append(DataIssue("metadata.csv", "metadata-row", detail, "row ignored"))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table} cannot be read as UTF-8 comma-separated text: {error}") from error
     return columns, rows

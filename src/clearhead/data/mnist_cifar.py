@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from clearhead.data.pixels import DataError
+from clearhead.data.image_io import DataError
+from clearhead.errors import ClearheadError
 
 CLASSES = ("automobile", "truck")
 DIGITS = (0, 1)
@@ -250,7 +251,7 @@ def _idx(path: Path) -> np.ndarray:
         packed = path.with_name(f"{path.name}.gz")
         data = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
         if data[:3] != b"\0\0\x08":
-            raise ValueError("it does not begin as a file of bytes does")
+            raise ClearheadError("it does not begin as a file of bytes does")
         sides = np.frombuffer(data, ">i4", count=data[3], offset=4)
         return np.frombuffer(data, np.uint8, offset=4 + 4 * len(sides)).reshape(sides)
     except (OSError, EOFError, zlib.error, ValueError, IndexError) as error:

@@ -17,9 +17,9 @@ import pyarrow
 import pyarrow.parquet
 from fsspec.core import url_to_fs
 
-from clearhead.data.pixels import DataError, Stored
-from clearhead.data.samples import Problem, Sample, check_samples
-from clearhead.data.stored import ArrayRow, Held, ParquetCell, TarMember, array_of, opened
+from clearhead.data.dataset import DataIssue, Sample, check_samples
+from clearhead.data.image_io import DataError, ImageRef
+from clearhead.data.image_refs import ArrayRow, InMemoryImage, ParquetCell, TarMember, array_of, opened
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 _LABEL_COLUMNS = ("label", "fine_label", "labels", "cls")
@@ -41,7 +41,7 @@ class Entry:
     """An image of a shard and its label as it stands there."""
 
     file: str
-    path: Stored
+    path: ImageRef
     label: int | str | None
 
 
@@ -51,7 +51,7 @@ class Contents:
 
     entries: list[Entry] = field(default_factory=list)
     names: tuple[str, ...] | None = None
-    problems: list[Problem] = field(default_factory=list)
+    issues: list[DataIssue] = field(default_factory=list)
 
 
 @contextmanager
@@ -122,27 +122,27 @@ def _of_tar(shard: Shard, check: bool) -> Contents:
             if extension in _IMAGE_MEMBERS and not members[file].keys() & set(_IMAGE_MEMBERS):
                 members[file][extension] = TarMember(shard.url, member.offset_data, member.size)
                 if check:
-                    held = Held(member.name, _bytes(tar, member))
+                    held = InMemoryImage(member.name, _bytes(tar, member))
                     passing.append(Sample(file, held, 0, None, {}))
             elif extension in ("cls", "json"):
                 members[file][extension] = _bytes(tar, member)
             else:
                 members[file].setdefault(extension, None)
             if len(passing) == 64:
-                contents.problems += check_samples(passing)[1]
+                contents.issues += check_samples(passing)[1]
                 passing = []
-    contents.problems += check_samples(passing)[1] if passing else []
-    broken = {problem.file for problem in contents.problems}
+    contents.issues += check_samples(passing)[1] if passing else []
+    broken = {issue.file for issue in contents.issues}
     for file, parts in members.items():
         image = next((part for part in parts.values() if isinstance(part, TarMember)), None)
         if image is None:
             detail = f"no {', '.join(_IMAGE_MEMBERS)} among its {', '.join(parts)}"
-            contents.problems.append(Problem(file, "no-image", detail, "skipped"))
+            contents.issues.append(DataIssue(file, "no-image", detail, "skipped"))
         elif file not in broken:
             try:
                 contents.entries.append(Entry(file, image, _tar_label(parts)))
             except ValueError as error:
-                contents.problems.append(Problem(file, "unreadable-json", str(error), "skipped"))
+                contents.issues.append(DataIssue(file, "unreadable-json", str(error), "skipped"))
     return contents
 
 
@@ -152,7 +152,7 @@ def _bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _tar_label(parts: Mapping[str, Any]) -> int | str | None:
-    """A number or a name from {key}.cls, or from {key}.json. Raises ValueError for text or JSON that is none."""
+    """A number or a name from {key}.cls, or from {key}.json. Raises ClearheadError for text or JSON that is none."""
     if parts.get("cls") is not None:
         text = parts["cls"].decode().strip()
         return int(text) if re.fullmatch(r"-?\d+", text) else text or None

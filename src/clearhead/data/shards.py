@@ -1,7 +1,7 @@
 """Images that are not files in class folders: Parquet files, WebDataset shards, arrays; on disk or behind a URL.
 
 ``read_images`` reads any of them as ``read_folder`` reads class folders. Nothing is copied to the local disk: a sample
-knows where its picture lies (``clearhead.data.stored``) and reads that much when it is loaded.
+knows where its picture lies (``clearhead.data.image_refs``) and reads that much when it is loaded.
 
 ============= ======================================== ======================== =================================
 source        as                                       class names              read when the set is read
@@ -14,7 +14,7 @@ WebDataset    {key}.jpg (jpeg, png, webp) with         the labels where they    
 MedMNIST      an .npz of {split}_images, _labels       as above                 all
 ============= ======================================== ======================== =================================
 
-What is left out is listed in ``ImageFolder.problems``, besides the kinds at the head of folder.py:
+What is left out is listed in ``ImageIndex.problems``, besides the kinds at the head of folder.py:
 
 =============== ============================================================= =======
 no-label        no label, or -1, the Hub's sign for one that is kept secret   skipped
@@ -34,11 +34,11 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from clearhead.data.dataset import DataIssue, ImageIndex, Sample, check_samples, listed, require_samples
 from clearhead.data.folder import image_files, plain_name, read_folder, wordnet_ids
-from clearhead.data.pixels import DataError
-from clearhead.data.samples import ImageFolder, Problem, Sample, check_samples, listed, require_samples
+from clearhead.data.image_io import DataError
+from clearhead.data.image_refs import forget
 from clearhead.data.shard_files import Entry, Shard, contents_of, npz_splits, reading
-from clearhead.data.stored import forget
 
 HUB = "hf-dataset:"
 _SUFFIXES = (".parquet", ".tar", ".npz")
@@ -48,7 +48,7 @@ _SPLITS = {"training": "train", "validation": "val", "valid": "val", "dev": "val
 
 def read_images(
     source: str | Path, *, split: str | None = None, classes: Sequence[str] | None = None, check: bool = True
-) -> ImageFolder:
+) -> ImageIndex:
     """Read images from wherever they are.
 
     Args:
@@ -74,17 +74,17 @@ def read_images(
     with ThreadPoolExecutor(8) as pool:
         contents = list(pool.map(lambda shard: contents_of(shard, check), shards))
     entries = [entry for content in contents for entry in content.entries]
-    problems = [problem for content in contents for problem in content.problems]
-    if not entries and not problems:
+    issues = [issue for content in contents for issue in content.issues]
+    if not entries and not issues:
         raise DataError(f"{source}: its {len(shards)} files have no images")
     names = next((content.names for content in contents if content.names), None)
-    names, samples = _labelled(str(source), entries, names or _names_beside(shards), classes, problems)
+    names, samples = _labelled(str(source), entries, names or _names_beside(shards), classes, issues)
     if check and shards[0].kind != ".tar":  # a tar's were decoded in passing
         samples, found = check_samples(samples)
-        problems += found
-    require_samples(source, samples, problems)
-    problems.sort(key=lambda p: (p.file, p.kind))
-    return ImageFolder(Path(source), names, tuple(samples), tuple(problems))
+        issues += found
+    require_samples(source, samples, issues)
+    issues.sort(key=lambda p: (p.file, p.kind))
+    return ImageIndex(Path(source), names, tuple(samples), tuple(issues))
 
 
 def splits_in(source: str | Path) -> set[str]:
@@ -263,7 +263,7 @@ def _labelled(
     entries: Sequence[Entry],
     names: tuple[str, ...] | None,
     classes: Sequence[str] | None,
-    problems: list[Problem],
+    issues: list[DataIssue],
 ) -> tuple[tuple[str, ...], list[Sample]]:
     """The class names, the model's where it has been given, and the samples with their labels."""
     labels = [entry.label for entry in entries]
@@ -284,13 +284,13 @@ def _labelled(
         names = tuple(classes) if classes is not None else tuple(map(str, range(count)))
     matched = {place: place for place in range(len(names))}
     if classes is not None:
-        matched = _matched(source, names, tuple(classes), Counter(numbers), problems)
+        matched = _matched(source, names, tuple(classes), Counter(numbers), issues)
     samples = []
     for entry, label in zip(entries, labels, strict=True):
         if label is None or label == -1:
-            problems.append(Problem(entry.file, "no-label", "no label", "skipped"))
+            issues.append(DataIssue(entry.file, "no-label", "no label", "skipped"))
         elif not 0 <= int(label) < len(names):
-            problems.append(Problem(entry.file, "label-range", f"{label}, for {len(names)} classes", "skipped"))
+            issues.append(DataIssue(entry.file, "label-range", f"{label}, for {len(names)} classes", "skipped"))
         elif int(label) in matched:
             samples.append(Sample(entry.file, entry.path, matched[int(label)], None, {}))
     return tuple(classes) if classes is not None else names, samples
@@ -301,7 +301,7 @@ def _matched(
     names: tuple[str, ...],
     classes: tuple[str, ...],
     counts: Mapping[int, int],
-    problems: list[Problem],
+    issues: list[DataIssue],
 ) -> dict[int, int]:
     """The model's class of each class of the set, as `read_images` says; those without one go to `problems`."""
     whole, first = defaultdict(list), defaultdict(list)
@@ -326,7 +326,7 @@ def _matched(
             kind, why = "unknown-class", f"not among the model's {len(classes)} classes"
             if known:
                 kind, why = "ambiguous-class", f"the model's classes {known} are all called so"
-            problems.append(Problem(name, kind, f"{why}; {counts[place]} images", "skipped"))
+            issues.append(DataIssue(name, kind, f"{why}; {counts[place]} images", "skipped"))
     twice = [index for index, times in Counter(matched.values()).items() if times > 1]
     if twice:
         same = " and ".join(names[place] for place, index in matched.items() if index == twice[0])

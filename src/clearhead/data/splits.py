@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clearhead.data.pixels import DataError
-from clearhead.data.samples import ImageFolder
+from clearhead.data.dataset import ImageIndex
+from clearhead.data.image_io import DataError
 from clearhead.data.shards import is_sharded, plain_split, read_images, splits_in
 
 HELD_OUT = 0.2
@@ -23,7 +23,7 @@ def train_and_validation(
     validation: str = "val",
     classes: Sequence[str] | None = None,
     seed: int = 0,
-) -> tuple[ImageFolder, ImageFolder]:
+) -> tuple[ImageIndex, ImageIndex]:
     """The images to train on and those to choose by.
 
     Those of the two splits (``splits_of``; ``val`` and ``validation`` are one); the classes are those of the images to
@@ -35,7 +35,7 @@ def train_and_validation(
     if validation in splits or (splits and (train not in splits or validation != "val")):
         first = read_images(root, split=train, classes=classes)
         return first, read_images(root, split=validation, classes=first.classes)
-    return hold_out(read_images(root, split=train if splits else None, classes=classes), HELD_OUT, seed)
+    return split_off(read_images(root, split=train if splits else None, classes=classes), HELD_OUT, seed)
 
 
 def _among(splits: set[str], wanted: str) -> str:
@@ -44,7 +44,7 @@ def _among(splits: set[str], wanted: str) -> str:
     return wanted if wanted in splits or not alike else alike[0]
 
 
-def require_apart(**parts: ImageFolder | None) -> None:
+def require_apart(**parts: ImageIndex | None) -> None:
     """Raise DataError where two parts of a set, by what they are for, share images."""
     there = {name: folder for name, folder in parts.items() if folder is not None}
     for (a, first), (b, second) in combinations(there.items(), 2):
@@ -55,7 +55,7 @@ def require_apart(**parts: ImageFolder | None) -> None:
             )
 
 
-def hold_out(folder: ImageFolder, share: float, seed: int = 0) -> tuple[ImageFolder, ImageFolder]:
+def split_off(folder: ImageIndex, share: float, seed: int = 0) -> tuple[ImageIndex, ImageIndex]:
     """A folder without a random share of each class, and that share. DataError for a class of a single image."""
     by_class = defaultdict(list)
     for sample in folder.samples:
@@ -71,10 +71,10 @@ def hold_out(folder: ImageFolder, share: float, seed: int = 0) -> tuple[ImageFol
         held_out |= {samples[i].file for i in rng.permutation(len(samples))[:count]}
     kept = tuple(sample for sample in folder.samples if sample.file not in held_out)
     chosen = tuple(sample for sample in folder.samples if sample.file in held_out)
-    return replace(folder, samples=kept), replace(folder, samples=chosen, problems=())
+    return replace(folder, samples=kept), replace(folder, samples=chosen, issues=())
 
 
-def part_of(folder: ImageFolder, fraction: float, seed: int) -> ImageFolder:
+def subsample_fraction(folder: ImageIndex, fraction: float, seed: int) -> ImageIndex:
     """A share of the images of each class, at least one; of two shares by one seed the larger holds the smaller."""
     if fraction == 1:
         return folder
@@ -84,10 +84,10 @@ def part_of(folder: ImageFolder, fraction: float, seed: int) -> ImageFolder:
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
         kept += members[: max(1, round(fraction * len(members)))].tolist()
-    return replace(folder, samples=tuple(folder.samples[i] for i in sorted(kept)), problems=())
+    return replace(folder, samples=tuple(folder.samples[i] for i in sorted(kept)), issues=())
 
 
-def some_of(folder: ImageFolder, count: int | None, seed: int) -> ImageFolder:
+def sample_n(folder: ImageIndex, count: int | None, seed: int) -> ImageIndex:
     """At most so many images of a folder, drawn at random, in its order; None for all."""
     if count is None or count >= len(folder.samples):
         return folder

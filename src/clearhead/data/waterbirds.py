@@ -14,9 +14,9 @@ import csv
 import os
 from pathlib import Path, PurePosixPath
 
-from clearhead.data.files import link
-from clearhead.data.pixels import DataError
-from clearhead.data.samples import Problem
+from clearhead.data.dataset import DataIssue
+from clearhead.data.image_io import DataError
+from clearhead.data.writing import link
 
 CLASSES = {"0": "landbird", "1": "waterbird"}
 PLACES = {"0": "land", "1": "water"}
@@ -24,7 +24,7 @@ SPLITS = {"0": "train", "1": "val", "2": "test"}
 COLUMNS = {"y": CLASSES, "place": PLACES, "split": SPLITS}
 
 
-def make_waterbirds(root: str | Path, source: str | Path, masks: str | Path | None = None) -> list[Problem]:
+def make_waterbirds(root: str | Path, source: str | Path, masks: str | Path | None = None) -> list[DataIssue]:
     """Write Waterbirds below `root` as landbird/, waterbird/ and metadata.csv (file, split, place).
 
     `source` is the official folder, `masks` that of the CUB segmentations (001.Black_footed_Albatross/x.png), which
@@ -40,27 +40,27 @@ def make_waterbirds(root: str | Path, source: str | Path, masks: str | Path | No
     for folder in (source, *([Path(masks)] if masks is not None else [])):
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder")
-    problems: list[Problem] = []
+    issues: list[DataIssue] = []
     rows = []
     taken: set[str] = set()
     for line, row in _read(source / "metadata.csv"):
         name = row["img_filename"]
         if cause := _wrong(row):
-            problems.append(Problem("metadata.csv", "metadata-row", f"line {line}: {cause}", "row ignored"))
+            issues.append(DataIssue("metadata.csv", "metadata-row", f"line {line}: {cause}", "row ignored"))
             continue
         path = PurePosixPath(name)
         flat = "__".join(path.parts)
         stem = PurePosixPath(flat).stem.casefold()
         if stem in taken:
             detail = f"line {line}: an earlier row has its name"
-            problems.append(Problem(name, "metadata-duplicate", detail, "row ignored"))
+            issues.append(DataIssue(name, "metadata-duplicate", detail, "row ignored"))
         elif not os.path.isfile(source / path):  # False also for what cannot be a path
-            problems.append(Problem(name, "metadata-without-file", "no such image", "row ignored"))
+            issues.append(DataIssue(name, "metadata-without-file", "no such image", "row ignored"))
         else:
             taken.add(stem)
             rows.append((path, f"{CLASSES[row['y']]}/{flat}", SPLITS[row["split"]], PLACES[row["place"]]))
     if not rows:
-        first = f"; first {problems[0].file}: {problems[0].detail}" if problems else ""
+        first = f"; first {issues[0].file}: {issues[0].detail}" if issues else ""
         raise DataError(f"{source}: no row of metadata.csv can be used{first}")
     try:
         for path, file, _, _ in rows:
@@ -70,14 +70,14 @@ def make_waterbirds(root: str | Path, source: str | Path, masks: str | Path | No
                 if mask.is_file():
                     link(mask, root / "masks" / PurePosixPath(file).with_suffix(".png"))
                 else:
-                    problems.append(Problem(str(path), "no-mask", f"{mask} does not exist", "counted"))
+                    issues.append(DataIssue(str(path), "no-mask", f"{mask} does not exist", "counted"))
         unfinished = table.with_suffix(".tmp")
         with unfinished.open("w", newline="", encoding="utf-8") as opened:
             csv.writer(opened).writerows([("file", "split", "place"), *(row[1:] for row in rows)])
         unfinished.replace(table)
     except OSError as error:
         raise DataError(f"{root} could not be written: {error}") from error
-    return problems
+    return issues
 
 
 def _read(table: Path) -> list[tuple[int, dict[str, str]]]:

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clearhead.data.batches import over_images
+from clearhead.data.loading import batch_mean
+from clearhead.errors import ClearheadError
 from clearhead.heads.gradients import Layers, by_image, head_input_gradients
 from clearhead.models import Classifier
 
@@ -26,8 +27,8 @@ _TINY = 1e-20
 
 
 @dataclass(frozen=True)
-class Diversity:
-    """Cross-entropy and the penalty, as a loss for ``clearhead.train.fit``.
+class DiversityLoss:
+    """Cross-entropy and the penalty, as a loss for ``clearhead.training.loop.fit``.
 
     Attributes:
         weight: λ.
@@ -43,7 +44,7 @@ class Diversity:
 
     def __post_init__(self) -> None:
         if not self.weight >= 0:
-            raise ValueError(f"weight: a number of at least 0 is needed, got {self.weight}")
+            raise ClearheadError(f"weight: a number of at least 0 is needed, got {self.weight}")
 
     def __call__(self, model: Classifier, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The total under ``loss``, its parts, and the ``logits`` of a batch (image, label)."""
@@ -52,8 +53,8 @@ class Diversity:
         )
         layers = [_of_images(g, self.normalize, self.scaling) for g in gradients]  # of windows, where there are some
         each = torch.stack([by_image(values, len(logits)).mean(1) for values in layers])  # layers x B
-        penalty = over_images(each.mean(0), batch)
-        classification = over_images(F.cross_entropy(logits, batch["label"], reduction="none"), batch)
+        penalty = batch_mean(each.mean(0), batch)
+        classification = batch_mean(F.cross_entropy(logits, batch["label"], reduction="none"), batch)
         total = classification + self.weight * penalty
         return {"loss": total, "logits": logits, "classification": classification, "diversity": penalty}
 
@@ -61,7 +62,7 @@ class Diversity:
 def similarity(gradients: Tensor, normalize: Literal["token"] | None = "token") -> Tensor:
     """c, B x N x H x H, from input gradients, B x H x N x D: cosines, or with ``normalize=None`` raw products."""
     if gradients.ndim != 4:
-        raise ValueError(f"gradients: B x H x N x D is needed, got {tuple(gradients.shape)}")
+        raise ClearheadError(f"gradients: B x H x N x D is needed, got {tuple(gradients.shape)}")
     g = gradients.transpose(1, 2).float() if gradients.element_size() < 4 else gradients.transpose(1, 2)
     if normalize == "token":
         g = g * (g.square().sum(-1, keepdim=True) + _TINY).rsqrt()

@@ -10,17 +10,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from clearhead.heads.branch import Heads
+from clearhead.errors import ClearheadError
+from clearhead.heads.head_masking import HeadMask
 from clearhead.models import Classifier
 from clearhead.models.classifier import copied
 from clearhead.tap import tap
 
 
 @torch.no_grad()
-def fold_heads(model: Classifier, heads: Mapping[str, Heads], images: Tensor) -> Classifier:
+def fold_heads(model: Classifier, heads: Mapping[str, HeadMask], images: Tensor) -> Classifier:
     """A copy of the model with head scalings (S = 1, by layer name) folded into its output projections.
 
-    `images` (one is enough) show which Linear takes a layer's heads. Raises ValueError where none takes them as they
+    `images` (one is enough) show which Linear takes a layer's heads. Raises ClearheadError where none takes them as
+    they
     are (a norm or a gate between), where a constant needs a bias that is not there, or where a layer would lose all its
     heads.
     """
@@ -29,17 +31,17 @@ def fold_heads(model: Classifier, heads: Mapping[str, Heads], images: Tensor) ->
     linears = _projections(folded, images[:1])
     for name, chosen in heads.items():
         if name not in linears:
-            raise ValueError(
+            raise ClearheadError(
                 f"heads: no Linear takes the heads of '{name}' as they are (is there a norm or a gate between?), so "
                 "the choice cannot be folded into the weights"
             )
         if not chosen.scales[0].any() and chosen.fill is None:
-            raise ValueError(f"heads: nothing is left of '{name}'; keep at least one head of a layer")
+            raise ClearheadError(f"heads: nothing is left of '{name}'; keep at least one head of a layer")
         linear, size = linears[name]
         scales = chosen.scales[0].to(linear.weight)
         if chosen.fill is not None:
             if linear.bias is None:
-                raise ValueError(f"heads: the output projection of '{name}' has no bias to take a mean output")
+                raise ClearheadError(f"heads: the output projection of '{name}' has no bias to take a mean output")
             linear.bias.add_(linear.weight @ ((1 - scales)[:, None] * chosen.fill.to(linear.weight)).flatten())
         linear.weight *= scales.repeat_interleave(size)
     return folded

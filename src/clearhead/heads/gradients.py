@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from clearhead.errors import ClearheadError
 from clearhead.models import Classifier
 from clearhead.models.classifier import logit_gradients
-from clearhead.tap import Attention, tap
+from clearhead.tap import AttentionCall, tap
 
 Layers = str | Sequence[int]
 """Which attention layers: ``last``, ``all``, or positions in call order (negative from the end)."""
@@ -52,8 +53,9 @@ def head_input_gradients(
         For each layer B x H x N x D (for windowed attention B counts windows), and the logits, B x classes.
 
     Raises:
-        NoAttentionSeen: if no attention call is seen.
-        ValueError: for a layer that does not exist, whose input cannot be differentiated at, or (differentiable) that
+        NoAttentionError: if no attention call is seen.
+        ClearheadError: for a layer that does not exist, whose input cannot be differentiated at, or (differentiable)
+        that
             drops attention out.
     """
     last_alone = layers in ("last", [-1])
@@ -71,23 +73,27 @@ def head_input_gradients(
 
 
 def pick(record: Sequence[T], layers: Layers) -> list[T]:
-    """The layers asked for, out of all in call order; ValueError for one that does not exist."""
+    """The layers asked for, out of all in call order; ClearheadError for one that does not exist."""
     if isinstance(layers, str):
         if layers not in ("last", "all"):
-            raise ValueError(f"layers: {layers!r} is unknown; there is last, all, or positions from 0")
+            raise ClearheadError(f"layers: {layers!r} is unknown; there is last, all, or positions from 0")
         return [record[-1]] if layers == "last" else list(record)
     if not layers or len({layer % len(record) for layer in layers}) < len(layers):
-        raise ValueError(f"layers: {list(layers)} names none, or one twice; there is last, all, or positions from 0")
+        raise ClearheadError(
+            f"layers: {list(layers)} names none, or one twice; there is last, all, or positions from 0"
+        )
     for layer in layers:
         if not -len(record) <= layer < len(record):
-            raise ValueError(f"layers: {layer} does not exist; the model has attention layers 0 to {len(record) - 1}")
+            raise ClearheadError(
+                f"layers: {layer} does not exist; the model has attention layers 0 to {len(record) - 1}"
+            )
     return [record[layer] for layer in layers]
 
 
-def through_heads(layer: Attention, gradient: Tensor, differentiable: bool = False) -> Tensor:
+def through_heads(layer: AttentionCall, gradient: Tensor, differentiable: bool = False) -> Tensor:
     """g of one layer, B x H x N x D, from dO, B x H x N x d; both graphs are kept if `differentiable`."""
     if differentiable and layer.dropout:
-        raise ValueError(f"'{layer.name}' drops attention out while it trains: set its attention dropout to 0")
+        raise ClearheadError(f"'{layer.name}' drops attention out while it trains: set its attention dropout to 0")
     if differentiable:
         to_q, to_k, to_v = _attention_backward(layer, gradient)
     else:
@@ -96,7 +102,7 @@ def through_heads(layer: Attention, gradient: Tensor, differentiable: bool = Fal
     if weights is not None:
         return torch.cat([to_q, to_k, to_v], -1).to(weights.dtype) @ weights
     if layer.input is None or not layer.input.requires_grad:
-        raise ValueError(f"layers: the input of '{layer.name}' is no B x N x D that can be differentiated at")
+        raise ClearheadError(f"layers: the input of '{layer.name}' is no B x N x D that can be differentiated at")
     heads = torch.eye(layer.num_heads, dtype=gradient.dtype, device=gradient.device)[:, None, :, None, None]
     (found,) = torch.autograd.grad(
         (layer.q, layer.k, layer.v),
@@ -109,7 +115,7 @@ def through_heads(layer: Attention, gradient: Tensor, differentiable: bool = Fal
     return found.movedim(0, 1)
 
 
-def _attention_backward(layer: Attention, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _attention_backward(layer: AttentionCall, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """dQ, dK, dV in closed form, by operations that can be differentiated again."""
     rows, tokens = _live(gradient), gradient.shape[-2]
     attn = layer.attn(rows)
@@ -127,7 +133,7 @@ def _live(gradient: Tensor) -> slice:
     return slice(0, int(used.max()) + 1 if len(used) else 1)
 
 
-def projections(layer: Attention) -> Tensor | None:
+def projections(layer: AttentionCall) -> Tensor | None:
     """The weights that make q, k and v of each head from the layer's input, H x 3d x D.
 
     None unless the modules at hand explain what was recorded: q, k and v of the first image must follow the input

@@ -17,16 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clearhead.data.batches import Images, loader
-from clearhead.data.pixels import DataError
-from clearhead.data.samples import ImageFolder, require_classes
-from clearhead.evaluate.statistics import Estimate, proportion
-from clearhead.heads.branch import Branch, Heads, Layer, attention_layers, branch
+from clearhead.data.dataset import ImageIndex, require_classes
+from clearhead.data.image_io import DataError
+from clearhead.data.loading import ImageDataset, loader
 from clearhead.heads.diversity import similarity
 from clearhead.heads.gradients import Layers, by_image, pick, through_heads
+from clearhead.heads.head_masking import HeadMask, HeadMaskRunner, Layer, attention_layers, branch
+from clearhead.metrics.statistics import Estimate, proportion
 from clearhead.models import Classifier
-from clearhead.models.classifier import answered, evaluation_mode
-from clearhead.tap import Attention, tap
+from clearhead.models.classifier import evaluation_mode, require_not_nan
+from clearhead.tap import AttentionCall, tap
 
 _ENTRIES = 2**24
 """Entries of attention, B x H x N x N, looked at together."""
@@ -85,7 +85,7 @@ class HeadScores:
     attributes: dict[str, dict[str, str]]
 
 
-def implied_classes(folder: ImageFolder, column: str) -> dict[str, int]:
+def implied_classes(folder: ImageIndex, column: str) -> dict[str, int]:
     """The class that goes with each value of a metadata column: the one it is most frequent in.
 
     Use the training images, where the attribute goes with the class. Raises DataError where the column is not there, or
@@ -113,13 +113,13 @@ def implied_classes(folder: ImageFolder, column: str) -> dict[str, int]:
 
 def score_heads(
     model: Classifier,
-    folder: ImageFolder,
+    folder: ImageIndex,
     *,
     layers: Layers = "all",
     attributes: Mapping[str, Mapping[str, int]] | None = None,
     batch_size: int = 32,
     workers: int = 0,
-    track: Callable[[Iterable, int], Iterable] | None = None,
+    progress: Callable[[Iterable, int], Iterable] | None = None,
 ) -> HeadScores:
     """Score the heads of a model on a folder.
 
@@ -135,26 +135,26 @@ def score_heads(
         track: wraps the batches to show progress: ``track(batches, count)``.
 
     Raises:
-        NoAttentionSeen: if the model shows no attention.
-        ValueError: for a layer that does not exist.
+        NoAttentionError: if the model shows no attention.
+        ClearheadError: for a layer that does not exist.
         DataError: for a file that can no longer be read.
     """
     require_classes(folder, model.classes)
     attributes = attributes or {}
-    batches = loader(Images(folder, model.preprocess), batch_size, workers)
+    batches = loader(ImageDataset(folder, model.preprocess), batch_size, workers)
     device = next(model.module.parameters()).device
-    branches: list[Branch] = []
+    branches: list[HeadMaskRunner] = []
     sums: dict[str, list[Tensor]] = defaultdict(list)
     right: list[Tensor] = []
     given: list[list[Tensor]] = []
     with evaluation_mode(model.module):
-        for batch in track(batches, len(batches)) if track else batches:
+        for batch in progress(batches, len(batches)) if progress else batches:
             images, labels = batch["image"].to(device), batch["label"].to(device)
             if not branches:
                 found = attention_layers(model, images)
                 branches = [branch(model, layer, images) for layer in pick(found, layers)]
             logits = _look(model, images, labels, batch["mask"].to(device), batch["has_mask"], branches, sums)
-            right.append((answered(logits).argmax(-1) == labels).cpu())
+            right.append((require_not_nan(logits).argmax(-1) == labels).cpu())
             given.append([b.logits(images, _variants(b.layer)).argmax(-1).cpu() for b in branches])
     answers = [torch.cat(parts, 1).numpy() for parts in zip(*given, strict=True)]  # 2H x N a layer
     labels_all = np.array([sample.label for sample in folder.samples])
@@ -202,11 +202,11 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _variants(layer: Layer) -> Heads:
+def _variants(layer: Layer) -> HeadMask:
     """Each head alone, then the layer without each: 2H x H."""
     heads = layer.num_heads
     eye = torch.eye(heads)
-    return Heads(torch.cat([heads * eye, (1 - eye) * (heads / max(1, heads - 1))]))
+    return HeadMask(torch.cat([heads * eye, (1 - eye) * (heads / max(1, heads - 1))]))
 
 
 def _look(
@@ -215,7 +215,7 @@ def _look(
     labels: Tensor,
     mask: Tensor,
     has_mask: Tensor,
-    branches: list[Branch],
+    branches: list[HeadMaskRunner],
     sums: dict[str, list[Tensor]],
 ) -> Tensor:
     """What one recorded pass and its gradients tell of each head of each image, added to `sums`; the logits."""
@@ -243,18 +243,18 @@ def _look(
     return logits.detach()
 
 
-def _importance(layer: Attention, to_loss: Tensor, images: int) -> Tensor:
+def _importance(layer: AttentionCall, to_loss: Tensor, images: int) -> Tensor:
     """|Σ o ∘ dL/do| of each head of each image, B x H."""
     return by_image((layer.output * to_loss).sum((-2, -1)), images).sum(1).abs()
 
 
 def head_importance(
-    model: Classifier, folder: ImageFolder, layers: Layers = "all", batch_size: int = 32, workers: int = 0
+    model: Classifier, folder: ImageIndex, layers: Layers = "all", batch_size: int = 32, workers: int = 0
 ) -> dict[str, np.ndarray]:
     """The importance of each head of each layer, H by the layer's name: a forward and a backward pass an image."""
     device = next(model.module.parameters()).device
     sums: dict[str, Tensor] = {}
-    for batch in loader(Images(folder, model.preprocess), batch_size, workers):
+    for batch in loader(ImageDataset(folder, model.preprocess), batch_size, workers):
         images, labels = batch["image"].to(device), batch["label"].to(device)
         with torch.enable_grad(), evaluation_mode(model.module), tap(model.module, needs_grad=True) as record:
             loss = F.cross_entropy(model(images), labels, reduction="sum")
@@ -274,7 +274,7 @@ def _on_grid(model: Classifier, mask: Tensor, has_mask: Tensor) -> Tensor | None
 
 
 def _attended(
-    model: Classifier, layer: Attention, gradient: Tensor, inside: Tensor | None, images: int
+    model: Classifier, layer: AttentionCall, gradient: Tensor, inside: Tensor | None, images: int
 ) -> dict[str, Tensor]:
     """Entropy, distance and shares in the foreground of each head of each image, B x H each."""
     grid, heads = model.grid, layer.num_heads
@@ -289,7 +289,7 @@ def _attended(
         if grid is None or inside is None or spots is None:
             continue
         patches = slice(grid.prefix, None)
-        read = attn[..., 0, patches] if grid.readout == "cls" else attn[..., patches, patches].mean(-2)
+        read = attn[..., 0, patches] if grid.pooling == "cls" else attn[..., patches, patches].mean(-2)
         raised = (attn * some.attn_grad(gradient[part])).clamp(min=0)[..., patches].sum(-2)
         for key, weight in (("attention", read), ("contribution", raised)):
             found[key].append((weight * inside[part, None]).sum(-1) / weight.sum(-1))
@@ -311,7 +311,7 @@ def _spots(model: Classifier) -> Tensor | None:
     return torch.cdist(points, points).to(next(model.module.parameters()).device)
 
 
-def _part(mask: Tensor | None, part: slice, layer: Attention) -> Tensor | None:
+def _part(mask: Tensor | None, part: slice, layer: AttentionCall) -> Tensor | None:
     """The mask of some images."""
     own = mask is not None and mask.ndim == 4 and len(mask) == len(layer.q) > 1
     return mask[part] if mask is not None and own else mask

@@ -3,7 +3,7 @@
 arXiv 2308.16274 masks a subset of the last layer's heads, chosen on images of the shifted distribution, and scales
 those that stay by H / kept. Here
 
-    exhaustive   every subset of one layer's heads (2^H - 1), from one pass (``clearhead.heads.branch``)
+    exhaustive   every subset of one layer's heads (2^H - 1), from one pass (``clearhead.heads.head_masking``)
     greedy       from all heads of all layers, the one whose removal is best is removed, as long as that helps
     importance   the k heads of least importance (Michel et al., arXiv 1905.10650) are removed, for each k
 
@@ -21,21 +21,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clearhead.data.batches import Images, loader
-from clearhead.data.pixels import DataError
-from clearhead.data.samples import ImageFolder, group_labels, require_classes
-from clearhead.evaluate.predict import foreground_shares
-from clearhead.heads.branch import Branch, Heads, attention_layers, branch
+from clearhead.data.dataset import ImageIndex, group_labels, require_classes
+from clearhead.data.image_io import DataError
+from clearhead.data.loading import ImageDataset, loader
+from clearhead.errors import ClearheadError
 from clearhead.heads.fold import fold_heads
 from clearhead.heads.gradients import Layers, pick
+from clearhead.heads.head_masking import HeadMask, HeadMaskRunner, attention_layers, branch
 from clearhead.heads.scores import head_importance
 from clearhead.models import Classifier
-from clearhead.models.classifier import answered, evaluation_mode
+from clearhead.models.classifier import evaluation_mode, require_not_nan
+from clearhead.prediction.predict import foreground_shares
 from clearhead.tap import tap
 
 Search = Literal["exhaustive", "greedy", "importance"]
 Objective = Literal["accuracy", "worst-group", "foreground"]
-Track = Callable[[Iterable, int, str], Iterable]
+Progress = Callable[[Iterable, int, str], Iterable]
 
 MOST_EXHAUSTIVE = 12
 """Heads of a layer whose every subset is tried."""
@@ -80,33 +81,33 @@ class _Task:
     """What all searches need."""
 
     model: Classifier
-    folder: ImageFolder
+    folder: ImageIndex
     first: Tensor
-    branches: list[Branch]
+    branches: list[HeadMaskRunner]
     objective: Objective
     parts: list[np.ndarray]
     labels: np.ndarray
     fills: Mapping[str, Tensor]
     batch_size: int
     workers: int
-    track: Track | None
+    progress: Progress | None
     uniform: bool = False
 
-    def heads(self, mask: Sequence[tuple[bool, ...]], name: str) -> Heads:
+    def heads(self, mask: Sequence[tuple[bool, ...]], name: str) -> HeadMask:
         """Candidates of one layer, S x H: kept heads scaled by H / kept, or with the mean output of the others."""
         kept = torch.tensor(mask, dtype=torch.float32)
         if name in self.fills:
-            return Heads(kept, self.fills[name])
-        return Heads(kept * kept.shape[1] / kept.sum(1, keepdim=True))
+            return HeadMask(kept, self.fills[name])
+        return HeadMask(kept * kept.shape[1] / kept.sum(1, keepdim=True))
 
-    def fixed(self, mask: Mask) -> dict[str, Heads]:
+    def fixed(self, mask: Mask) -> dict[str, HeadMask]:
         """The layers in which a mask removes heads."""
         return {name: self.heads([keep], name) for name, keep in mask.items() if not all(keep)}
 
     def batches(self, title: str) -> Iterable:
         """The images in order, with progress."""
-        found = loader(Images(self.folder, self.model.preprocess), self.batch_size, self.workers)
-        return self.track(found, len(found), title) if self.track else found
+        found = loader(ImageDataset(self.folder, self.model.preprocess), self.batch_size, self.workers)
+        return self.progress(found, len(found), title) if self.progress else found
 
     def score(self, correct: np.ndarray) -> np.ndarray:
         """The objective from what is right, S x N to S: the accuracy of the worst part."""
@@ -131,7 +132,7 @@ class _Task:
 
 def select_heads(
     model: Classifier,
-    folder: ImageFolder,
+    folder: ImageIndex,
     *,
     search: Search = "exhaustive",
     layers: Layers | None = None,
@@ -142,7 +143,7 @@ def select_heads(
     seed: int = 0,
     batch_size: int = 32,
     workers: int = 0,
-    track: Track | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Classifier, Selection]:
     """Choose heads on the images of a folder; the model with the choice folded into its weights, and the choice.
 
@@ -163,8 +164,9 @@ def select_heads(
         track: shows progress.
 
     Raises:
-        NoAttentionSeen: if the model shows no attention.
-        ValueError: for a layer that does not exist, more than one layer or too many heads to try every subset, a model
+        NoAttentionError: if the model shows no attention.
+        ClearheadError: for a layer that does not exist, more than one layer or too many heads to try every subset, a
+        model
             whose heads cannot be folded.
         DataError: where the objective needs groups or masks that are not there.
     """
@@ -179,20 +181,24 @@ def select_heads(
     if objective == "foreground" and not any(sample.mask for sample in folder.samples):
         raise DataError("objective foreground needs images with masks; there is accuracy and worst-group besides")
     device = next(model.module.parameters()).device
-    first = next(iter(loader(Images(folder, model.preprocess), min(2, len(folder.samples)), 0)))["image"].to(device)
+    first = next(iter(loader(ImageDataset(folder, model.preprocess), min(2, len(folder.samples)), 0)))["image"].to(
+        device
+    )
     if uniform and search != "importance":
-        raise ValueError(f"uniform: only the search importance has candidates of one size, got {search}")
+        raise ClearheadError(f"uniform: only the search importance has candidates of one size, got {search}")
     require_classes(folder, model.classes)
     with evaluation_mode(model.module):
         default = "last" if search == "exhaustive" else "all"
         chosen = pick(attention_layers(model, first), default if layers is None else layers)
-        whole_layers = {layer.name: Heads(torch.ones(1, layer.num_heads)) for layer in chosen}
+        whole_layers = {layer.name: HeadMask(torch.ones(1, layer.num_heads)) for layer in chosen}
         fold_heads(model, whole_layers, first)  # refuses what could not be folded after the search
         branches = [branch(model, layer, first) for layer in chosen]
         parts = [np.arange(len(labels))]
         if objective == "worst-group":
             parts = [np.flatnonzero(groups == name) for name in np.unique(groups)]
-        task = _Task(model, folder, first, branches, objective, parts, labels, {}, batch_size, workers, track, uniform)
+        task = _Task(
+            model, folder, first, branches, objective, parts, labels, {}, batch_size, workers, progress, uniform
+        )
         if ablation == "mean":
             task = replace(task, fills=_mean_outputs(task))
         masks, correct, values = _SEARCHES[search](task)
@@ -213,7 +219,7 @@ def select_heads(
         return fold_heads(model, task.fixed(masks[best]), first), selection
 
 
-def _default_objective(folder: ImageFolder, groups: np.ndarray, labels: np.ndarray) -> Objective:
+def _default_objective(folder: ImageIndex, groups: np.ndarray, labels: np.ndarray) -> Objective:
     if len(np.unique(groups)) > len(np.unique(labels)):
         return "worst-group"
     return "foreground" if any(sample.mask for sample in folder.samples) else "accuracy"
@@ -234,11 +240,11 @@ Found = tuple[list[Mask], np.ndarray | None, np.ndarray]
 
 def _exhaustive(task: _Task) -> Found:
     if len(task.branches) > 1:
-        raise ValueError(f"search exhaustive: one layer at a time, got {len(task.branches)}; greedy takes several")
+        raise ClearheadError(f"search exhaustive: one layer at a time, got {len(task.branches)}; greedy takes several")
     layer = task.branches[0].layer
     most = MOST_EXHAUSTIVE_BY_MAPS if task.objective == "foreground" else MOST_EXHAUSTIVE
     if layer.num_heads > most:
-        raise ValueError(
+        raise ClearheadError(
             f"search exhaustive: '{layer.name}' has {layer.num_heads} heads, and {2**layer.num_heads - 1} subsets are "
             f"too many to try by {task.objective} (at most {most} heads); take greedy or importance, or by accuracy"
         )
@@ -313,7 +319,7 @@ _SEARCHES: dict[Search, Callable[[_Task], Found]] = {
 def _measured(task: _Task, masks: list[Mask], title: str) -> Found:
     """The candidates and their objective. Those that differ in one layer only share the passes before it."""
     if task.objective == "foreground":
-        tracked = task.track(masks, len(masks), title) if task.track else masks
+        tracked = task.progress(masks, len(masks), title) if task.progress else masks
         return masks, None, np.array([_foreground(task, mask) for mask in tracked])
     jobs = _jobs(task, masks)
     device = next(task.model.module.parameters()).device
@@ -322,14 +328,14 @@ def _measured(task: _Task, masks: list[Mask], title: str) -> Found:
         images, labels = batch["image"].to(device), batch["label"].to(device)
         for ready, members in jobs:
             heads = task.heads([masks[i][ready.layer.name] for i in members], ready.layer.name)
-            right = answered(ready.logits(images, heads)).argmax(-1) == labels
+            right = require_not_nan(ready.logits(images, heads)).argmax(-1) == labels
             correct[np.ix_(members, batch["index"].numpy())] = right.cpu().numpy()
     return masks, correct, task.score(correct)
 
 
-def _jobs(task: _Task, masks: list[Mask]) -> list[tuple[Branch, list[int]]]:
+def _jobs(task: _Task, masks: list[Mask]) -> list[tuple[HeadMaskRunner, list[int]]]:
     """Candidates that differ in one layer only put together at that layer; those left over each for itself."""
-    jobs: list[tuple[Branch, list[int]]] = []
+    jobs: list[tuple[HeadMaskRunner, list[int]]] = []
     left = dict(enumerate(masks))
     for ready in reversed(task.branches):
         name = ready.layer.name
@@ -378,9 +384,9 @@ def _optimism(task: _Task, counts: np.ndarray, correct: np.ndarray, seed: int) -
         fold = np.empty(len(task.labels), dtype=int)
         for part in task.parts:
             fold[part] = (rng.permutation(len(part)) + rng.integers(_FOLDS)) % _FOLDS
-        answered = np.empty((1, len(fold)), dtype=bool)
+        require_not_nan = np.empty((1, len(fold)), dtype=bool)
         for held_out in range(_FOLDS):
             seen = fold != held_out
-            answered[0, ~seen] = correct[task.best(counts, values, correct, seen), ~seen]
-        honest.append(task.score(answered)[0])
+            require_not_nan[0, ~seen] = correct[task.best(counts, values, correct, seen), ~seen]
+        honest.append(task.score(require_not_nan)[0])
     return float(values.max() - np.mean(honest))

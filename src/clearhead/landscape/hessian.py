@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from clearhead.errors import ClearheadError
 from clearhead.models import Classifier
 from clearhead.models.classifier import evaluation_mode
 
 
-class LandscapeError(ValueError):
+class LandscapeError(ClearheadError):
     """A loss that has no spectrum; the message says why."""
 
 
@@ -241,13 +242,13 @@ def eigenvalues(
         vectors: give the eigenvectors too. Their error is the residual over the distance to the next eigenvalue.
 
     Raises:
-        ValueError: for a k outside 1..size, or a tolerance that is not positive.
+        ClearheadError: for a k outside 1..size, or a tolerance that is not positive.
         LandscapeError: where a product is not finite.
     """
     if not 1 <= k <= matrix.size:
-        raise ValueError(f"k: 1..{matrix.size} eigenvalues can be found, got {k}")
+        raise ClearheadError(f"k: 1..{matrix.size} eigenvalues can be found, got {k}")
     if not tolerance > 0:
-        raise ValueError(f"tolerance: a positive number is needed, got {tolerance}")
+        raise ClearheadError(f"tolerance: a positive number is needed, got {tolerance}")
     steps = min(max(most, k), matrix.size)
     start = torch.randn(matrix.size, generator=torch.Generator().manual_seed(seed)).to(matrix.like)
     for m, found in enumerate(lanczos(matrix, start, steps), 1):
@@ -287,10 +288,12 @@ def check(matrix: Hessian, *, seed: int = 0) -> Check:
     rounding alone makes a difference of some 1e-2, so give a model in float64 and a few images.
 
     Raises:
-        ValueError: for a matrix without a gradient.
+        ClearheadError: for a matrix without a gradient.
     """
     if matrix.gradient is None:
-        raise ValueError("matrix: one made by hessian() is needed, whose gradient is known; this has products alone")
+        raise ClearheadError(
+            "matrix: one made by hessian() is needed, whose gradient is known; this has products alone"
+        )
     draw = torch.Generator().manual_seed(seed)
     u, v = (torch.randn(matrix.size, generator=draw).to(matrix.like) for _ in range(2))
     hu, hv = matrix(u), matrix(v)

@@ -18,13 +18,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from clearhead.layers.lineage import Calls, Lineage, Sum
-from clearhead.layers.resume import stands_in
-from clearhead.models import Classifier, Grid
+from clearhead.errors import ClearheadError
+from clearhead.layers.prefix_caching import stands_in
+from clearhead.layers.provenance import Calls, Lineage, ResidualAdd
+from clearhead.models import Classifier, TokenGrid
 from clearhead.models.classifier import evaluation_mode, logits
 
 
-class LayersError(ValueError):
+class LayersError(ClearheadError):
     """A model whose layers cannot be told apart, or a feature map without positions; the message says why."""
 
 
@@ -164,7 +165,7 @@ def _nested(a: str, b: str) -> bool:
     return a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.")
 
 
-def _units(sums: Sequence[Sum], size: tuple[int, int], grid: Grid | None) -> list[Unit]:
+def _units(sums: Sequence[ResidualAdd], size: tuple[int, int], grid: TokenGrid | None) -> list[Unit]:
     found = []
     for i, s in enumerate(sums, 1):
         layout = _layout(s.shape, size, grid, s.convolves)
@@ -182,7 +183,7 @@ _MOST_PREFIX_TOKENS = 5
 """Of a model whose own grid is not known: a class token and four registers."""
 
 
-def _layout(shape: Sequence[int], size: tuple[int, int], grid: Grid | None, convolves: bool) -> Layout | None:
+def _layout(shape: Sequence[int], size: tuple[int, int], grid: TokenGrid | None, convolves: bool) -> Layout | None:
     """How the positions of a map of `_PROBED` images lie. Grids have the image's proportions; tokens are those of the
     model's own grid, if it has one, or the largest grid of just those proportions, after at most 5 prefix tokens.
     """

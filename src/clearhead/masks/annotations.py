@@ -19,9 +19,9 @@ import matplotlib.path
 import numpy as np
 from PIL import Image
 
+from clearhead.data.dataset import ImageIndex, Sample
 from clearhead.data.folder import plain_name
-from clearhead.data.pixels import DataError, by, load_image
-from clearhead.data.samples import ImageFolder, Sample
+from clearhead.data.image_io import DataError, by, load_image
 
 Found = tuple[Sample, np.ndarray | tuple[str, str]]
 """An image and its mask (H x W, bool, of the upright image's size), or why there is none: its kind, and words."""
@@ -38,17 +38,17 @@ class _Broken(ValueError):
     """An annotation that cannot be understood, or does not fit its image."""
 
 
-def coco_boxes(file: Path, data: ImageFolder) -> Iterator[Found]:
+def coco_boxes(file: Path, data: ImageIndex) -> Iterator[Found]:
     """Boxes (``bbox``: left, top, width, height) of a COCO instances file. Raises DataError for a file that is none."""
     return _coco(file, data, lambda annotation, size: _box(*_coco_box(annotation), size))
 
 
-def coco_masks(file: Path, data: ImageFolder) -> Iterator[Found]:
+def coco_masks(file: Path, data: ImageIndex) -> Iterator[Found]:
     """Segmentations of a COCO instances file: polygons, run lengths as a list or as a string. Raises DataError."""
     return _coco(file, data, _coco_segmentation)
 
 
-def voc_boxes(folder: Path, data: ImageFolder) -> Iterator[Found]:
+def voc_boxes(folder: Path, data: ImageIndex) -> Iterator[Found]:
     """Boxes of VOC's Annotations/<stem>.xml (``bndbox``: its first and last pixels, from 1). Raises DataError."""
     trees: dict[Path, Any] = {}
     for _, path in _files(folder, ".xml", data):
@@ -80,7 +80,7 @@ def voc_boxes(folder: Path, data: ImageFolder) -> Iterator[Found]:
     return _each(_files(folder, ".xml", data), read)
 
 
-def voc_classes(folder: Path, data: ImageFolder) -> Iterator[Found]:
+def voc_classes(folder: Path, data: ImageIndex) -> Iterator[Found]:
     """VOC's SegmentationClass/<stem>.png: palette images of class indices, 255 void. Raises DataError."""
     known = {plain_name(name) for name in VOC_CLASSES}
 
@@ -93,7 +93,7 @@ def voc_classes(folder: Path, data: ImageFolder) -> Iterator[Found]:
     return _each(_files(folder, ".png", data), read)
 
 
-def voc_objects(folder: Path, data: ImageFolder) -> Iterator[Found]:
+def voc_objects(folder: Path, data: ImageIndex) -> Iterator[Found]:
     """VOC's SegmentationObject/<stem>.png: palette images of object numbers, 255 void. Raises DataError."""
 
     def read(path: Path, sample: Sample) -> np.ndarray:
@@ -103,7 +103,7 @@ def voc_objects(folder: Path, data: ImageFolder) -> Iterator[Found]:
     return _each(_files(folder, ".png", data), read)
 
 
-def imagenet_s(folder: Path, data: ImageFolder) -> Iterator[Found]:
+def imagenet_s(folder: Path, data: ImageIndex) -> Iterator[Found]:
     """ImageNet-S, such as its train-semi-segmentation/<id>/<stem>.png: class R + 256 G from 1, 1000 to be ignored.
 
     The file does not say which number is which class, so objects of all its classes count. Raises DataError.
@@ -119,7 +119,7 @@ def imagenet_s(folder: Path, data: ImageFolder) -> Iterator[Found]:
     return _each(_files(folder, ".png", data), read)
 
 
-FORMATS: dict[str, Callable[[Path, ImageFolder], Iterator[Found]]] = {
+FORMATS: dict[str, Callable[[Path, ImageIndex], Iterator[Found]]] = {
     "coco-boxes": coco_boxes,
     "coco": coco_masks,
     "voc-boxes": voc_boxes,
@@ -130,7 +130,7 @@ FORMATS: dict[str, Callable[[Path, ImageFolder], Iterator[Found]]] = {
 
 
 def _coco(
-    file: Path, data: ImageFolder, mask: Callable[[dict[str, Any], tuple[int, int]], np.ndarray]
+    file: Path, data: ImageIndex, mask: Callable[[dict[str, Any], tuple[int, int]], np.ndarray]
 ) -> Iterator[Found]:
     """The masks of a COCO file, where `mask` makes that of one annotation for an image's width and height."""
     try:
@@ -267,7 +267,7 @@ def _each(found: Iterable[tuple[Sample, Any]], read: Callable[[Any, Sample], np.
             yield sample, ("annotation-broken", str(error))
 
 
-def _files(folder: Path, suffix: str, data: ImageFolder) -> Iterator[tuple[Sample, Path | tuple[str, str]]]:
+def _files(folder: Path, suffix: str, data: ImageIndex) -> Iterator[tuple[Sample, Path | tuple[str, str]]]:
     """The annotation file of each sample, or why there is none. Raises DataError where there is no such folder."""
     folder = Path(folder)
     if not folder.is_dir():

@@ -11,21 +11,22 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clearhead.data.batches import Images, loader
-from clearhead.data.files import link, whole_folder
+from clearhead.data.dataset import DataIssue, ImageIndex, Sample
 from clearhead.data.folder import read_folder
-from clearhead.data.pixels import DataError, load_image, load_mask
-from clearhead.data.samples import ImageFolder, Problem, Sample
-from clearhead.evaluate.statistics import Estimate, mean
+from clearhead.data.image_io import DataError, load_image, load_mask
+from clearhead.data.loading import ImageDataset, loader
+from clearhead.data.writing import link, whole_folder
+from clearhead.errors import ClearheadError
 from clearhead.masks.annotations import Found
 from clearhead.masks.refine import patch_mask, refine
 from clearhead.masks.tokencut import TAU, Cut, Side, iou, tokencut
+from clearhead.metrics.statistics import Estimate, mean
 from clearhead.models import Classifier
 
-Annotations = Callable[[ImageFolder], Iterable[Found]]
+Annotations = Callable[[ImageIndex], Iterable[Found]]
 """What gives the masks of a folder's images by people's annotations."""
 
-Track = Callable[[Iterable, int, str], Iterable]
+Progress = Callable[[Iterable, int, str], Iterable]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class MasksWritten:
     folder: Path
     images: int
     masks: int
-    problems: tuple[Problem, ...]
+    issues: tuple[DataIssue, ...]
     area: Estimate
     patches: Estimate | None = None
     made: Estimate | None = None
@@ -56,7 +57,7 @@ class MasksWritten:
     @property
     def dropped(self) -> dict[str, int]:
         """How many masks were dropped for which reason."""
-        return dict(Counter(problem.kind for problem in self.problems if problem.action == DROPPED).most_common())
+        return dict(Counter(issue.kind for issue in self.issues if issue.action == DROPPED).most_common())
 
 
 DROPPED = "mask dropped"  # the action of its problem
@@ -82,14 +83,14 @@ class Limits:
     def __post_init__(self) -> None:
         for name, share in vars(self).items():
             if not 0 <= share <= 1:
-                raise ValueError(f"{name}: {share}; a share from 0 to 1 is needed")
+                raise ClearheadError(f"{name}: {share}; a share from 0 to 1 is needed")
 
 
 @dataclass(frozen=True)
 class _Judged:
     """One image: why its mask was not kept (None: it was), what it covers, and its overlap with the true one."""
 
-    problem: Problem | None
+    issue: DataIssue | None
     area: float = np.nan
     patches: float = np.nan
     made: float = np.nan
@@ -107,7 +108,7 @@ def write_masks(
     limits: Limits = Limits(),
     batch_size: int = 32,
     workers: int = 0,
-    track: Track | None = None,
+    progress: Progress | None = None,
 ) -> MasksWritten:
     """Give the images of a folder foreground masks: found by a model, or from annotations.
 
@@ -128,10 +129,10 @@ def write_masks(
         track: shows progress: ``track(items, count, title)``.
 
     The folder appears when it is complete. Raises DataError where nothing can be read or written, or not a single
-    mask is kept; ValueError for both or neither of `model` and `annotations`, or a model without a grid of tokens.
+    mask is kept; ClearheadError for both or neither of `model` and `annotations`, or a model without a grid of tokens.
     """
     if (model is None) == (annotations is None):
-        raise ValueError("model, annotations: give one of the two, for masks found by a model or by people")
+        raise ClearheadError("model, annotations: give one of the two, for masks found by a model or by people")
     source = Path(source)
     target = source / "masks" if out is None else Path(out)
     _require_free(target, out is None)
@@ -147,8 +148,8 @@ def write_masks(
         else:
             assert annotations is not None
             judged = (_judge(sample, mask, None, limits, masks) for sample, mask in annotations(named))
-        seen = [*(track(judged, len(named.samples), "masks") if track else judged), *ambiguous]
-        if all(one.problem for one in seen):
+        seen = [*(progress(judged, len(named.samples), "masks") if progress else judged), *ambiguous]
+        if all(one.issue for one in seen):
             raise DataError(_no_mask(source, seen))
         if out is not None:
             _copy(data, partial)
@@ -162,7 +163,7 @@ def _require_free(target: Path, inside: bool) -> None:
         raise DataError(f"{target} exists and is not an empty folder; {advice}")
 
 
-def _one_a_name(data: ImageFolder) -> tuple[ImageFolder, list[_Judged]]:
+def _one_a_name(data: ImageIndex) -> tuple[ImageIndex, list[_Judged]]:
     """The data without the images that would share a mask, as a.jpg and a.png do; and those."""
     stems = Counter(PurePosixPath(sample.file).with_suffix("") for sample in data.samples)
     alone, others = [], []
@@ -171,13 +172,13 @@ def _one_a_name(data: ImageFolder) -> tuple[ImageFolder, list[_Judged]]:
             alone.append(sample)
         else:
             detail = "another image of its class has the same name but for the extension"
-            others.append(_Judged(Problem(sample.file, "shared-name", detail, DROPPED)))
+            others.append(_Judged(DataIssue(sample.file, "shared-name", detail, DROPPED)))
     return replace(data, samples=tuple(alone)), others
 
 
 def _found(
     model: Classifier,
-    data: ImageFolder,
+    data: ImageIndex,
     masks: Path,
     layers: Sequence[int] | None,
     tau: float,
@@ -196,7 +197,7 @@ def _found(
         return _judge(sample, refine(cut, size), cut, limits, masks)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for batch in loader(Images(plain, whole), batch_size, workers):
+        for batch in loader(ImageDataset(plain, whole), batch_size, workers):
             samples = [data.samples[index] for index in batch["index"]]
             cuts = tokencut(model, batch["image"].to(device), layers=layers, tau=tau, side=side)
             yield from pool.map(finish, samples, cuts)
@@ -205,7 +206,7 @@ def _found(
 def _judge(sample: Sample, mask: np.ndarray | tuple[str, str], cut: Cut | None, limits: Limits, masks: Path) -> _Judged:
     """Save a mask that is good enough, else say why not; `cut` is what a model found. `mask` may be a reason itself."""
     if isinstance(mask, tuple):
-        return _Judged(Problem(sample.file, *mask, DROPPED))
+        return _Judged(DataIssue(sample.file, *mask, DROPPED))
     area = float(mask.mean())
     reason = None
     if area == 0:
@@ -224,7 +225,7 @@ def _judge(sample: Sample, mask: np.ndarray | tuple[str, str], cut: Cut | None, 
         Image.fromarray(mask.astype(np.uint8) * 255).save(masks / PurePosixPath(sample.file).with_suffix(".png"))
     true = None if sample.mask is None else np.asarray(load_mask(sample.mask)) > 0
     return _Judged(
-        Problem(sample.file, *reason, DROPPED) if reason else None,
+        DataIssue(sample.file, *reason, DROPPED) if reason else None,
         area,
         np.nan if true is None or cut is None else iou(patch_mask(cut, mask.shape[::-1]), true),
         np.nan if true is None else iou(mask, true),
@@ -232,13 +233,13 @@ def _judge(sample: Sample, mask: np.ndarray | tuple[str, str], cut: Cut | None, 
 
 
 def _no_mask(source: Path, seen: list[_Judged]) -> str:
-    problems = [one.problem for one in seen if one.problem]
-    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(p.kind for p in problems).most_common())
-    first = f"; first {problems[0].file}: {problems[0].detail}" if problems else ""
+    issues = [one.issue for one in seen if one.issue]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(p.kind for p in issues).most_common())
+    first = f"; first {issues[0].file}: {issues[0].detail}" if issues else ""
     return f"{source}: not one mask of {len(seen)} images is good enough to be kept ({kinds}){first}"
 
 
-def _copy(data: ImageFolder, out: Path) -> None:
+def _copy(data: ImageIndex, out: Path) -> None:
     """The usable images, and the table of the folder."""
     for sample in data.samples:
         link(sample.own_file, out / sample.file)
@@ -247,15 +248,15 @@ def _copy(data: ImageFolder, out: Path) -> None:
         shutil.copyfile(table, out / table.name)
 
 
-def _summary(folder: Path, data: ImageFolder, seen: list[_Judged]) -> MasksWritten:
-    kept = [one for one in seen if one.problem is None]
-    problems = (*data.problems, *(one.problem for one in seen if one.problem))
+def _summary(folder: Path, data: ImageIndex, seen: list[_Judged]) -> MasksWritten:
+    kept = [one for one in seen if one.issue is None]
+    issues = (*data.issues, *(one.issue for one in seen if one.issue))
     area = mean(np.array([one.area for one in kept]), "%")
     return MasksWritten(
         folder,
         len(seen),
         len(kept),
-        problems,
+        issues,
         area,
         _overlap([one.patches for one in seen]),
         _overlap([one.made for one in seen]),

@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from clearhead.models import Classifier, Grid
+from clearhead.errors import ClearheadError
+from clearhead.models import Classifier, TokenGrid
 from clearhead.models.classifier import evaluation_mode
 from clearhead.tap import tap
 
@@ -79,11 +80,11 @@ def tokencut(
             ``strongest``, the paper's, that of the largest |y|.
 
     Raises:
-        ValueError: for a model without a grid, a layer it does not have, or an unknown side.
-        NoAttentionSeen: if no attention call is seen.
+        ClearheadError: for a model without a grid, a layer it does not have, or an unknown side.
+        NoAttentionError: if no attention call is seen.
     """
     if model.grid is None:
-        raise ValueError(
+        raise ClearheadError(
             f"masks need a model whose tokens form one grid and attend to each other in every layer; {model.name} "
             "(windowed, hierarchical or without attention) has none: a plain ViT works, such as "
             "timm:vit_base_patch16_224.dino or timm:deit_tiny_patch16_224"
@@ -95,7 +96,7 @@ def tokencut(
 def similarity(model: Classifier, images: Tensor, layers: Sequence[int] | None = None) -> Tensor:
     """How alike the patches are, B x N x N: the cosine of their keys, all heads' in a row, as a mean over the layers.
 
-    The prefix tokens have no part in it. Raises ValueError for a layer the model does not have.
+    The prefix tokens have no part in it. Raises ClearheadError for a layer the model does not have.
     """
     assert model.grid is not None
     with evaluation_mode(model.module), tap(model.module) as record:
@@ -103,7 +104,7 @@ def similarity(model: Classifier, images: Tensor, layers: Sequence[int] | None =
     count = len(record)
     chosen = range(count) if layers is None else layers
     if not chosen or not all(-count <= layer < count for layer in chosen):
-        raise ValueError(f"layers: {layers}; {model.name} has layers 0 to {count - 1}, or -1 for the last")
+        raise ClearheadError(f"layers: {layers}; {model.name} has layers 0 to {count - 1}, or -1 for the last")
     total = torch.zeros(())
     for layer in chosen:
         keys = record[layer].k.transpose(1, 2).flatten(2)[:, model.grid.prefix :]
@@ -112,12 +113,12 @@ def similarity(model: Classifier, images: Tensor, layers: Sequence[int] | None =
     return total / len(chosen)
 
 
-def cut(alike: Tensor, grid: Grid, tau: float = TAU, side: Side = "inside") -> list[Cut]:
+def cut(alike: Tensor, grid: TokenGrid, tau: float = TAU, side: Side = "inside") -> list[Cut]:
     """Cut the object out of images by how alike their patches are (B x N x N, cosines)."""
     if not -1 <= tau < 1:
-        raise ValueError(f"tau: {tau}; a cosine from -1 to below 1 is needed, 0.2 in the paper")
+        raise ClearheadError(f"tau: {tau}; a cosine from -1 to below 1 is needed, 0.2 in the paper")
     if side not in get_args(Side):
-        raise ValueError(f"side: {side!r}; there is {', '.join(get_args(Side))}")
+        raise ClearheadError(f"side: {side!r}; there is {', '.join(get_args(Side))}")
     found = []
     for part in alike.split(max(1, _ELEMENTS // alike.shape[1] ** 2)):
         objects = [_objects(affinity(part, near), grid, side) for near in (tau, tau - _NEAR, tau + _NEAR)]
@@ -175,7 +176,7 @@ def _largest(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return vectors[..., -1].clone(), found
 
 
-def _objects(weights: Tensor, grid: Grid, side: Side) -> list[tuple[np.ndarray, np.ndarray]]:
+def _objects(weights: Tensor, grid: TokenGrid, side: Side) -> list[tuple[np.ndarray, np.ndarray]]:
     """Mask and values of the object in each graph (B x N x N); false and zero where all its patches are as alike."""
     patches = weights.shape[1]
     pairs = (weights == 1).flatten(1).sum(1) - patches  # alike, and not a patch with itself

@@ -25,18 +25,27 @@ from typing import Any
 import timm
 from torch import nn
 
-from clearhead.models.classifier import Classifier, Grid, Library, Wanted
-from clearhead.models.errors import ModelError, NoHead, cause, close_matches, library_errors
-from clearhead.models.files import CONFIG, WEIGHTS, read_json
+from clearhead.models.checkpoint_io import CONFIG, WEIGHTS, read_json
+from clearhead.models.classifier import Classifier, Library, TokenGrid, Wanted
+from clearhead.models.errors import ModelError, NoHeadError, cause, close_matches, library_errors
 from clearhead.models.from_hf import load_hf, save_hf
 from clearhead.models.from_timm import create_timm, fused_attention, load_timm, save_timm
 from clearhead.models.from_torchvision import create_torchvision, load_torchvision, save_state
 from clearhead.models.from_zoo import load_zoo
-from clearhead.models.grid import probe
 from clearhead.models.preprocessing import Preprocessing
+from clearhead.models.token_grid import probe
 from clearhead.zoo import MODELS as ZOO
 
-__all__ = ["Classifier", "Grid", "ModelError", "NoHead", "Preprocessing", "from_module", "load_model", "save_model"]
+__all__ = [
+    "Classifier",
+    "ModelError",
+    "NoHeadError",
+    "Preprocessing",
+    "TokenGrid",
+    "from_module",
+    "load_model",
+    "save_model",
+]
 
 
 def load_model(

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from clearhead.errors import ClearheadError
 from clearhead.models.preprocessing import Preprocessing
 
 Library = Literal["timm", "hf", "torchvision", "module"]
 
 
 @dataclass(frozen=True)
-class Grid:
+class TokenGrid:
     """How a vision transformer's N = prefix + height * width tokens lie on the image, row by row.
 
     `prefix` tokens (CLS, distillation, registers) come before the patches. `readout` is what the head reads: ``cls``,
@@ -29,7 +30,7 @@ class Grid:
     height: int
     width: int
     prefix: int
-    readout: Literal["cls", "mean"]
+    pooling: Literal["cls", "mean"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Classifier:
     library: Library
     preprocess: Preprocessing
     classes: tuple[str, ...]
-    grid: Grid | None = None
+    grid: TokenGrid | None = None
     rebuild: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -75,7 +76,9 @@ def chosen_logit(logits: Tensor, target: Tensor | int | None) -> Tensor:
     if target.is_inference():  # autograd cannot keep it
         target = target.clone()
     if target.min() < 0 or target.max() >= classes:
-        raise ValueError(f"target: class {target.min()}..{target.max()}, but the model has classes 0..{classes - 1}")
+        raise ClearheadError(
+            f"target: class {target.min()}..{target.max()}, but the model has classes 0..{classes - 1}"
+        )
     return logits.gather(1, target[:, None])[:, 0]
 
 
@@ -105,11 +108,11 @@ def require_device(device: str | None) -> None:
     try:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"device: {device!r} cannot be used here: {error}") from error
+        raise ClearheadError(f"device: {device!r} cannot be used here: {error}") from error
 
 
 def on_device(model: Classifier, device: str | None) -> Classifier:
-    """The model on a device, by default a GPU where there is one. Raises ValueError for one that is not there."""
+    """The model on a device, by default a GPU where there is one. Raises ClearheadError for one that is not there."""
     require_device(device)
     return replace(model, module=model.module.to(device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
@@ -132,10 +135,10 @@ class Instead(TorchFunctionMode):
         return self.instead(value) if isinstance(value, nn.Parameter) else value
 
 
-def answered(logits: Tensor) -> Tensor:
-    """The logits (... x classes), none of them NaN, which argmax would take for an answer. Raises ValueError."""
+def require_not_nan(logits: Tensor) -> Tensor:
+    """The logits (... x classes), none of them NaN, which argmax would take for an answer. Raises ClearheadError."""
     if broken := int(logits.isnan().any(-1).sum()):
-        raise ValueError(f"model: {broken} of {logits[..., 0].numel()} answers are NaN")
+        raise ClearheadError(f"model: {broken} of {logits[..., 0].numel()} answers are NaN")
     return logits
 
 

@@ -4,12 +4,14 @@ import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from clearhead.errors import ClearheadError
 
-class ModelError(ValueError):
+
+class ModelError(ClearheadError):
     """A model that cannot be loaded, understood or saved; the message says what was found and what would work."""
 
 
-class NoHead(ModelError):
+class NoHeadError(ModelError):
     """Weights without a classification head, as self-supervised ones are; num_classes gives them a fresh one."""
 
 

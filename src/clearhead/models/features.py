@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clearhead.errors import ClearheadError
 from clearhead.models.classifier import Classifier, evaluation_mode
 
 
@@ -33,11 +34,11 @@ def last_layer(model: Classifier) -> nn.Linear | None:
 def features(model: Classifier, batches: Iterable[dict[str, Any]]) -> Tensor:
     """What the last layer is given for each image of the batches, N x D, on the CPU: of many ViTs the CLS token.
 
-    Raises ValueError for a model whose logits are not the output of one linear layer.
+    Raises ClearheadError for a model whose logits are not the output of one linear layer.
     """
     head = last_layer(model)
     if head is None:
-        raise ValueError(
+        raise ClearheadError(
             f"model: {model.name} has no features of its own: no linear layer's output is its logits. Needed is one "
             "torch.nn.Linear at the end; distilled DeiTs average two heads and do not have it: take an architecture "
             "without distillation"

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from clearhead.models.checkpoint_io import CONFIG, read_json, require_same, write_json
+from clearhead.models.class_names import numbered
 from clearhead.models.classifier import Classifier, Wanted
 from clearhead.models.errors import ModelError, cause
-from clearhead.models.files import CONFIG, read_json, require_same, write_json
-from clearhead.models.names import numbered
-from clearhead.models.preprocessing import Fit, Preprocessing, per_channel
+from clearhead.models.preprocessing import CropMode, Preprocessing, per_channel
 
 
 def load_hf(target: str, wanted: Wanted) -> Classifier:
@@ -87,7 +87,7 @@ def _hf_preprocessing(processor: Any) -> Preprocessing:
 def _from_processor_config(config: Mapping[str, Any]) -> Preprocessing:
     """The preprocessing a processor's config describes."""
     size = {k: v for k, v in (config.get("size") or {}).items() if v is not None}
-    fit: Fit
+    fit: CropMode
     crop = config.get("crop_size") if config.get("do_center_crop") else None
     if set(size) == {"shortest_edge"}:
         edge = size["shortest_edge"]

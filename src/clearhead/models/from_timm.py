@@ -12,11 +12,11 @@ from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_co
 from timm.layers import set_fused_attn, use_fused_attn
 from timm.models import load_state_dict
 
+from clearhead.models.checkpoint_io import CONFIG, existing, read_json, require_same, write_json, write_weights
+from clearhead.models.class_names import imagenet_names, numbered
 from clearhead.models.classifier import Classifier, Wanted
-from clearhead.models.errors import ModelError, NoHead, close_matches
-from clearhead.models.files import CONFIG, existing, read_json, require_same, write_json, write_weights
-from clearhead.models.names import imagenet_names, numbered
-from clearhead.models.preprocessing import Fit, Preprocessing
+from clearhead.models.errors import ModelError, NoHeadError, close_matches
+from clearhead.models.preprocessing import CropMode, Preprocessing
 
 
 def load_timm(target: str, wanted: Wanted, model_args: Mapping[str, Any] = MappingProxyType({})) -> Classifier:
@@ -53,7 +53,7 @@ def create_timm(name: str, wanted: Wanted, model_args: Mapping[str, Any] | None 
     if fresh:
         module.reset_classifier(fresh)
     if not module.num_classes:
-        raise NoHead("these weights have no classification head; give num_classes for a fresh one")
+        raise NoHeadError("these weights have no classification head; give num_classes for a fresh one")
     data = resolve_model_data_config(module)
     if wanted.size:
         data["input_size"] = (3, *wanted.size)
@@ -78,7 +78,7 @@ def _fixed_size(name: str) -> bool:
     return config is not None and config.fixed_input_size
 
 
-_FITS: dict[str, Fit] = {"center": "cover", "squash": "squash", "border": "inside"}
+_FITS: dict[str, CropMode] = {"center": "cover", "squash": "squash", "border": "inside"}
 
 
 def _timm_preprocessing(data: Mapping[str, Any]) -> Preprocessing:

@@ -8,10 +8,10 @@ import torchvision
 from timm.models import load_state_dict
 from torch import nn
 
+from clearhead.models.checkpoint_io import CONFIG, existing, write_json, write_weights
+from clearhead.models.class_names import imagenet_names, numbered
 from clearhead.models.classifier import Classifier, Wanted
 from clearhead.models.errors import ModelError, close_matches
-from clearhead.models.files import CONFIG, existing, write_json, write_weights
-from clearhead.models.names import imagenet_names, numbered
 from clearhead.models.preprocessing import Preprocessing
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clearhead.models.errors import ModelError
 
-Fit = Literal["cover", "squash", "inside"]
+CropMode = Literal["cover", "squash", "inside"]
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class Preprocessing:
     resize: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    fit: Fit = "cover"
+    fit: CropMode = "cover"
     interpolation: str = "bilinear"
     odd_margin: Literal["even", "down"] = "even"
 
     def __post_init__(self) -> None:
         if min(*self.size, *self.resize) < 1:
             raise ModelError(f"preprocessing: size {self.size} and resize {self.resize} must be at least 1 pixel")
-        if self.fit not in get_args(Fit):
-            raise ModelError(f"preprocessing: fit {self.fit!r} is unknown; there is {', '.join(get_args(Fit))}")
+        if self.fit not in get_args(CropMode):
+            raise ModelError(f"preprocessing: fit {self.fit!r} is unknown; there is {', '.join(get_args(CropMode))}")
         if self.fit != "inside" and (self.resize[0] < self.size[0] or self.resize[1] < self.size[1]):
             raise ModelError(f"preprocessing: no {self.size} can be cut out of {self.resize}; resize must be as large")
         if self.interpolation.upper() not in Image.Resampling.__members__:

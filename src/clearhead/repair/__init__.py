@@ -4,22 +4,23 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from clearhead.repair.groups import GroupDRO, Reweight
-from clearhead.repair.last_layer import LastLayer, retrain_last_layer
-from clearhead.repair.pixels import RRR, GradMask
+from clearhead.errors import ClearheadError
+from clearhead.repair.dfr import LastLayer, retrain_last_layer
+from clearhead.repair.group_losses import GroupDRO, Reweight
+from clearhead.repair.input_gradient_losses import GradMaskLoss, RRRLoss
 from clearhead.repair.presets import PRESETS, Preset, preset_named
-from clearhead.repair.relevance import Relevance, relevance_maps
+from clearhead.repair.relevance import RelevanceLoss, relevance_maps
 
 __all__ = [
     "MASK_LOSSES",
     "PRESETS",
-    "RRR",
-    "GradMask",
+    "GradMaskLoss",
     "GroupDRO",
     "LastLayer",
     "MaskLoss",
     "Preset",
-    "Relevance",
+    "RRRLoss",
+    "RelevanceLoss",
     "Reweight",
     "mask_loss",
     "preset_named",
@@ -27,21 +28,21 @@ __all__ = [
     "retrain_last_layer",
 ]
 
-MaskLoss = Relevance | GradMask | RRR
+MaskLoss = RelevanceLoss | GradMaskLoss | RRRLoss
 
-MASK_LOSSES: dict[str, type[MaskLoss]] = {"relevance": Relevance, "gradmask": GradMask, "rrr": RRR}
-"""The repairs by foreground masks: each a loss for ``clearhead.train.fit``."""
+MASK_LOSSES: dict[str, type[MaskLoss]] = {"relevance": RelevanceLoss, "gradmask": GradMaskLoss, "rrr": RRRLoss}
+"""The repairs by foreground masks: each a loss for ``clearhead.training.loop.fit``."""
 
 
 def mask_loss(method: str, terms: Mapping[str, Any]) -> MaskLoss | None:
     """The loss of a method with the terms that are not None; None for a method without masks.
 
-    Raises ValueError for a term that the method has not.
+    Raises ClearheadError for a term that the method has not.
     """
     given = {name: value for name, value in terms.items() if value is not None}
     kind = MASK_LOSSES.get(method)
     known = [field.name for field in fields(kind)] if kind else []
     if unknown := [name for name in given if name not in known]:
         there = f"it has {', '.join(known)}" if known else f"only {', '.join(MASK_LOSSES)} have any"
-        raise ValueError(f"{', '.join(unknown)}: not a term of the method {method}; {there}")
+        raise ClearheadError(f"{', '.join(unknown)}: not a term of the method {method}; {there}")
     return kind(**given) if kind else None

@@ -1,10 +1,12 @@
 """The settings of arXiv 2206.01161 for relevance fine-tuning, by the paper's names of the models (supplement, table 1).
 
-All models have the weights 2, 0.3, 0.8 and 0.2 of the loss (the defaults of ``Relevance``), AdamW with weight decay
+All models have the weights 2, 0.3, 0.8 and 0.2 of the loss (the defaults of ``RelevanceLoss``), AdamW with weight decay
 1e-4, and 50 epochs of batches of 8 on 3 images of each of 500 classes; they differ in learning rate and temperature.
 """
 
 from dataclasses import dataclass
+
+from clearhead.errors import ClearheadError
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ PRESETS = {
 
 
 def preset_named(name: str | None) -> Preset:
-    """A preset by its name; None is ours: 10 epochs at 1e-5. Raises ValueError for another name."""
+    """A preset by its name; None is ours: 10 epochs at 1e-5. Raises ClearheadError for another name."""
     if name is None:
         return Preset(1e-5, epochs=10)
     if name not in PRESETS:
-        raise ValueError(f"preset: {name!r} is unknown; there is {', '.join(PRESETS)}")
+        raise ClearheadError(f"preset: {name!r} is unknown; there is {', '.join(PRESETS)}")
     return PRESETS[name]

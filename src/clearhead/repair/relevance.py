@@ -23,16 +23,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clearhead.data.batches import over_images
+from clearhead.attribution import scale
+from clearhead.attribution.attention import attention_map, rollout_map
+from clearhead.attribution.gae import relevance, token_grid
+from clearhead.attribution.gradients import input_gradient_map, input_x_gradient_map
 from clearhead.data.interventions import intervene
-from clearhead.explain import scale
-from clearhead.explain.attention import attention_map, rollout_map
-from clearhead.explain.gae import relevance, token_grid
-from clearhead.explain.gradients import input_gradient_map, input_x_gradient_map
+from clearhead.data.loading import batch_mean
+from clearhead.distributed import rank_and_size
+from clearhead.errors import ClearheadError
 from clearhead.models import Classifier
 from clearhead.models.classifier import chosen_logit, logit_gradients
-from clearhead.processes import share
-from clearhead.repair.pixels import pixel_gradient
+from clearhead.repair.input_gradient_losses import pixel_gradient
 from clearhead.tap import tap
 
 Source = Literal["gae", "rollout", "attention", "input-gradient", "input-x-gradient"]
@@ -40,7 +41,7 @@ Source = Literal["gae", "rollout", "attention", "input-gradient", "input-x-gradi
 
 
 @dataclass(frozen=True)
-class Relevance:
+class RelevanceLoss:
     """The loss as a function ``(model, batch) -> parts``; the numbers are those of the paper, for every model.
 
     Attributes:
@@ -64,35 +65,43 @@ class Relevance:
     target: Literal["predicted", "truth"] = "predicted"
     source: Source = "gae"
     second_order: bool = False
-    exchange: float = 0.0
+    background_swap: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.exchange <= 1:
-            raise ValueError(f"exchange: a share of the images in 0..1 is needed, got {self.exchange}")
-        if self.exchange and self.target != "truth":
-            raise ValueError("exchange: needs target 'truth', for the model's own answer follows the wrong background")
+        if not 0 <= self.background_swap <= 1:
+            raise ClearheadError(f"exchange: a share of the images in 0..1 is needed, got {self.background_swap}")
+        if self.background_swap and self.target != "truth":
+            raise ClearheadError(
+                "exchange: needs target 'truth', for the model's own answer follows the wrong background"
+            )
         if self.target not in ("predicted", "truth"):
-            raise ValueError(f"target: got {self.target!r}; there is predicted and truth")
+            raise ClearheadError(f"target: got {self.target!r}; there is predicted and truth")
         if self.source not in get_args(Source):
-            raise ValueError(f"source: got {self.source!r}; there is {', '.join(get_args(Source))}")
+            raise ClearheadError(f"source: got {self.source!r}; there is {', '.join(get_args(Source))}")
         if self.second_order and self.source != "gae":
-            raise ValueError(f"second_order: is of the source gae, got {self.source!r}")
+            raise ClearheadError(f"second_order: is of the source gae, got {self.source!r}")
 
     def __call__(self, model: Classifier, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Parts of the loss of a batch (image, label, mask, has_mask), its total under ``loss``, and ``logits``.
 
-        Images without a mask count in the classification term alone. Raises ValueError for a model without a grid,
+        Images without a mask count in the classification term alone. Raises ClearheadError for a model without a grid,
         where the source needs one.
         """
-        if self.exchange and share()[1] > 1:
-            raise ValueError("exchange: images change backgrounds within a batch, which one process must hold whole")
-        images = _exchanged(batch, self.exchange) if self.exchange and model.module.training else batch["image"]
+        if self.background_swap and rank_and_size()[1] > 1:
+            raise ClearheadError(
+                "exchange: images change backgrounds within a batch, which one process must hold whole"
+            )
+        images = (
+            _exchanged(batch, self.background_swap)
+            if self.background_swap and model.module.training
+            else batch["image"]
+        )
         maps, logits = relevance_maps(model, images, batch["label"], self.source, self.second_order)
         mask, masked = batch["mask"][:, 0], batch["has_mask"]
-        background = over_images(((maps * (1 - mask)) ** 2).mean((1, 2)), batch, masked)
-        foreground = over_images(((maps * mask - mask) ** 2).mean((1, 2)), batch, masked)
+        background = batch_mean(((maps * (1 - mask)) ** 2).mean((1, 2)), batch, masked)
+        foreground = batch_mean(((maps * mask - mask) ** 2).mean((1, 2)), batch, masked)
         aim = batch["label"] if self.target == "truth" else logits.detach().argmax(-1)
-        classification = over_images(F.cross_entropy(logits / self.temperature, aim, reduction="none"), batch)
+        classification = batch_mean(F.cross_entropy(logits / self.temperature, aim, reduction="none"), batch)
         total = self.relevance * (self.background * background + self.foreground * foreground)
         total = total + self.classification * classification
         parts = {"background": background, "foreground": foreground, "classification": classification}

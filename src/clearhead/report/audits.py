@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from clearhead.evaluate.audit import Audit
+from clearhead.analyses.audit import Audit
 from clearhead.report.calibration import calibration_sections
 from clearhead.report.comparisons import MEASURES
+from clearhead.report.example_images import gallery, map_text
 from clearhead.report.heads import head_sections
 from clearhead.report.page import Row, Section, Table
-from clearhead.report.strips import gallery, map_text
 from clearhead.results import AuditResults
 
 MOST_CLASSES = 20

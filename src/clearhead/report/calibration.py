@@ -1,7 +1,7 @@
 """Calibration on the page: the reliability diagram and the numbers, as the model is and at a temperature."""
 
-from clearhead.evaluate.calibration import SURE, TEMPERATURES, Calibration, Rescaled
-from clearhead.evaluate.statistics import Estimate, number
+from clearhead.metrics.calibration import SURE, TEMPERATURES, Calibration, Rescaled
+from clearhead.metrics.statistics import Estimate, number
 from clearhead.report import plots
 from clearhead.report.page import Figure, Row, Section, Table
 

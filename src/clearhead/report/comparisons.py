@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from clearhead.evaluate.audit import Audit
-from clearhead.evaluate.compare import Comparison
-from clearhead.evaluate.statistics import Estimate
+from clearhead.analyses.audit import Audit
+from clearhead.analyses.compare import Comparison
+from clearhead.metrics.statistics import Estimate
 from clearhead.report import plots
+from clearhead.report.example_images import gallery, map_text
 from clearhead.report.page import Figure, Row, Section, Table
-from clearhead.report.strips import gallery, map_text
 from clearhead.results import ComparisonResults
 
 MOST_CHANGED = 50
@@ -24,14 +24,14 @@ def comparison_sections(run: ComparisonResults, folder: Path) -> list[Section]:
     if c.groups:
         sections.append(_group_table(c))
     sections += _class_tables(c)
-    for title, text, strips in (
+    for title, text, examples in (
         ("Put right", "Wrong before, right after; the greatest change of loss first.", run.gained),
         ("Made wrong", "Right before, wrong after; the greatest change of loss first.", run.lost),
         ("Classes that lost most", "The first images made wrong of each, the worst class first.", run.first_lost),
         ("Drawn at random", "A sample of all images, chosen by chance.", run.sample),
     ):
-        if strips:
-            sections.append(gallery(title, f"{text} {map_text(c.before)}", strips, folder))
+        if examples:
+            sections.append(gallery(title, f"{text} {map_text(c.before)}", examples, folder))
     return sections
 
 

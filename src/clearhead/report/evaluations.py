@@ -5,11 +5,11 @@ And sufficient input subsets.
 
 from pathlib import Path
 
-from clearhead.evaluate.faithfulness import Faithfulness
-from clearhead.evaluate.statistics import number
+from clearhead.analyses.faithfulness import Faithfulness
+from clearhead.metrics.statistics import number
 from clearhead.report import plots
+from clearhead.report.example_images import gallery
 from clearhead.report.page import Figure, Row, Section, Table
-from clearhead.report.strips import gallery
 from clearhead.results import EvaluationResults, SufficientResults
 
 
@@ -96,9 +96,9 @@ def sufficient_sections(run: SufficientResults, folder: Path) -> list[Section]:
         f"From these pixels alone (grey: taken away) the model gives the label a probability of {enough}, or comes "
         "nearest to it. Under each the share of the pixels."
     )
-    sections: list[Section] = [gallery("Pixels that are enough", text, run.strips, folder)]
+    sections: list[Section] = [gallery("Pixels that are enough", text, run.examples, folder)]
     rows = []
-    for strip, labels in zip(run.strips, run.images, strict=True):
+    for strip, labels in zip(run.examples, run.images, strict=True):
         for i, found in enumerate(labels):
             kind = "predicted" if found.predicted else "another label"
             cells = [
@@ -111,7 +111,7 @@ def sufficient_sections(run: SufficientResults, folder: Path) -> list[Section]:
             rows.append(Row(strip.title if i == 0 else "", [*cells, "yes" if found.reached else "no"]))
     columns = ["label", "", "whole image", "pixels kept", "from them alone", f"{enough} reached"]
     sections.append(Table("How few are enough", columns, rows, "Probabilities of the label.", names="image"))
-    for strip, labels in zip(run.strips[:_MOST_CURVES], run.images, strict=False):
+    for strip, labels in zip(run.examples[:_MOST_CURVES], run.images, strict=False):
         points = {
             found.label: [(100 * x, y, 0.0) for x, y in zip(found.kept, found.curve, strict=True)] for found in labels
         }

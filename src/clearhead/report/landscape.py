@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import gaussian_kde
 
-from clearhead.evaluate.statistics import Estimate, number
-from clearhead.landscape import Density, Surface, Trajectory, together
+from clearhead.analyses.surface import Surface
+from clearhead.landscape import Density, Trajectory, together
+from clearhead.metrics.statistics import Estimate, number
 from clearhead.report import plots
 from clearhead.report.page import Figure, Row, Section, Table
 from clearhead.results import SpectrumResults, SurfaceResults, TrajectoryResults

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from clearhead.evaluate.statistics import Estimate
-from clearhead.layers import FeatureMaps, Lesion, Lesions
-from clearhead.report import depth
+from clearhead.analyses.fourier import FeatureMaps
+from clearhead.analyses.lesion import Lesion, Lesions
+from clearhead.metrics.statistics import Estimate
+from clearhead.report import layer_plots
 from clearhead.report.page import Figure, Row, Section, Table
 from clearhead.results import CkaResults, FourierResults, LesionResults
 
@@ -21,7 +22,7 @@ def fourier_sections(run: FourierResults) -> list[Section]:
 def _changes(run: FourierResults) -> Table:
     rows = [
         Row(
-            f"{name}, {depth.kind_name(kind)}",
+            f"{name}, {layer_plots.kind_name(kind)}",
             [found.high_change.get(kind, ""), found.variance_change[kind]],
             _made_of(found, kind),
         )
@@ -53,15 +54,15 @@ def _maps(found: FeatureMaps, of: str) -> list[Section]:
             "Log amplitude on the diagonal of the Fourier transform of the feature map after each unit, less that of "
             f"frequency 0; mean over channels and {found.images:,} images. Grid of {grid}.{left_out}"
         )
-        sections.append(Figure(title, text, depth.amplitudes(lines, title)))
+        sections.append(Figure(title, text, layer_plots.amplitudes(lines, title)))
         title = f"High frequency{of}"
         text = f"The last of these frequencies ({last}) after each unit, and which kind of unit led there."
         high = [(u.kind, u.depth, u.high) for u in found.units]
-        sections.append(Figure(title, text, depth.through_depth(high, title, "Δ log amplitude", steps=True)))
+        sections.append(Figure(title, text, layer_plots.through_depth(high, title, "Δ log amplitude", steps=True)))
     title = f"Variance of feature maps{of}"
     text = "Over positions, mean over channels and images, after each unit."
     variance = [(u.kind, u.depth, u.variance) for u in found.units]
-    sections.append(Figure(title, text, depth.through_depth(variance, title, "variance", steps=True)))
+    sections.append(Figure(title, text, layer_plots.through_depth(variance, title, "variance", steps=True)))
     rows = [
         Row(u.unit, [u.high, u.high_change or "", u.variance, u.variance_change or ""], f"{u.height} x {u.width}")
         for u in found.units
@@ -84,11 +85,11 @@ def _lesions(found: Lesions, of: str) -> list[Section]:
         "Accuracy of the model without one unit less that of the whole model, on the same images. "
         f"The whole model: {100 * found.accuracy.value:.1f}% of {found.accuracy.count:,} images."
     )
-    plot = depth.through_depth(_points(found.units, "accuracy"), title, "accuracy, pp", "pp")
+    plot = layer_plots.through_depth(_points(found.units, "accuracy"), title, "accuracy, pp", "pp")
     sections: list[Section] = [Figure(title, text, plot)]
     title = f"Likelihood without each unit{of}"
     text = "Negative log-likelihood without it less with it: what the accuracy is too coarse to show."
-    sections.append(Figure(title, text, depth.through_depth(_points(found.units, "nll"), title, "NLL, nats")))
+    sections.append(Figure(title, text, layer_plots.through_depth(_points(found.units, "nll"), title, "NLL, nats")))
     for title, lesions in ((f"Units{of}", found.units), (f"Blocks{of}", found.blocks)):
         if lesions:
             rows = [Row(one.name, [one.accuracy, one.nll]) for one in lesions]
@@ -113,7 +114,7 @@ def cka_sections(run: CkaResults) -> list[Section]:
         f"Linear, from mini-batches of {found.batch_size}, {found.images:,} images in all; from 0 (clear) to 1 (full "
         "colour). Units by number, as in the table."
     )
-    plot = depth.matrix(found.cka, title, f"unit of {_short(first)}", f"unit of {_short(second)}")
+    plot = layer_plots.matrix(found.cka, title, f"unit of {_short(first)}", f"unit of {_short(second)}")
     rows = []
     for i, (name, row) in enumerate(zip(found.rows, found.cka, strict=True)):
         others = [(value, j) for j, value in enumerate(row) if value == value and (len(run.models) > 1 or j != i)]

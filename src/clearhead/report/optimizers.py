@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from clearhead.evaluate.statistics import Estimate, number
+from clearhead.metrics.statistics import Estimate, number
 from clearhead.report import plots
 from clearhead.report.page import Figure, Row, Section, Table
 from clearhead.results import OptimizerResults

@@ -17,8 +17,9 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from clearhead.evaluate.statistics import Estimate, interval, number
-from clearhead.report.pictures import data_uri
+from clearhead.errors import ClearheadError
+from clearhead.metrics.statistics import Estimate, interval, number
+from clearhead.report.overlay import data_uri
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,11 @@ class Page:
     verdicts: Sequence[Verdict] = ()
     headline: Sequence[tuple[str, Estimate]] = ()
     sections: Sequence[Table | Gallery | Figure] = ()
-    facts: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
 
 
 def render(page: Page) -> str:
-    """The page as HTML; all text is escaped. ValueError where a table's row has too few or too many cells."""
+    """The page as HTML; all text is escaped. ClearheadError where a table's row has too few or too many cells."""
     for section in page.sections:
         if isinstance(section, Table):
             _check(section)
@@ -134,7 +135,7 @@ def _template() -> jinja2.Template:
 def _check(table: Table) -> None:
     for row in table.rows:
         if len(row.cells) != len(table.columns):
-            raise ValueError(
+            raise ClearheadError(
                 f"table {table.title!r} has {len(table.columns)} columns {list(table.columns)}, but row {row.name!r} "
                 f"has {len(row.cells)} cells: give one cell for each column (the row's name is not one of them)"
             )

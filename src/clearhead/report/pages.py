@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from clearhead.data.samples import Problem
-from clearhead.evaluate.compare import Comparison
-from clearhead.report.kinds import KINDS
+from clearhead.analyses.compare import Comparison
+from clearhead.data.dataset import DataIssue
 from clearhead.report.page import Page, Row, Section, Table, Verdict, write
+from clearhead.report.renderers import KINDS
 from clearhead.report.suites import verdicts
 from clearhead.results import ComparisonResults, Results, SuiteResults, TrainingResults, once
 
@@ -27,22 +27,22 @@ def page(runs: Sequence[tuple[Results, Path]], title: str = "") -> Page:
         sections += KINDS[type(run)].sections(
             run, folder, f": {run.model}" if several and hasattr(run, "model") else ""
         )
-        sections += [_problems(run.problems)] if run.problems else []
+        sections += [_problems(run.issues)] if run.issues else []
     main = next((run for run, _ in runs if isinstance(run, ComparisonResults)), runs[0][0])
     kind = KINDS[type(main)]
-    facts: dict[str, str] = {}
+    provenance: dict[str, str] = {}
     for kind_of, (run, _) in zip(once([run.kind for run, _ in runs]), runs, strict=True):
-        facts |= {
-            (f"{name}, {kind_of}" if several and name != "versions" else name): v for name, v in run.facts.items()
+        provenance |= {
+            (f"{name}, {kind_of}" if several and name != "versions" else name): v for name, v in run.provenance.items()
         }
     return Page(
         title=title or kind.title(main),
         lead=kind.lead(main),
-        verdicts=[Verdict(c.judgement.word, data, c.judgement.sentence) for c, data in _judged([r for r, _ in runs])]
+        verdicts=[Verdict(c.verdict.word, data, c.verdict.sentence) for c, data in _judged([r for r, _ in runs])]
         + [verdict for run, _ in runs if isinstance(run, SuiteResults) for verdict in verdicts(run)],
         headline=kind.headline(main),
         sections=sections,
-        facts=facts,
+        provenance=provenance,
     )
 
 
@@ -54,7 +54,7 @@ def _judged(runs: Sequence[Results]) -> list[tuple[Comparison, str]]:
     ]
 
 
-def _problems(problems: Sequence[Problem], most: int = 20) -> Table:
-    rows = [Row(p.file, [p.kind, p.action, p.detail]) for p in problems[:most]]
-    text = f"{len(problems):,} in all, the first {most} are shown." if len(problems) > most else ""
+def _problems(issues: Sequence[DataIssue], most: int = 20) -> Table:
+    rows = [Row(p.file, [p.kind, p.action, p.detail]) for p in issues[:most]]
+    text = f"{len(issues):,} in all, the first {most} are shown." if len(issues) > most else ""
     return Table("Problems with the data", ["kind", "what was done", "detail"], rows, text, names="file")

@@ -1,4 +1,4 @@
-"""The plots: numbers in, inline SVG out (``clearhead.report.canvas``)."""
+"""The plots: numbers in, inline SVG out (``clearhead.report.svg``)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from clearhead.evaluate.statistics import Estimate, interval, number
-from clearhead.report.canvas import DASHED, INK, SERIES, axes_at, drawing, legend, look, power, short, svg, tick, ticks
+from clearhead.metrics.statistics import Estimate, interval, number
+from clearhead.report.svg import DASHED, INK, SERIES, axes_at, drawing, legend, look, power, short, svg, tick, ticks
 
 
 def intervals(rows: Sequence[tuple[str, Sequence[tuple[str, Estimate]]]], title: str, unit: str = "%") -> str:

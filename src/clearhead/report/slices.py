@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from clearhead.evaluate.slices import Overlap, Slice
-from clearhead.evaluate.statistics import number
+from clearhead.analyses.slices import Overlap, Slice
+from clearhead.metrics.statistics import number
+from clearhead.report.example_images import gallery
 from clearhead.report.page import Row, Section, Table
-from clearhead.report.strips import gallery
 from clearhead.results import SlicesResults
 
 MOST_SLICES = 12
@@ -33,15 +33,15 @@ def slice_sections(run: SlicesResults, folder: Path, of: str = "") -> list[Secti
     rows = [_row(part) for part in shown]
     titles = ["errors", "errors in the rest", "p", "taken for", *columns]
     sections: list[Section] = [Table(f"Slices{of}", titles, rows, text, names="slice")]
-    for part, strips in zip(worse, run.strips, strict=False):
-        if strips:
+    for part, examples in zip(worse, run.examples, strict=False):
+        if examples:
             shares = [f"Column {o.column}: {_shares(o)}. " for o in part.overlaps]
             text = (
                 f"{number(part.error.value, '%')} of its {part.error.count:,} images are wrong, "
                 f"{number(part.rest.value, '%')} of the rest of {part.label}. {''.join(shares)}"
                 f"Shown are the mistakes nearest to its middle. Maps: {run.method}, of the class the model predicts."
             )
-            sections.append(gallery(f"Slice {part.name}{of}", text, strips, folder))
+            sections.append(gallery(f"Slice {part.name}{of}", text, examples, folder))
     return sections
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from clearhead.evaluate.statistics import number
+from clearhead.metrics.statistics import number
 from clearhead.report import plots
 from clearhead.report.page import Figure, Row, Section, Table
 from clearhead.results import StudyResults

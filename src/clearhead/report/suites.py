@@ -3,8 +3,8 @@
 import math
 from collections.abc import Collection, Sequence
 
-from clearhead.evaluate.robustness import ALPHA, SetChange, SetRow
-from clearhead.evaluate.statistics import Estimate, number
+from clearhead.analyses.robustness import ALPHA, SetChange, SetRow
+from clearhead.metrics.statistics import Estimate, number
 from clearhead.report import plots
 from clearhead.report.page import Figure, Row, Section, Table, Verdict
 from clearhead.results import SuiteResults

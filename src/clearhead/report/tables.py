@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from clearhead.data.pixels import DataError
-from clearhead.evaluate.robustness import SeedRow, SetRow
-from clearhead.evaluate.statistics import Estimate, interval, number
+from clearhead.analyses.robustness import SeedRow, SetRow
+from clearhead.data.image_io import DataError
+from clearhead.metrics.statistics import Estimate, interval, number
 from clearhead.runs import write_table, written
 
 

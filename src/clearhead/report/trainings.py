@@ -2,16 +2,16 @@
 
 import math
 
-from clearhead.evaluate.compare import Comparison
-from clearhead.evaluate.statistics import number
+from clearhead.analyses.compare import Comparison
 from clearhead.heads.selection import Selection
-from clearhead.linear import LinearLayer
+from clearhead.metrics.statistics import number
 from clearhead.repair import LastLayer
 from clearhead.report import plots
 from clearhead.report.comparisons import differences
 from clearhead.report.page import Figure, Row, Section, Table
 from clearhead.results import TrainingResults
-from clearhead.train import best_epoch
+from clearhead.training.linear_probe import LinearLayer
+from clearhead.training.loop import best_epoch
 
 
 def training_sections(run: TrainingResults) -> list[Section]:
@@ -35,16 +35,16 @@ def training_sections(run: TrainingResults) -> list[Section]:
 
 
 def _history(run: TrainingResults) -> Figure:
-    history, kept = run.history, best_epoch(run.history, run.choose_by)
+    history, kept = run.history, best_epoch(run.history, run.monitor)
     lines = {
         "training": [epoch.train.get("loss", math.nan) for epoch in history],
         "validation": [epoch.validation["loss"] for epoch in history],
     }
-    if run.choose_by != "loss":
-        lines["validation, worst group"] = [epoch.validation[run.choose_by] for epoch in history]
+    if run.monitor != "loss":
+        lines["validation, worst group"] = [epoch.validation[run.monitor] for epoch in history]
     text = (
         f"The loss after each epoch; epoch 0 is the model as it was given. Epoch {kept.number} has the lowest "
-        f"{CHOSEN_BY[run.choose_by]}, and its weights were kept."
+        f"{CHOSEN_BY[run.monitor]}, and its weights were kept."
     )
     return Figure("Training", text, plots.curves(lines, "Loss after each epoch", "loss", chosen=kept.number, first=0))
 

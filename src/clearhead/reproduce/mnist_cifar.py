@@ -19,12 +19,12 @@ from scipy import stats
 from torch import Tensor
 
 from clearhead.data.mnist_cifar import Part, mnist_cifar
-from clearhead.heads import Diversity
-from clearhead.heads.branch import Heads, attention_layers, branch
+from clearhead.distributed import run_all
+from clearhead.heads import DiversityLoss
+from clearhead.heads.head_masking import HeadMask, attention_layers, branch
 from clearhead.models import Classifier, Preprocessing, from_module
-from clearhead.processes import run_all
 from clearhead.runs import begin, written
-from clearhead.train import Loss, cross_entropy
+from clearhead.training.loop import Loss, cross_entropy
 from clearhead.zoo import mnist_cifar_vit
 
 PARTS = ("id-val", "id-test", "ood-val", "ood-test")
@@ -33,7 +33,7 @@ SUBSETS = sorted((tuple(i >> h & 1 for h in range(4)) for i in range(1, 16)), ke
 METHODS: dict[str, tuple[float, Loss]] = {
     "ERM, lr 1e-4": (1e-4, cross_entropy),
     "ERM, lr 1e-3": (1e-3, cross_entropy),
-    "Div, lr 1e-3": (1e-3, Diversity(weight=6.25)),
+    "Div, lr 1e-3": (1e-3, DiversityLoss(weight=6.25)),
 }
 BATCH = 80
 
@@ -89,7 +89,7 @@ def reproduce(
     residuals: tuple[bool, ...] = (False, True),
     jobs: int = 1,
     device: str | None = None,
-    track: Callable[[Iterable, int, str], Iterable] | None = None,
+    progress: Callable[[Iterable, int, str], Iterable] | None = None,
 ) -> str:
     """Train what is not trained yet, and give the table (Markdown); every finished run is a file below `out`.
 
@@ -112,7 +112,7 @@ def reproduce(
     runs = [Run(m, r, epochs, s) for s, r, m in product(range(seeds), residuals, METHODS)]
     left = [run for run in runs if not _file(out, run).exists()]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    run_all(_one, [(out, mnist, cifar, run, device) for run in left], jobs, track)
+    run_all(_one, [(out, mnist, cifar, run, device) for run in left], jobs, progress)
     return table([(run, read_run(_file(out, run))) for run in runs])
 
 
@@ -164,7 +164,7 @@ def _measure(model: Classifier, data: dict[str, tuple[Tensor, Tensor]]) -> list[
     """Accuracy of each subset of the last layer's heads, kept heads scaled by H / kept, on each part: 15 x 4."""
     model.module.eval()
     kept = torch.tensor(SUBSETS, dtype=torch.float32)
-    heads = Heads(kept * 4 / kept.sum(1, keepdim=True))
+    heads = HeadMask(kept * 4 / kept.sum(1, keepdim=True))
     first = data["id-val"][0][:2].float() / 255
     ready = branch(model, attention_layers(model, first)[-1], first)
     columns = []

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clearhead.evaluate.statistics import interval, number
+from clearhead.errors import ClearheadError
+from clearhead.metrics.statistics import interval, number
 from clearhead.repair import PRESETS, preset_named
 from clearhead.study.repairs import Method, Plan, StudyRow, run_study
 
@@ -70,12 +71,12 @@ def plan_of(
         epochs: in place of the paper's 50.
 
     Raises:
-        ValueError: for another name, or one that timm has no weights for.
+        ClearheadError: for another name, or one that timm has no weights for.
     """
     preset = preset_named(name)
     if weights is None and preset.weights is None:
         there = ", ".join(known for known, preset in PRESETS.items() if preset.weights)
-        raise ValueError(f"model: timm has no weights of {name}; name yours with --weights, or take one of {there}")
+        raise ClearheadError(f"model: timm has no weights of {name}; name yours with --weights, or take one of {there}")
     ours = METHODS["relevance"] | ({"temperature": preset.temperature} if preset.temperature else {})
     methods = METHODS | {"relevance": ours}
     if ablations:
@@ -98,10 +99,10 @@ def reproduce(
     *,
     jobs: int = 1,
     device: str | None = None,
-    track: Callable[[Iterable, int, str], Iterable] | None = None,
+    progress: Callable[[Iterable, int, str], Iterable] | None = None,
 ) -> str:
     """Run what is not done yet below `out`, and give the table (Markdown). Arguments and errors as ``run_study``."""
-    return table(name, run_study(plan, out, jobs=jobs, device=device, track=track))
+    return table(name, run_study(plan, out, jobs=jobs, device=device, progress=progress))
 
 
 def table(name: str, rows: list[StudyRow]) -> str:

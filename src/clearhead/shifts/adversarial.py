@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clearhead.errors import ClearheadError
 from clearhead.models.classifier import evaluation_mode
 
 Attack = Literal["pgd", "apgd-ce"]
@@ -22,7 +23,7 @@ Attack = Literal["pgd", "apgd-ce"]
 def require_toolbox() -> None:
     """Raise ValueError where the toolbox is not installed."""
     if importlib.util.find_spec("art") is None:
-        raise ValueError("attacks need the Adversarial Robustness Toolbox: pip install 'clearhead[adversarial]'")
+        raise ClearheadError("attacks need the Adversarial Robustness Toolbox: pip install 'clearhead[adversarial]'")
 
 
 def attack(
@@ -58,15 +59,16 @@ def attack(
         seed: of the random start.
 
     Raises:
-        ValueError: where the toolbox is not installed; for images outside 0..1, labels that are no outputs, eps <= 0,
+        ClearheadError: where the toolbox is not installed; for images outside 0..1, labels that are no outputs, eps <=
+        0,
             steps < 1, an unknown name.
     """
     if name not in get_args(Attack):
-        raise ValueError(f"name: there is no attack {name!r}; there is {', '.join(get_args(Attack))}")
+        raise ClearheadError(f"name: there is no attack {name!r}; there is {', '.join(get_args(Attack))}")
     if eps <= 0 or steps < 1:
-        raise ValueError(f"eps {eps:g} must be above 0, steps {steps} at least 1")
+        raise ClearheadError(f"eps {eps:g} must be above 0, steps {steps} at least 1")
     if images.min() < 0 or images.max() > 1:
-        raise ValueError(
+        raise ClearheadError(
             f"images: pixels in 0..1 are attacked, these are in {images.min():.3g}..{images.max():.3g}; "
             "give them before they are normalised"
         )
@@ -75,7 +77,7 @@ def attack(
         with torch.no_grad():
             logits = model(images)
         if labels.min() < 0 or labels.max() >= logits.shape[1]:
-            raise ValueError(
+            raise ClearheadError(
                 f"labels: {labels.min()}..{labels.max()}, but the model has outputs 0..{logits.shape[1] - 1}"
             )
         right = (logits.argmax(1) == labels).nonzero()[:, 0]

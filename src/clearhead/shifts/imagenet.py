@@ -39,11 +39,11 @@ from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
+from clearhead.data.dataset import DataIssue, ImageIndex, listed
 from clearhead.data.folder import image_files, read_folder, wordnet_ids
-from clearhead.data.pixels import DataError
-from clearhead.data.samples import ImageFolder, Problem, listed
+from clearhead.data.image_io import DataError
 from clearhead.data.shards import read_images
-from clearhead.shifts.sets import Scoring, ShiftedSet, plain
+from clearhead.shifts.sets import ClassMapping, ShiftedDataset, plain
 
 PLACES: dict[str, tuple[str, ...]] = {
     "imagenet": (
@@ -80,7 +80,7 @@ SHARDED = ("imagenet", "imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sket
 """The sets that ``read_shards`` reads."""
 
 
-def read_imagenet(root: str | Path, names: Sequence[str] | None = None) -> tuple[list[ShiftedSet], list[str]]:
+def read_imagenet(root: str | Path, names: Sequence[str] | None = None) -> tuple[list[ShiftedDataset], list[str]]:
     """The published sets found under a root, and the names of those that are not there.
 
     `names` are keys of ``IMAGENET``; None takes what is there of all. Raises DataError: no such root, an unknown name,
@@ -104,7 +104,7 @@ def read_imagenet(root: str | Path, names: Sequence[str] | None = None) -> tuple
     return sets, missing
 
 
-def read_shards(name: str, source: str | Path, classes: Sequence[str], split: str | None = None) -> ShiftedSet:
+def read_shards(name: str, source: str | Path, classes: Sequence[str], split: str | None = None) -> ShiftedDataset:
     """One of the sets from Parquet or WebDataset shards, or a set of the Hugging Face Hub, by ``read_images``.
 
     `name` is imagenet, imagenet-v2, imagenet-a, imagenet-r or imagenet-sketch: the others need files that shards do not
@@ -119,10 +119,10 @@ def read_shards(name: str, source: str | Path, classes: Sequence[str], split: st
         found = read_images(source, split=split, classes=[classes[wordnet_ids()[i]] for i in ids], check=False)
     whole = len(ids) == 1000
     scorings = {"1000 classes": plain(1000)} if whole else _own_and_all([(wordnet_ids()[i],) for i in ids])
-    return ShiftedSet(name, replace(found, classes=ids), scorings)
+    return ShiftedDataset(name, replace(found, classes=ids), scorings)
 
 
-def _imagenet(folder: Path) -> list[ShiftedSet]:
+def _imagenet(folder: Path) -> list[ShiftedDataset]:
     """The validation set in class folders."""
     if any(path.name.startswith("ILSVRC2012_val_") for path in image_files(folder)):
         raise DataError(
@@ -130,15 +130,15 @@ def _imagenet(folder: Path) -> list[ShiftedSet]:
             "(n01440764), as torchvision.datasets.ImageNet does from the archive and the devkit. The numbers of "
             "ILSVRC2012_validation_ground_truth.txt follow the devkit's order of classes, not that of the outputs"
         )
-    return [ShiftedSet("imagenet", _read("imagenet", folder, _wordnet()), {"1000 classes": plain(1000)})]
+    return [ShiftedDataset("imagenet", _read("imagenet", folder, _wordnet()), {"1000 classes": plain(1000)})]
 
 
-def _imagenet_v2(folder: Path) -> list[ShiftedSet]:
+def _imagenet_v2(folder: Path) -> list[ShiftedDataset]:
     """ImageNet-V2 (Recht et al. 2019): one variant's folder, or a folder of several."""
 
-    def read(name: str, folder: Path) -> ShiftedSet:
+    def read(name: str, folder: Path) -> ShiftedDataset:
         found = _read(name, folder, [str(index) for index in range(1000)])
-        return ShiftedSet(name, replace(found, classes=_wordnet()), {"1000 classes": plain(1000)})
+        return ShiftedDataset(name, replace(found, classes=_wordnet()), {"1000 classes": plain(1000)})
 
     def variant(folder: Path) -> str:
         return next((f"imagenet-v2 ({title})" for key, title in _V2.items() if key in folder.name.lower()), "")
@@ -149,32 +149,32 @@ def _imagenet_v2(folder: Path) -> list[ShiftedSet]:
     return [read(variant(entry), entry) for entry in inner] or [read("imagenet-v2", folder)]
 
 
-def _two_hundred(name: str, folder: Path) -> list[ShiftedSet]:
+def _two_hundred(name: str, folder: Path) -> list[ShiftedDataset]:
     """ImageNet-A (Hendrycks et al. 2021) or -R (the same, 2020): 200 of the 1000 classes."""
     classes = subset(name)
-    return [ShiftedSet(name, _read(name, folder, classes), _own_and_all([(wordnet_ids()[c],) for c in classes]))]
+    return [ShiftedDataset(name, _read(name, folder, classes), _own_and_all([(wordnet_ids()[c],) for c in classes]))]
 
 
-def _sketch(folder: Path) -> list[ShiftedSet]:
+def _sketch(folder: Path) -> list[ShiftedDataset]:
     """ImageNet-Sketch (Wang et al. 2019)."""
     top = folder / "sketch" if (folder / "sketch").is_dir() else folder
-    return [ShiftedSet("imagenet-sketch", _read("imagenet-sketch", top, _wordnet()), {"1000 classes": plain(1000)})]
+    return [ShiftedDataset("imagenet-sketch", _read("imagenet-sketch", top, _wordnet()), {"1000 classes": plain(1000)})]
 
 
-def _objectnet(folder: Path) -> list[ShiftedSet]:
+def _objectnet(folder: Path) -> list[ShiftedDataset]:
     """ObjectNet (Barbu et al. 2019): the 113 classes that ImageNet has too, without the border of 2 pixels."""
     outputs = _classes("objectnet")
     found = _read("objectnet", folder, outputs)
-    others = [p for p in found.problems if p.kind == "unknown-class"]
+    others = [p for p in found.issues if p.kind == "unknown-class"]
     if others:
         images = sum(len(image_files(found.samples[0].own_file.parents[1] / p.file)) for p in others)
         detail = f"{images} images of {len(others)} classes ImageNet does not have: {listed(p.file for p in others)}"
-        kept = [p for p in found.problems if p.kind != "unknown-class"]
-        found = replace(found, problems=(Problem(".", "no-overlap", detail, "skipped"), *kept))
-    return [ShiftedSet("objectnet", found, _own_and_all(outputs.values()), border=2)]
+        kept = [p for p in found.issues if p.kind != "unknown-class"]
+        found = replace(found, issues=(DataIssue(".", "no-overlap", detail, "skipped"), *kept))
+    return [ShiftedDataset("objectnet", found, _own_and_all(outputs.values()), border=2)]
 
 
-def _si_score(folder: Path) -> list[ShiftedSet]:
+def _si_score(folder: Path) -> list[ShiftedDataset]:
     """SI-Score (Djolonga et al. 2021): one factor's folder, or a folder of several."""
     outputs = _classes("si_score")
     scorings = dict(reversed(_own_and_all(outputs.values()).items()))  # the paper's are 1000-way
@@ -184,32 +184,34 @@ def _si_score(folder: Path) -> list[ShiftedSet]:
         places = [folder] if folder.name.lower() in names else [folder / place for place in names]
         for top in [place for place in places if place.is_dir()][:1]:
             found = _parameters(_read(name, top, outputs, metadata=False), columns)
-            sets.append(ShiftedSet(name, found, scorings))
+            sets.append(ShiftedDataset(name, found, scorings))
     if not sets:
         looked = ", ".join(name for names, _ in _FACTORS.values() for name in names)
         raise DataError(f"si-score: {folder} has none of the folders {looked}")
     return sets
 
 
-def _cue_conflict(folder: Path) -> list[ShiftedSet]:
+def _cue_conflict(folder: Path) -> list[ShiftedDataset]:
     """Cue conflict (Geirhos et al. 2019): the label is the shape, ``groups['texture']`` the texture."""
     outputs = _classes("cue_conflict")
     found = _read("cue-conflict", folder, outputs)
-    samples, problems = [], list(found.problems)
+    samples, issues = [], list(found.issues)
     for sample in found.samples:
         match = re.search(rf"{found.classes[sample.label]}\d+-([a-z]+)\d+$", PurePosixPath(sample.file).stem)
         if match and match[1] in outputs:
             sample = replace(sample, groups={"texture": match[1]})
         else:
             detail = f"not named like {found.classes[sample.label]}1-bicycle2: it counts for the shape only"
-            problems.append(Problem(sample.file, "no-texture", detail, "counted"))
+            issues.append(DataIssue(sample.file, "no-texture", detail, "counted"))
         samples.append(sample)
-    found = replace(found, samples=tuple(samples), problems=tuple(problems))
+    found = replace(found, samples=tuple(samples), issues=tuple(issues))
     # the mean of the probabilities: bethgelab/model-vs-human, datasets/decision_mappings.py
-    return [ShiftedSet("cue-conflict", found, {"16 classes": Scoring(tuple(outputs.values()), 1000, pool="mean")})]
+    return [
+        ShiftedDataset("cue-conflict", found, {"16 classes": ClassMapping(tuple(outputs.values()), 1000, pool="mean")})
+    ]
 
 
-def _backgrounds(folder: Path) -> list[ShiftedSet]:
+def _backgrounds(folder: Path) -> list[ShiftedDataset]:
     """The Backgrounds Challenge (Xiao et al. 2021): ImageNet-9 and its variations.
 
     The answer is the largest of the 1000 outputs (MadryLab/backgrounds_challenge, tools/model_utils.py). Their
@@ -224,17 +226,17 @@ def _backgrounds(folder: Path) -> list[ShiftedSet]:
     if tables:
         outputs = dict(zip(outputs, _in_to_in9(tables[0]), strict=True))
     detail = f"not in {folder}: the classes are derived from WordNet, two vehicles more than the official 370 classes"
-    derived = () if tables else (Problem("in_to_in9.json", "derived-mapping", detail, "counted"),)
-    scorings = {"9 classes": Scoring(tuple(outputs.values()), 1000, among="all")}
+    derived = () if tables else (DataIssue("in_to_in9.json", "derived-mapping", detail, "counted"),)
+    scorings = {"9 classes": ClassMapping(tuple(outputs.values()), 1000, among="all")}
     sets = []
     for name in there:
         found = _read(f"imagenet-9 ({name})", folder / name / "val", outputs)
-        found = replace(found, problems=(*found.problems, *derived))
-        sets.append(ShiftedSet(f"imagenet-9 ({name})", found, scorings))
+        found = replace(found, issues=(*found.issues, *derived))
+        sets.append(ShiftedDataset(f"imagenet-9 ({name})", found, scorings))
     return sets
 
 
-IMAGENET: dict[str, Callable[[Path], list[ShiftedSet]]] = {
+IMAGENET: dict[str, Callable[[Path], list[ShiftedDataset]]] = {
     "imagenet": _imagenet,
     "imagenet-v2": _imagenet_v2,
     "imagenet-a": functools.partial(_two_hundred, "imagenet-a"),
@@ -267,10 +269,10 @@ def _classes(name: str) -> dict[str, tuple[int, ...]]:
     return {folder: tuple(indices) for folder, indices in json.loads(text)["classes"].items()}
 
 
-def _own_and_all(outputs: Iterable[tuple[int, ...]]) -> dict[str, Scoring]:
+def _own_and_all(outputs: Iterable[tuple[int, ...]]) -> dict[str, ClassMapping]:
     """The answer sought among the set's own classes, and among all 1000."""
     outputs = tuple(outputs)
-    return {f"{len(outputs)} classes": Scoring(outputs, 1000), "1000 classes": Scoring(outputs, 1000, "all")}
+    return {f"{len(outputs)} classes": ClassMapping(outputs, 1000), "1000 classes": ClassMapping(outputs, 1000, "all")}
 
 
 def _in_to_in9(table: Path) -> list[tuple[int, ...]]:
@@ -284,7 +286,7 @@ def _in_to_in9(table: Path) -> list[tuple[int, ...]]:
     return [tuple(index for index in range(1000) if labels[index] == label) for label in range(9)]
 
 
-def _read(name: str, folder: Path, classes: Iterable[str], *, metadata: bool = True) -> ImageFolder:
+def _read(name: str, folder: Path, classes: Iterable[str], *, metadata: bool = True) -> ImageIndex:
     """The images of a set in folders named as its classes; classes without a folder become one problem."""
     classes = tuple(classes)
     try:
@@ -295,14 +297,14 @@ def _read(name: str, folder: Path, classes: Iterable[str], *, metadata: bool = T
         ) from error
     there = {sample.label for sample in found.samples}
     missing = [c for label, c in enumerate(classes) if label not in there]
-    problems = [replace(p, detail=p.detail.replace("the model's", "the set's")) for p in found.problems]
+    issues = [replace(p, detail=p.detail.replace("the model's", "the set's")) for p in found.issues]
     if missing:
         detail = f"{len(missing)} of {len(classes)} classes have no images: {listed(missing)}"
-        problems.insert(0, Problem(".", "missing-class", detail, "counted"))
-    return replace(found, problems=tuple(problems))
+        issues.insert(0, DataIssue(".", "missing-class", detail, "counted"))
+    return replace(found, issues=tuple(issues))
 
 
-def _parameters(found: ImageFolder, columns: Sequence[str]) -> ImageFolder:
+def _parameters(found: ImageIndex, columns: Sequence[str]) -> ImageIndex:
     """The images of SI-Score with what metadata.csv says of them, by image id (the file's stem), as groups."""
     table = found.root / "metadata.csv"
     rows: dict[str, dict[str, str]] = {}
@@ -316,12 +318,12 @@ def _parameters(found: ImageFolder, columns: Sequence[str]) -> ImageFolder:
             raise DataError(f"{table} must be a table with numbers in {wanted}: {error!r}") from error
     stems = [PurePosixPath(sample.file).stem for sample in found.samples]
     samples = [replace(s, groups=rows.get(stem, {})) for s, stem in zip(found.samples, stems, strict=True)]
-    problems = list(found.problems)
+    issues = list(found.issues)
     if without := [sample.file for sample in samples if not sample.groups]:
         where = "no row in metadata.csv" if rows else "there is no metadata.csv"
         detail = f"{len(without)} images, {where}: {listed(without)}"
-        problems.append(Problem("metadata.csv", "no-metadata", detail, "counted"))
-    return replace(found, samples=tuple(samples), problems=tuple(problems))
+        issues.append(DataIssue("metadata.csv", "no-metadata", detail, "counted"))
+    return replace(found, samples=tuple(samples), issues=tuple(issues))
 
 
 def _folders(root: Path, place: str) -> list[Path]:

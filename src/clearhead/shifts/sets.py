@@ -1,7 +1,8 @@
 """What every shifted set is: images of known classes, how a model's outputs are read as those classes, what is changed.
 
-A set is an ``ImageFolder`` whose labels are the set's own classes (200 for ImageNet-A, 16 for cue conflict). A
-``Scoring`` says which outputs of the model mean each of them; a set that is scored in several ways names each. What is
+A set is an ``ImageIndex`` whose labels are the set's own classes (200 for ImageNet-A, 16 for cue conflict). A
+``ClassMapping`` says which outputs of the model mean each of them; a set that is scored in several ways names each.
+What is
 changed on the fly (a corruption, a rotation) is a ``Shift`` of the pixels the model is about to see.
 """
 
@@ -13,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clearhead.data.pixels import DataError
-from clearhead.data.samples import ImageFolder
+from clearhead.data.dataset import ImageIndex
+from clearhead.data.image_io import DataError
 
 Shift = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
 """Pixels, B x 3 x H x W in 0..1, to pixels of the same shape; one generator an image, on the images' device."""
@@ -25,7 +26,7 @@ Attack = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Scoring:
+class ClassMapping:
     """How K logits of a model become an answer among the C classes of a set.
 
     Attributes:
@@ -43,7 +44,7 @@ class Scoring:
 
 
 @dataclass(frozen=True)
-class ShiftedSet:
+class ShiftedDataset:
     """A set to measure models on.
 
     Attributes:
@@ -58,8 +59,8 @@ class ShiftedSet:
     """
 
     name: str
-    folder: ImageFolder
-    scorings: Mapping[str, Scoring]
+    folder: ImageIndex
+    scorings: Mapping[str, ClassMapping]
     border: int = 0
     shift: Shift | None = None
     attack: Attack | None = None
@@ -67,9 +68,9 @@ class ShiftedSet:
     level: float | None = None
 
 
-def plain(classes: int) -> Scoring:
+def plain(classes: int) -> ClassMapping:
     """Each output is one class of the set."""
-    return Scoring(tuple((i,) for i in range(classes)), classes)
+    return ClassMapping(tuple((i,) for i in range(classes)), classes)
 
 
 def file_name(name: str) -> str:

@@ -9,15 +9,16 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from clearhead.data.pixels import DataError
-from clearhead.data.samples import ImageFolder, listed
+from clearhead.data.dataset import ImageIndex, listed
+from clearhead.data.image_io import DataError
 from clearhead.data.shards import is_sharded, read_images
+from clearhead.errors import ClearheadError
 from clearhead.shifts.adversarial import attack, require_toolbox
+from clearhead.shifts.corruption_benchmarks import read_cifar_c, read_imagenet_c
 from clearhead.shifts.corruptions import COMMON, EXTRA, corruption_sets
 from clearhead.shifts.corruptions.weather import frost_folder
 from clearhead.shifts.imagenet import IMAGENET, read_imagenet, read_shards
-from clearhead.shifts.published_c import read_cifar_c, read_imagenet_c
-from clearhead.shifts.sets import Scoring, ShiftedSet, plain, require_files
+from clearhead.shifts.sets import ClassMapping, ShiftedDataset, plain, require_files
 from clearhead.shifts.sweeps import SWEEPS, sweep_sets
 
 PUBLISHED = (*IMAGENET, "imagenet-c", "cifar-c")
@@ -27,11 +28,11 @@ BUDGETS = (0.5, 1, 2)
 """Of the attacks: the largest change of a pixel, in 255ths."""
 
 
-def _attacks(folder: ImageFolder, scorings: Mapping[str, Scoring]) -> list[ShiftedSet]:
-    """Projected gradient descent at each budget. Raises ValueError where the toolbox is not installed."""
+def _attacks(folder: ImageIndex, scorings: Mapping[str, ClassMapping]) -> list[ShiftedDataset]:
+    """Projected gradient descent at each budget. Raises ClearheadError where the toolbox is not installed."""
     require_toolbox()
     return [
-        ShiftedSet(
+        ShiftedDataset(
             f"pgd {budget:g}/255",
             folder,
             scorings,
@@ -43,7 +44,7 @@ def _attacks(folder: ImageFolder, scorings: Mapping[str, Scoring]) -> list[Shift
     ]
 
 
-MADE: dict[str, Callable[..., list[ShiftedSet]]] = {
+SYNTHETIC: dict[str, Callable[..., list[ShiftedDataset]]] = {
     "corruptions": functools.partial(corruption_sets, types=COMMON),
     "more-corruptions": functools.partial(corruption_sets, types=EXTRA),
     "adversarial": _attacks,
@@ -51,7 +52,7 @@ MADE: dict[str, Callable[..., list[ShiftedSet]]] = {
 }
 """Suites made on the fly, of any images."""
 
-SUITES = (*PUBLISHED, *MADE)
+SUITES = (*PUBLISHED, *SYNTHETIC)
 
 
 def is_small(size: tuple[int, int]) -> bool:
@@ -59,7 +60,7 @@ def is_small(size: tuple[int, int]) -> bool:
     return max(size) <= 64
 
 
-UNCHANGED = "as it is"
+CLEAN = "as it is"
 """The set of the images that shifts are made of, before they are."""
 
 
@@ -71,7 +72,7 @@ def suite_sets(
     size: tuple[int, int],
     sets: Sequence[str] | None = None,
     split: str | None = None,
-) -> tuple[list[ShiftedSet], list[str]]:
+) -> tuple[list[ShiftedDataset], list[str]]:
     """The sets of suites, the unchanged one first, and the names of those that are not there.
 
     Args:
@@ -84,14 +85,14 @@ def suite_sets(
 
     Raises:
         DataError: for data that cannot be used.
-        ValueError: for a suite or set that does not exist.
+        ClearheadError: for a suite or set that does not exist.
     """
     suites = list(dict.fromkeys(suites))
     for name in suites:
         if name not in SUITES:
             close = difflib.get_close_matches(name, SUITES, 3, 0.4)
-            raise ValueError(f"suite {name!r}: there is {', '.join(close or SUITES)}")
-    found: list[ShiftedSet] = []
+            raise ClearheadError(f"suite {name!r}: there is {', '.join(close or SUITES)}")
+    found: list[ShiftedDataset] = []
     absent: list[str] = []
     for name in suites:
         if name in IMAGENET and is_sharded(root):
@@ -101,13 +102,13 @@ def suite_sets(
             found, absent = found + there, absent + missing
         elif name in PUBLISHED:
             found += (read_cifar_c if name == "cifar-c" else read_imagenet_c)(Path(root))
-    if made := [name for name in suites if name in MADE]:
+    if made := [name for name in suites if name in SYNTHETIC]:
         folder = read_images(root, split=split, classes=classes, check=False)
         scorings = {f"{len(classes):,} classes": plain(len(classes))}
-        found.insert(0, ShiftedSet(UNCHANGED, folder, scorings))
+        found.insert(0, ShiftedDataset(CLEAN, folder, scorings))
         for name in made:
             small = {"constants": "cifar"} if "corruptions" in name and is_small(size) else {}
-            found += MADE[name](folder, scorings, **small)
+            found += SYNTHETIC[name](folder, scorings, **small)
     try:
         frost_folder()
     except DataError as error:
@@ -119,12 +120,12 @@ def suite_sets(
     require_files([one.name for one in found], "sets")
     if sets is None:
         return found, absent
-    wanted = [one for one in found if one.name in (*sets, UNCHANGED) or one.family in sets]
+    wanted = [one for one in found if one.name in (*sets, CLEAN) or one.family in sets]
     for name in sets:
         if missing := [told for told in absent if told == name or told.startswith(f"{name} (")]:
             raise DataError(f"{root}: not there: {missing[0]}")
         if not any(name in (one.name, one.family) for one in found):
             known = list(dict.fromkeys(part for one in found for part in (one.name, one.family) if part))
             close = difflib.get_close_matches(name, known, 3, 0.4) or known
-            raise ValueError(f"set {name!r} is not of {', '.join(suites)}; there is {listed(close)}")
+            raise ClearheadError(f"set {name!r} is not of {', '.join(suites)}; there is {listed(close)}")
     return wanted, []

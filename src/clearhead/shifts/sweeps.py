@@ -15,8 +15,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as geometry
 
-from clearhead.data.samples import ImageFolder
-from clearhead.shifts.sets import Scoring, ShiftedSet
+from clearhead.data.dataset import ImageIndex
+from clearhead.errors import ClearheadError
+from clearhead.shifts.sets import ClassMapping, ShiftedDataset
 
 PIXEL_EPS = 0.16
 """What +-0.7 on normalised images is in pixels of 0..1: 0.7 times ImageNet's standard deviation, 0.226."""
@@ -42,7 +43,7 @@ def frequency_noise(
     pixels the latter is 0.7 x 0.226 = 0.16, the default here. Also, its ring is off centre by one frequency.
 
     Source: Park & Kim 2022 (arXiv 2202.06709), figure 2b; xxxnell/how-do-vits-work, ops/adversarial.py and issue 44.
-    Raises ValueError where the image has no such frequency.
+    Raises ClearheadError where the image has no such frequency.
     """
     height, width = images.shape[-2:]
     w_y = torch.fft.fftfreq(height, dtype=torch.float64).abs()[:, None] * 2 * math.pi
@@ -50,7 +51,7 @@ def frequency_noise(
     w = torch.maximum(w_y, w_x)
     ring = (w >= math.pi * level - spread) & (w < math.pi * level + spread)
     if not ring.any():
-        raise ValueError(
+        raise ClearheadError(
             f"level: an image of {width} x {height} pixels has no frequency {level:g} pi +- {spread:g}; "
             "levels lie in 0..1, small images need a wider spread"
         )
@@ -67,10 +68,10 @@ def occlusion(
     """Random patches of a grid of side x side set to `fill`: the share `level` of them, rounded down; B x 3 x H x W.
 
     Source: Naseer et al. 2021 (arXiv 2105.10497), Random PatchDrop; Muzammal-Naseer/IPViT, evaluate.py: grid 14 x 14,
-    black before normalisation, shares 0 to 0.9. There one draw serves the whole batch. Raises ValueError.
+    black before normalisation, shares 0 to 0.9. There one draw serves the whole batch. Raises ClearheadError.
     """
     if not 0 <= level <= 1:
-        raise ValueError(f"level: a share of the patches is in 0..1, not {level:g}")
+        raise ClearheadError(f"level: a share of the patches is in 0..1, not {level:g}")
     height, width = images.shape[-2:]
     count = math.floor(level * side * side + 1e-9)  # a share such as 0.7 is not exact
     dropped = torch.zeros(len(images), side * side, dtype=torch.bool, device=images.device)
@@ -88,12 +89,14 @@ def patch_shuffle(images: Tensor, generators: Sequence[torch.Generator], level: 
 
     Source: Naseer et al. 2021 (arXiv 2105.10497); Muzammal-Naseer/IPViT, evaluate.py and, for the levels,
     scripts/evaluate_shuffle.sh. There one order serves the whole batch, and sides that cannot be divided are refused.
-    Raises ValueError.
+    Raises ClearheadError.
     """
     height, width = images.shape[-2:]
     n = int(level)
     if n != level or not 1 <= n <= min(height, width):
-        raise ValueError(f"level: a grid of n x n patches, n a whole number in 1..{min(height, width)}, not {level:g}")
+        raise ClearheadError(
+            f"level: a grid of n x n patches, n a whole number in 1..{min(height, width)}, not {level:g}"
+        )
     size = (height // n, width // n)
     grid = images[..., : n * size[0], : n * size[1]].unflatten(3, (n, size[1])).unflatten(2, (n, size[0]))
     patches = grid.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # B x n^2 x 3 x h x w
@@ -121,13 +124,13 @@ def scale(images: Tensor, generators: Sequence[torch.Generator], level: float, *
     """The image zoomed by the factor `level` about its centre, bilinear with antialiasing; B x 3 x H x W.
 
     Below 1 the whole image lies in a frame of `fill`; above 1 its centre fills the frame. Sizes are whole pixels.
-    Nothing is drawn. Raises ValueError for a factor that leaves no pixel.
+    Nothing is drawn. Raises ClearheadError for a factor that leaves no pixel.
     """
     height, width = images.shape[-2:]
     small = level < 1
     size = [round(side * level) if small else round(side / level) for side in (height, width)] if level > 0 else [0]
     if min(size) < 1:
-        raise ValueError(f"level: a zoom by {level:g} leaves nothing of {width} x {height} pixels")
+        raise ClearheadError(f"level: a zoom by {level:g} leaves nothing of {width} x {height} pixels")
     if size == [height, width]:
         return images
     top, left = (height - size[0]) // 2, (width - size[1]) // 2
@@ -201,17 +204,17 @@ SWEEPS: dict[str, Sweep] = {
 
 
 def sweep_sets(
-    folder: ImageFolder, scorings: Mapping[str, Scoring], name: str, levels: Sequence[float] | None = None
-) -> list[ShiftedSet]:
+    folder: ImageIndex, scorings: Mapping[str, ClassMapping], name: str, levels: Sequence[float] | None = None
+) -> list[ShiftedDataset]:
     """The sets of one sweep over a folder, ``rotation 15``, ``rotation 30``, ...; `levels` None: the sweep's own.
 
-    Raises ValueError for a name that is not in ``SWEEPS``.
+    Raises ClearheadError for a name that is not in ``SWEEPS``.
     """
     if name not in SWEEPS:
-        raise ValueError(f"name: there is no sweep {name!r}; there is {', '.join(SWEEPS)}")
+        raise ClearheadError(f"name: there is no sweep {name!r}; there is {', '.join(SWEEPS)}")
     sweep = SWEEPS[name]
     return [
-        ShiftedSet(
+        ShiftedDataset(
             name=f"{name} {level:g}",
             folder=folder,
             scorings=scorings,

@@ -6,8 +6,10 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
+from clearhead.errors import ClearheadError
 
-class StudyError(ValueError):
+
+class StudyError(ClearheadError):
     """A plan that cannot be run; the message says what is wrong in the file."""
 
 

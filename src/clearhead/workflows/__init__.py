@@ -15,14 +15,14 @@ from clearhead.workflows.evaluation import (
 from clearhead.workflows.landscape import run_hessian, run_surface, run_trajectory
 from clearhead.workflows.layers import run_cka, run_fourier, run_lesion
 from clearhead.workflows.maps import run_explain, run_sis
-from clearhead.workflows.pieces import Track, class_index, load_backbone, model_name
+from clearhead.workflows.pieces import Progress, class_index, load_backbone, model_name
 from clearhead.workflows.slices import run_slices
 from clearhead.workflows.studies import run_optimizers, run_repairs
 from clearhead.workflows.suites import compare_suites, run_suite
 from clearhead.workflows.training import run_repair, run_select, run_train
 
 __all__ = [
-    "Track",
+    "Progress",
     "class_index",
     "compare_suites",
     "load_backbone",

@@ -8,36 +8,37 @@ from typing import Any
 
 import numpy as np
 
-from clearhead.data.pixels import DataError
-from clearhead.data.samples import ImageFolder, attribute_columns
+from clearhead.analyses.audit import audit
+from clearhead.analyses.compare import compare
+from clearhead.analyses.faithfulness import Fill, Target, faithfulness
+from clearhead.analyses.knn import knn
+from clearhead.analyses.localisation import segment
+from clearhead.attribution import methods_for
+from clearhead.data.dataset import ImageIndex, attribute_columns
+from clearhead.data.image_io import DataError
 from clearhead.data.shards import read_images
 from clearhead.data.splits import require_apart, splits_of
-from clearhead.evaluate.audit import audit
-from clearhead.evaluate.calibration import Rescaled, calibration, fit_temperature
-from clearhead.evaluate.compare import compare
-from clearhead.evaluate.faithfulness import Fill, Target, faithfulness
-from clearhead.evaluate.knn import knn
-from clearhead.evaluate.predict import default_method, logits_of, predict
-from clearhead.evaluate.segmentation import segment
-from clearhead.evaluate.statistics import accuracy_difference, mean_difference
-from clearhead.explain import methods_for
+from clearhead.errors import ClearheadError
 from clearhead.heads.scores import HeadScores, implied_classes, score_heads
+from clearhead.metrics.calibration import Rescaled, calibration, fit_temperature
+from clearhead.metrics.statistics import accuracy_difference, mean_difference
 from clearhead.models import Classifier, load_model
 from clearhead.models.classifier import on_device
+from clearhead.prediction.predict import default_method, logits_of, predict
 from clearhead.report.pages import write_page
 from clearhead.results import AuditResults, ComparisonResults, EvaluationResults, HeadsResults, Results, once
 from clearhead.runs import begin, read_results, write_table
 from clearhead.workflows.pieces import (
     SHOWN,
-    Track,
+    Progress,
     data_name,
-    facts_of,
+    examples,
     finish,
     given,
     load_backbone,
     model_name,
+    provenance_of,
     require_same_classes,
-    strips,
     titled,
 )
 
@@ -56,15 +57,15 @@ def run_audit(
     workers: int = 0,
     seed: int = 0,
     device: str | None = None,
-    track: Track | None = None,
+    progress: Progress | None = None,
 ) -> AuditResults:
     """What does it rely on, and how does it hold up? ``clearhead audit``.
 
     With `heads`, head by head too. `temperature` names the split a temperature is fitted on, to tell the calibration
-    before and after; ValueError unless `split` names another.
+    before and after; ClearheadError unless `split` names another.
     """
     if temperature is not None and split in (None, temperature):
-        raise ValueError(
+        raise ClearheadError(
             f"temperature: fitted on the split {temperature!r}, it needs another to be judged on, got split {split!r}: "
             "give --split, such as test"
         )
@@ -78,7 +79,7 @@ def run_audit(
         if temperature is not None:
             known = read_images(data, split=temperature, classes=classifier.classes)
             require_apart(temperature=known, judging=folder)
-            logits = logits_of(classifier, known, batch_size, workers, titled(track, "temperature"))
+            logits = logits_of(classifier, known, batch_size, workers, titled(progress, "temperature"))
             fitted = fit_temperature(logits, np.array([sample.label for sample in known.samples]))
         predictions = predict(
             classifier,
@@ -89,7 +90,7 @@ def run_audit(
             workers=workers,
             seed=seed,
             temperature=fitted,
-            track=titled(track, "audit"),
+            progress=titled(progress, "audit"),
         )
         numbers = audit(predictions, classifier.classes, seed, SHOWN)
         rescaled = None
@@ -97,12 +98,12 @@ def run_audit(
             scaled = calibration(**predictions.scaled, correct=predictions.correct, seed=seed)
             rescaled = Rescaled(fitted, str(temperature), len(known.samples), scaled)
         write_table(out / "predictions.parquet", predictions.table(classifier.classes))
-        least = strips(out, "least", [("", classifier, predictions)], folder, numbers.least)
-        scores = _scores(classifier, data, folder, "all", None, batch_size, workers, track) if heads else None
-        facts = facts_of(arguments, started, folder.samples, classifier)
-        problems = list(dict.fromkeys((*folder.problems, *(known.problems if known else ()))))
+        least = examples(out, "least", [("", classifier, predictions)], folder, numbers.least)
+        scores = _scores(classifier, data, folder, "all", None, batch_size, workers, progress) if heads else None
+        provenance = provenance_of(arguments, started, folder.samples, classifier)
+        issues = list(dict.fromkeys((*folder.issues, *(known.issues if known else ()))))
         names = model_name(model), data_name(data, split)
-        finish(out, AuditResults("audit", *names, numbers, least, problems, facts, scores, rescaled))
+        finish(out, AuditResults("audit", *names, numbers, least, issues, provenance, scores, rescaled))
     return read_results(out, Results)
 
 
@@ -117,7 +118,7 @@ def run_heads(
     batch_size: int = 32,
     workers: int = 0,
     device: str | None = None,
-    track: Track | None = None,
+    progress: Progress | None = None,
 ) -> HeadsResults:
     """What does each attention head follow, need and look at? ``clearhead heads``.
 
@@ -131,22 +132,22 @@ def run_heads(
         classifier = load_model(model)
         folder = read_images(data, split=split, classes=classifier.classes)
         classifier = on_device(classifier, device)
-        scores = _scores(classifier, data, folder, layers, attributes, batch_size, workers, track)
-        facts = facts_of(arguments, started, folder.samples, classifier)
-        name, problems = data_name(data, split), list(folder.problems)
-        finish(out, HeadsResults("heads", model_name(model), name, scores, problems, facts))
+        scores = _scores(classifier, data, folder, layers, attributes, batch_size, workers, progress)
+        provenance = provenance_of(arguments, started, folder.samples, classifier)
+        name, issues = data_name(data, split), list(folder.issues)
+        finish(out, HeadsResults("heads", model_name(model), name, scores, issues, provenance))
     return read_results(out, Results)
 
 
 def _scores(
     model: Classifier,
     data: str | Path,
-    folder: ImageFolder,
+    folder: ImageIndex,
     layers: str | Sequence[int],
     columns: list[str] | None,
     batch_size: int,
     workers: int,
-    track: Track | None,
+    progress: Progress | None,
 ) -> HeadScores:
     """The scores of the heads, with the classes that the attributes go with in training."""
     splits = "train" in splits_of(data)
@@ -165,7 +166,7 @@ def _scores(
         attributes=attributes,
         batch_size=batch_size,
         workers=workers,
-        track=titled(track, "heads"),
+        progress=titled(progress, "heads"),
     )
 
 
@@ -183,7 +184,7 @@ def run_compare(
     workers: int = 0,
     seed: int = 0,
     device: str | None = None,
-    track: Track | None = None,
+    progress: Progress | None = None,
 ) -> ComparisonResults:
     """Did it help, did it harm, and is the difference real? ``clearhead compare``."""
     arguments = given(locals())
@@ -196,7 +197,7 @@ def run_compare(
         options: dict[str, Any] = {"group_columns": groups, "method": method, "seed": seed}
         options |= {"batch_size": batch_size, "workers": workers}
         a, b = (
-            predict(classifier, folder, **options, track=titled(track, title))
+            predict(classifier, folder, **options, progress=titled(progress, title))
             for classifier, title in zip(models, ("before", "after"), strict=True)
         )
         result = compare(a, b, models[0].classes, margin, seed, SHOWN)
@@ -206,11 +207,11 @@ def run_compare(
         sample = np.random.default_rng(seed).permutation(a.file)[:SHOWN].tolist()
         first = [file for files in result.first_lost.values() for file in files]
         shown = {"gained": result.gained, "lost": result.lost, "sample": sample, "first-lost": first}
-        gained, lost, drawn, lost_first = (strips(out, title, views, folder, files) for title, files in shown.items())
+        gained, lost, drawn, lost_first = (examples(out, title, views, folder, files) for title, files in shown.items())
         names = model_name(before), model_name(after), data_name(data, split)
-        facts = facts_of(arguments, started, folder.samples, models[1])
+        provenance = provenance_of(arguments, started, folder.samples, models[1])
         results = ComparisonResults(
-            "comparison", *names, result, gained, lost, drawn, lost_first, list(folder.problems), facts
+            "comparison", *names, result, gained, lost, drawn, lost_first, list(folder.issues), provenance
         )
         finish(out, results)
     return read_results(out, Results)
@@ -234,7 +235,7 @@ def run_evaluate(
     workers: int = 0,
     seed: int = 0,
     device: str | None = None,
-    track: Track | None = None,
+    progress: Progress | None = None,
 ) -> EvaluationResults:
     """Are the maps true, are they the objects, do the features part other classes? ``clearhead evaluate``.
 
@@ -243,9 +244,9 @@ def run_evaluate(
         data: the folder; for `neighbours` alone its classes need not be the models'.
         out: folder of the run.
         split: use the images of this split.
-        faithful: perturbation, insertion, deletion and the rest (``clearhead.evaluate.faithfulness``).
-        segmented: maps against masks (``clearhead.evaluate.segmentation``).
-        neighbours: k-NN on the features (``clearhead.evaluate.knn``).
+        faithful: perturbation, insertion, deletion and the rest (``clearhead.analyses.faithfulness``).
+        segmented: maps against masks (``clearhead.analyses.localisation``).
+        neighbours: k-NN on the features (``clearhead.analyses.knn``).
         methods: of the maps; None takes each model's default, ``("all",)`` all that each can do.
         fill: what removed pixels become.
         target: the class explained by the maps of `faithful`.
@@ -258,11 +259,11 @@ def run_evaluate(
         track: shows progress.
 
     Raises:
-        ValueError: where nothing is to be evaluated, or a method does not exist or cannot work on a model.
+        ClearheadError: where nothing is to be evaluated, or a method does not exist or cannot work on a model.
         DataError: for data that cannot be used.
     """
     if not (faithful or segmented or neighbours):
-        raise ValueError(
+        raise ClearheadError(
             "evaluate: give one or more of --faithfulness, --segmentation and --knn; for accuracy there is audit"
         )
     arguments = given(locals())
@@ -279,7 +280,7 @@ def run_evaluate(
         folders = []
         if neighbours:
             folders.append(read_images(data, split=split))
-            near = [knn(m, folders[-1], k=k, **options, track=titled(track, "features")) for m in loaded]
+            near = [knn(m, folders[-1], k=k, **options, progress=titled(progress, "features")) for m in loaded]
             found.knn.update({name: n.accuracy for name, n in zip(names, near, strict=True)})
             for name, after in list(zip(names, near, strict=True))[1:]:
                 pairs = {n: (near[0].correct[n], right) for n, right in after.correct.items()}
@@ -297,7 +298,7 @@ def run_evaluate(
                     target=target,
                     seed=seed,
                     **options,
-                    track=titled(track, "faithfulness"),
+                    progress=titled(progress, "faithfulness"),
                 )
                 found.faithfulness[name] = tested
                 first = found.faithfulness[names[0]].methods
@@ -316,7 +317,7 @@ def run_evaluate(
                         correct_only=correct_only,
                         seed=seed,
                         **options,
-                        track=titled(track, f"segmentation, {m}"),
+                        progress=titled(progress, f"segmentation, {m}"),
                     )
                     for m in chosen
                 }
@@ -324,9 +325,9 @@ def run_evaluate(
                     m: {title: getattr(s, field) for field, title in _OVERLAP.items()} for m, s in each.items()
                 }
                 found.left_out[name] = next(iter(each.values())).left_out
-        problems = list(dict.fromkeys(problem for folder in folders for problem in folder.problems))
-        facts = facts_of(arguments, started, folders[-1].samples, loaded[0])
-        finish(out, replace(found, problems=problems, facts=facts))
+        issues = list(dict.fromkeys(issue for folder in folders for issue in folder.issues))
+        provenance = provenance_of(arguments, started, folders[-1].samples, loaded[0])
+        finish(out, replace(found, issues=issues, provenance=provenance))
     return read_results(out, Results)
 
 

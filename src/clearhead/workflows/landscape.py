@@ -6,21 +6,23 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
+from clearhead.analyses.hessian import Spectrum, spectra
+from clearhead.analyses.surface import Surface, surface
 from clearhead.data.augment import Augmentation
-from clearhead.data.samples import ImageFolder
+from clearhead.data.dataset import ImageIndex
 from clearhead.data.shards import read_images
-from clearhead.landscape import LandscapeError, Spectrum, Surface, spectra, surface, trajectory, weight_vector
+from clearhead.landscape import LandscapeError, trajectory, weight_vector
 from clearhead.models import load_model
 from clearhead.results import Results, SpectrumResults, SurfaceResults, TrajectoryResults, once
 from clearhead.runs import begin, read_results
 from clearhead.workflows.pieces import (
-    Track,
+    Progress,
     data_name,
-    facts_of,
     finish,
     given,
     model_name,
     of_each,
+    provenance_of,
     run_of,
     versions_told,
 )
@@ -45,11 +47,11 @@ def run_hessian(
     workers: int = 0,
     seed: int = 0,
     device: str | None = None,
-    track: Track | None = None,
+    progress: Progress | None = None,
 ) -> SpectrumResults:
     """The largest eigenvalues of the loss on mini-batches, models side by side. ``clearhead landscape hessian``.
 
-    The arguments are those of ``clearhead.landscape.spectra``; each model reads the data by its own classes. A run
+    The arguments are those of ``clearhead.analyses.hessian``; each model reads the data by its own classes. A run
     of ``train --keep`` among `models` stands for the epochs it kept and its checkpoint.
     """
     arguments = given(locals())
@@ -60,11 +62,15 @@ def run_hessian(
         options |= {"tolerance": tolerance, "whole": whole, "workers": workers, "seed": seed}
         read = cache(partial(_read, data, split))
         instrument = partial(spectra, **options)
-        found, folder, classifier = of_each(_each(models), read, instrument, Spectrum, out, device=device, track=track)
-        facts = facts_of(arguments, started, folder.samples, classifier)
-        facts["images"] = f"{min(batches, len(folder.samples) // batch_size) * batch_size:,} of {len(folder.samples):,}"
-        problems = list(folder.problems)
-        finish(out, SpectrumResults("spectrum", names, data_name(data, split), k, found, problems, facts))
+        found, folder, classifier = of_each(
+            _each(models), read, instrument, Spectrum, out, device=device, progress=progress
+        )
+        provenance = provenance_of(arguments, started, folder.samples, classifier)
+        provenance["images"] = (
+            f"{min(batches, len(folder.samples) // batch_size) * batch_size:,} of {len(folder.samples):,}"
+        )
+        issues = list(folder.issues)
+        finish(out, SpectrumResults("spectrum", names, data_name(data, split), k, found, issues, provenance))
     return read_results(out, Results)
 
 
@@ -84,11 +90,11 @@ def run_surface(
     workers: int = 0,
     seed: int = 0,
     device: str | None = None,
-    track: Track | None = None,
+    progress: Progress | None = None,
 ) -> SurfaceResults:
     """The loss on a grid of weights around each model's own. ``clearhead landscape surface``.
 
-    The arguments are those of ``clearhead.landscape.surface``; models are as for ``run_hessian``.
+    The arguments are those of ``clearhead.analyses.surface``; models are as for ``run_hessian``.
     """
     arguments = given(locals())
     if not begin(out, "landscape surface", arguments):
@@ -98,15 +104,17 @@ def run_surface(
         options |= {"workers": workers, "seed": seed}
         read = cache(partial(_read, data, split))
         instrument = partial(surface, **options)
-        found, folder, classifier = of_each(_each(models), read, instrument, Surface, out, device=device, track=track)
-        facts = facts_of(arguments, started, folder.samples, classifier)
-        facts["images"] = f"{min(images, len(folder.samples)):,} of {len(folder.samples):,}"
-        problems = list(folder.problems)
-        finish(out, SurfaceResults("surface", names, data_name(data, split), along, found, problems, facts))
+        found, folder, classifier = of_each(
+            _each(models), read, instrument, Surface, out, device=device, progress=progress
+        )
+        provenance = provenance_of(arguments, started, folder.samples, classifier)
+        provenance["images"] = f"{min(images, len(folder.samples)):,} of {len(folder.samples):,}"
+        issues = list(folder.issues)
+        finish(out, SurfaceResults("surface", names, data_name(data, split), along, found, issues, provenance))
     return read_results(out, Results)
 
 
-def run_trajectory(run: str | Path, out: Path, *, track: Track | None = None) -> TrajectoryResults:
+def run_trajectory(run: str | Path, out: Path, *, progress: Progress | None = None) -> TrajectoryResults:
     """The way of the weights through the epochs that a training run kept. ``clearhead landscape trajectory``.
 
     Its checkpoint is that of one of the epochs and so not a snapshot of its own. Raises LandscapeError for a folder
@@ -118,14 +126,14 @@ def run_trajectory(run: str | Path, out: Path, *, track: Track | None = None) ->
         kept = _epochs(Path(run))
         if len(kept) < 2:
             raise LandscapeError(f"{run}: {len(kept)} kept epochs, at least 2 are needed: train with --keep 1,5,10,...")
-        progress = track(kept, len(kept), "snapshots") if track else kept
-        way = trajectory(weight_vector(load_model(str(folder)).module) for folder in progress)
-        facts = {"run": str(run), "time": f"{time.perf_counter() - started:.0f} s", "versions": versions_told()}
-        finish(out, TrajectoryResults("trajectory", Path(run).name, [int(f.name) for f in kept], way, facts))
+        snapshots = progress(kept, len(kept), "snapshots") if progress else kept
+        way = trajectory(weight_vector(load_model(str(folder)).module) for folder in snapshots)
+        provenance = {"run": str(run), "time": f"{time.perf_counter() - started:.0f} s", "versions": versions_told()}
+        finish(out, TrajectoryResults("trajectory", Path(run).name, [int(f.name) for f in kept], way, provenance))
     return read_results(out, Results)
 
 
-def _read(data: str | Path, split: str | None, classes: Sequence[str]) -> ImageFolder:
+def _read(data: str | Path, split: str | None, classes: Sequence[str]) -> ImageIndex:
     return read_images(data, split=split, classes=classes)
 
 

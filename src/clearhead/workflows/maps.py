@@ -8,24 +8,25 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from clearhead.data.batches import Images, loader
-from clearhead.data.samples import ImageFolder, Sample
-from clearhead.evaluate.predict import default_method
-from clearhead.explain import explain_with_logits
-from clearhead.explain.sis import sis
+from clearhead.attribution import explain_with_logits
+from clearhead.attribution.sis import sis
+from clearhead.data.dataset import ImageIndex, Sample
+from clearhead.data.loading import ImageDataset, loader
+from clearhead.errors import ClearheadError
 from clearhead.models import Classifier, load_model
 from clearhead.models.classifier import on_device
-from clearhead.report.pictures import overlay
-from clearhead.results import Results, Strip, SufficientLabel, SufficientResults
+from clearhead.prediction.predict import default_method
+from clearhead.report.overlay import overlay
+from clearhead.results import ExampleImages, Results, SufficientLabel, SufficientResults
 from clearhead.runs import begin, read_results, written
 from clearhead.workflows.pieces import (
-    Track,
+    Progress,
     class_index,
     device_of,
-    facts_of,
     finish,
     given,
     model_name,
+    provenance_of,
 )
 
 
@@ -38,7 +39,7 @@ def run_explain(
     target: int | None = None,
     batch_size: int = 16,
     workers: int = 0,
-    track: Track | None = None,
+    progress: Progress | None = None,
 ) -> list[tuple[Path, str, float]]:
     """Write an overlay (PNG) and the raw map (npz: ``map`` in 0..1, H x W; ``target``; ``method``) of each image.
 
@@ -46,7 +47,7 @@ def run_explain(
         model: where its parameters are, it runs.
         images: image files; those of equal name get the names of their folders put before.
         out: folder of ``NAME.png`` and ``NAME.npz``.
-        method: a key of ``clearhead.explain.METHODS``; None takes ``default_method``.
+        method: a key of ``clearhead.attribution.METHODS``; None takes ``default_method``.
         target: the class to explain, None for the predicted one of each image.
         batch_size: images a batch.
         workers: processes that load images.
@@ -57,18 +58,18 @@ def run_explain(
 
     Raises:
         DataError: for an image that cannot be read; those before it are written.
-        ValueError: for a method or a class that does not exist, or overlays that would replace the images.
+        ClearheadError: for a method or a class that does not exist, or overlays that would replace the images.
     """
     method = method or default_method(model)
     folder, names = _loose(images, model)
     made = {(out / f"{name}.png").resolve() for name in names}
     if lost := next((image for image in images if image.resolve() in made), None):
-        raise ValueError(
+        raise ClearheadError(
             f"out: the overlays in {out} would take the place of images such as {lost}; give another folder"
         )
-    batches = loader(Images(folder, model.preprocess), batch_size, workers)
+    batches = loader(ImageDataset(folder, model.preprocess), batch_size, workers)
     found = []
-    for batch in track(batches, len(batches), method) if track else batches:
+    for batch in progress(batches, len(batches), method) if progress else batches:
         maps, logits = explain_with_logits(model, batch["image"].to(device_of(model)), target, method)
         probability, predicted = logits.softmax(-1).max(-1)
         for i, index in enumerate(batch["index"].tolist()):
@@ -95,7 +96,7 @@ def run_sis(
     batch_size: int = 8,
     workers: int = 0,
     device: str | None = None,
-    track: Track | None = None,
+    progress: Progress | None = None,
 ) -> SufficientResults:
     """How few pixels are enough, for the predicted class and for any other. ``clearhead sis``.
 
@@ -115,7 +116,7 @@ def run_sis(
 
     Raises:
         DataError: for an image that cannot be read.
-        ValueError: for a class that does not exist, or a number out of its range.
+        ClearheadError: for a class that does not exist, or a number out of its range.
     """
     arguments = given(locals())
     if not begin(out, "sis", arguments):
@@ -123,10 +124,10 @@ def run_sis(
         classifier = on_device(load_model(model), device)
         labels: list[int | None] = [None, *(class_index(classifier, name) for name in targets)]
         folder, names = _loose(images, classifier)
-        batches = loader(Images(folder, classifier.preprocess), batch_size, workers)
+        batches = loader(ImageDataset(folder, classifier.preprocess), batch_size, workers)
         found: dict[int, list[SufficientLabel]] = {}
         pictures: dict[int, list[tuple[str, str]]] = {}
-        for batch in track(batches, len(batches), "sufficient subsets") if track else batches:
+        for batch in progress(batches, len(batches), "sufficient subsets") if progress else batches:
             shown = batch["image"].to(device_of(classifier))
             for label in labels:
                 few = sis(classifier, shown, label, confidence=confidence, steps=steps, fill=fill)
@@ -148,10 +149,10 @@ def run_sis(
                     alone = np.where(subset[..., None], picture, 128).astype(np.uint8)
                     caption = f"{name}: {100 * numbers[1]:.1f}%"
                     pictures[index].append((caption, _picture(out, f"{stem}.png", alone)))
-        strips = [Strip(names[i], str(images[i]), pictures[i]) for i in range(len(images))]
-        facts = facts_of(arguments, started, folder.samples, classifier)
+        examples = [ExampleImages(names[i], str(images[i]), pictures[i]) for i in range(len(images))]
+        provenance = provenance_of(arguments, started, folder.samples, classifier)
         labelled = [found[i] for i in range(len(images))]
-        finish(out, SufficientResults("sufficient", model_name(model), confidence, labelled, strips, facts))
+        finish(out, SufficientResults("sufficient", model_name(model), confidence, labelled, examples, provenance))
     return read_results(out, Results)
 
 
@@ -161,11 +162,11 @@ def _picture(out: Path, file: str, pixels: np.ndarray) -> str:
     return file
 
 
-def _loose(images: Sequence[Path], model: Classifier) -> tuple[ImageFolder, list[str]]:
+def _loose(images: Sequence[Path], model: Classifier) -> tuple[ImageIndex, list[str]]:
     """Image files from anywhere as a folder without labels, and a name for each."""
     names = _names(images)
     samples = tuple(Sample(name, path, 0, None, {}) for name, path in zip(names, images, strict=True))
-    return ImageFolder(Path(), model.classes, samples, ()), names
+    return ImageIndex(Path(), model.classes, samples, ()), names
 
 
 def _names(images: Sequence[Path]) -> list[str]:

@@ -15,20 +15,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clearhead.data.batches import Images, loader
-from clearhead.data.pixels import DataError
-from clearhead.data.samples import ImageFolder, Sample
+from clearhead.attribution import explain_with_logits
+from clearhead.data.dataset import ImageIndex, Sample
+from clearhead.data.image_io import DataError
+from clearhead.data.loading import ImageDataset, loader
 from clearhead.data.shards import plain_source, source_name
-from clearhead.evaluate.predict import Predictions
-from clearhead.explain import explain_with_logits
-from clearhead.models import Classifier, NoHead, load_model
+from clearhead.errors import ClearheadError
+from clearhead.models import Classifier, NoHeadError, load_model
 from clearhead.models.classifier import fingerprint, on_device
+from clearhead.prediction.predict import Predictions
+from clearhead.report.overlay import outline, overlay
 from clearhead.report.pages import write_page
-from clearhead.report.pictures import outline, overlay
-from clearhead.results import Results, Strip
+from clearhead.results import ExampleImages, Results
 from clearhead.runs import read_results, versions, write_results, written
 
-Track = Callable[[Iterable, int, str], Iterable]
+Progress = Callable[[Iterable, int, str], Iterable]
 
 SHOWN = 8
 """Images a gallery shows."""
@@ -38,7 +39,7 @@ def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a run that decide its numbers, as plain values."""
     plain: dict[str, Any] = {}
     for name, value in arguments.items():
-        if name not in ("out", "track", "device", "workers"):
+        if name not in ("out", "progress", "device", "workers"):
             plain[name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
     if "data" in plain:
         plain["data"] = plain_source(plain["data"])
@@ -50,18 +51,18 @@ def load_backbone(name: str) -> Classifier:
     """A model whose features alone are wanted: one without a classification head gets one that is not used."""
     try:
         return load_model(name)
-    except NoHead:
+    except NoHeadError:
         return load_model(name, num_classes=1)
 
 
 def class_index(model: Classifier, name: str) -> int:
-    """The index of a class given by name or number; ValueError with close names for one that does not exist."""
+    """The index of a class given by name or number; ClearheadError with close names for one that does not exist."""
     if name in model.classes:
         return model.classes.index(name)
     if name.isdecimal() and int(name) < len(model.classes):
         return int(name)
     close = difflib.get_close_matches(name, model.classes, 3, 0.4) or list(model.classes[:3])
-    raise ValueError(
+    raise ClearheadError(
         f"class {name!r} is not one of the model's {len(model.classes)}: give a name, such as {', '.join(close)}, or a "
         f"number in 0..{len(model.classes) - 1}"
     )
@@ -72,9 +73,9 @@ def device_of(model: Classifier) -> torch.device:
     return next(model.module.parameters()).device
 
 
-def titled(track: Track | None, title: str) -> Callable[[Iterable, int], Iterable] | None:
+def titled(progress: Progress | None, title: str) -> Callable[[Iterable, int], Iterable] | None:
     """Progress of one piece of work, under its title."""
-    return (lambda batches, count: track(batches, count, title)) if track else None
+    return (lambda batches, count: progress(batches, count, title)) if progress else None
 
 
 def finish(out: Path, results: Results) -> None:
@@ -86,14 +87,14 @@ def finish(out: Path, results: Results) -> None:
 
 def of_each(
     places: Sequence[tuple[str, str]],
-    read: Callable[[Sequence[str]], ImageFolder],
+    read: Callable[[Sequence[str]], ImageIndex],
     instrument: Callable[..., Any],
     kind: type,
     out: Path,
     *,
     device: str | None,
-    track: Track | None,
-) -> tuple[dict[str, Any], ImageFolder, Classifier]:
+    progress: Progress | None,
+) -> tuple[dict[str, Any], ImageIndex, Classifier]:
     """What an instrument finds of each model, by name; what a stopped run had found is in ``out/state``.
 
     Args:
@@ -117,7 +118,7 @@ def of_each(
         kept = out / "state" / hashlib.sha256(f"{name}\0{fingerprint(classifier.module)}".encode()).hexdigest()[:16]
         folder = read(classifier.classes)
         if not (kept / "results.json").is_file():
-            write_results(kept, instrument(classifier, folder, track=titled(track, name)))
+            write_results(kept, instrument(classifier, folder, progress=titled(progress, name)))
         found[name] = read_results(kept, kind)
     return found, folder, classifier
 
@@ -161,7 +162,7 @@ _FACTS = (
 """The arguments that are told."""
 
 
-def facts_of(
+def provenance_of(
     arguments: Mapping[str, Any], started: float, samples: Sequence[Sample], model: Classifier
 ) -> dict[str, str]:
     """What made the numbers, for the foot of the page."""
@@ -185,20 +186,20 @@ def versions_told() -> str:
     return ", ".join(f"{name} {version}" for name, version in versions().items())
 
 
-def strips(
+def examples(
     out: Path,
     name: str,
     views: Sequence[tuple[str, Classifier, Predictions]],
-    folder: ImageFolder,
+    folder: ImageIndex,
     files: Sequence[str],
-) -> list[Strip]:
+) -> list[ExampleImages]:
     """A strip of pictures for each file, written below pictures/: the image with its mask, then a map of each view."""
     by_file = {sample.file: sample for sample in folder.samples}
     shown = replace(folder, samples=tuple(by_file[file] for file in files))
     if not files:
         return []
     # each model is shown the images as it sees them
-    batches = [next(iter(loader(Images(shown, model.preprocess), len(files), 0))) for _, model, _ in views]
+    batches = [next(iter(loader(ImageDataset(shown, model.preprocess), len(files), 0))) for _, model, _ in views]
     maps = [
         explain_with_logits(model, batch["image"].to(device_of(model)), method=predictions.method)[0].cpu().numpy()
         for (_, model, predictions), batch in zip(views, batches, strict=True)
@@ -222,5 +223,5 @@ def strips(
                 Image.fromarray(pixels).save(path)
             written_files.append((caption, file))
         label = folder.classes[sample.label]
-        found.append(Strip(f"{label}: {', '.join(told)}", sample.file, written_files))
+        found.append(ExampleImages(f"{label}: {', '.join(told)}", sample.file, written_files))
     return found

@@ -10,27 +10,27 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from clearhead.data.batches import Images, loader
-from clearhead.data.samples import ImageFolder, attribute_columns
+from clearhead.analyses.slices import find_slices
+from clearhead.attribution import explain_with_logits
+from clearhead.data.dataset import ImageIndex, attribute_columns
+from clearhead.data.loading import ImageDataset, loader
 from clearhead.data.shards import read_images
-from clearhead.evaluate.predict import predict
-from clearhead.evaluate.slices import find_slices
-from clearhead.evaluate.statistics import proportion
-from clearhead.explain import explain_with_logits
+from clearhead.metrics.statistics import proportion
 from clearhead.models import Classifier, load_model
 from clearhead.models.classifier import on_device
 from clearhead.models.features import features
+from clearhead.prediction.predict import predict
 from clearhead.results import Results, SlicesResults
 from clearhead.runs import begin, read_results, write_table
 from clearhead.workflows.pieces import (
-    Track,
+    Progress,
     data_name,
     device_of,
-    facts_of,
+    examples,
     finish,
     given,
     model_name,
-    strips,
+    provenance_of,
     titled,
 )
 
@@ -55,7 +55,7 @@ def run_slices(
     workers: int = 0,
     seed: int = 0,
     device: str | None = None,
-    track: Track | None = None,
+    progress: Progress | None = None,
 ) -> SlicesResults:
     """Which groups does it fail on, where nobody has named any? ``clearhead slices``.
 
@@ -73,7 +73,8 @@ def run_slices(
         track: shows progress.
 
     Raises:
-        ValueError: for a method that cannot work on the model, or a model without features (`space` ``relevance`` needs
+        ClearheadError: for a method that cannot work on the model, or a model without features (`space` ``relevance``
+        needs
             none).
         DataError: for data that cannot be used.
     """
@@ -85,16 +86,21 @@ def run_slices(
         classifier = on_device(classifier, device)
         plain = replace(folder, samples=tuple(replace(sample, mask=None) for sample in folder.samples))
         sizes = batch_size, workers
-        batches = loader(Images(plain, classifier.preprocess), *sizes)
+        batches = loader(ImageDataset(plain, classifier.preprocess), *sizes)
         x = maps = None
         if space != "relevance":
-            told = titled(track, "features")
+            told = titled(progress, "features")
             x = features(classifier, told(batches, len(batches)) if told else batches).float().numpy()
         predictions = predict(
-            classifier, plain, method=method, batch_size=batch_size, workers=workers, track=titled(track, "predictions")
+            classifier,
+            plain,
+            method=method,
+            batch_size=batch_size,
+            workers=workers,
+            progress=titled(progress, "predictions"),
         )
         if space != "features":
-            maps = _maps(classifier, plain, predictions.method, *sizes, titled(track, "relevance"))
+            maps = _maps(classifier, plain, predictions.method, *sizes, titled(progress, "relevance"))
         columns = {c: [s.groups.get(c) or "unknown" for s in folder.samples] for c in attribute_columns(folder)}
         named = predictions.label, predictions.predicted, classifier.classes, predictions.file.tolist()
         found = find_slices(x, maps, *named, columns, seed, _EXAMPLES)
@@ -102,26 +108,26 @@ def run_slices(
         write_table(out / "slices.parquet", predictions.table(classifier.classes) | assigned)
         views = [("", classifier, predictions)]
         worse = [part for part in found.slices if part.worse][:_SHOWN]
-        shown = [strips(out, f"slice-{i:02d}", views, folder, part.files) for i, part in enumerate(worse)]
+        shown = [examples(out, f"slice-{i:02d}", views, folder, part.files) for i, part in enumerate(worse)]
         numbers = proportion(predictions.correct), int(found.held_out.sum()), found.slices
         names = model_name(model), data_name(data, split), space, predictions.method
-        facts = facts_of(arguments, started, folder.samples, classifier)
-        finish(out, SlicesResults("slices", *names, *numbers, shown, list(folder.problems), facts))
+        provenance = provenance_of(arguments, started, folder.samples, classifier)
+        finish(out, SlicesResults("slices", *names, *numbers, shown, list(folder.issues), provenance))
     return read_results(out, Results)
 
 
 def _maps(
     model: Classifier,
-    folder: ImageFolder,
+    folder: ImageIndex,
     method: str,
     batch_size: int,
     workers: int,
-    track: Callable[[Iterable, int], Iterable] | None,
+    progress: Callable[[Iterable, int], Iterable] | None,
 ) -> np.ndarray:
     """The map of the predicted class of each image, averaged over the tokens' patches, N x h x w."""
     size = (model.grid.height, model.grid.width) if model.grid is not None else _COARSE
-    batches, found = loader(Images(folder, model.preprocess), batch_size, workers), []
-    for batch in track(batches, len(batches)) if track else batches:
+    batches, found = loader(ImageDataset(folder, model.preprocess), batch_size, workers), []
+    for batch in progress(batches, len(batches)) if progress else batches:
         maps, _ = explain_with_logits(model, batch["image"].to(device_of(model)), method=method)
         found.append(F.adaptive_avg_pool2d(maps[:, None].detach(), size)[:, 0].cpu())
     return torch.cat(found).numpy()

@@ -6,11 +6,11 @@ from pathlib import Path
 from clearhead.results import OptimizerResults, StudyResults
 from clearhead.runs import RunError, told_by, written
 from clearhead.study import optimizers, repairs
-from clearhead.workflows.pieces import Track, data_name, finish, model_name, versions_told
+from clearhead.workflows.pieces import Progress, data_name, finish, model_name, versions_told
 
 
 def run_repairs(
-    file: Path, out: Path, *, jobs: int = 1, device: str | None = None, track: Track | None = None
+    file: Path, out: Path, *, jobs: int = 1, device: str | None = None, progress: Progress | None = None
 ) -> StudyResults:
     """A grid of repairs from one file (``clearhead.study.repairs``). ``clearhead study repairs``.
 
@@ -19,11 +19,11 @@ def run_repairs(
     started = time.perf_counter()
     plan = repairs.read_plan(file)
     _claim(out, file)
-    rows = repairs.run_study(plan, out, jobs=jobs, device=device, track=track)
-    facts = {"model": plan.model, "data": str(plan.data), "plan": str(file), "epochs": str(plan.epochs)}
-    facts |= {"learning rate": f"{plan.lr:g}", "seeds": ", ".join(map(str, plan.seeds))}
-    facts |= {"time": f"{time.perf_counter() - started:.0f} s", "versions": versions_told()}
-    results = StudyResults("study", model_name(plan.model), data_name(plan.data, None), rows, facts)
+    rows = repairs.run_study(plan, out, jobs=jobs, device=device, progress=progress)
+    provenance = {"model": plan.model, "data": str(plan.data), "plan": str(file), "epochs": str(plan.epochs)}
+    provenance |= {"learning rate": f"{plan.lr:g}", "seeds": ", ".join(map(str, plan.seeds))}
+    provenance |= {"time": f"{time.perf_counter() - started:.0f} s", "versions": versions_told()}
+    results = StudyResults("study", model_name(plan.model), data_name(plan.data, None), rows, provenance)
     finish(out, results)
     return results
 
@@ -35,7 +35,7 @@ def run_optimizers(
     jobs: int = 1,
     storage: str | None = None,
     device: str | None = None,
-    track: Track | None = None,
+    progress: Progress | None = None,
 ) -> OptimizerResults:
     """A grid of trainings from one file (``clearhead.study.optimizers``). ``clearhead study optimizers``.
 
@@ -44,13 +44,18 @@ def run_optimizers(
     started = time.perf_counter()
     plan = optimizers.read_plan(file)
     _claim(out, file)
-    found = optimizers.run_study(plan, out, jobs=jobs, storage=storage, device=device, track=track)
-    facts = {"data": str(plan.data), "plan": str(file), "epochs": str(plan.epochs), "batch size": str(plan.batch_size)}
-    facts |= {f"model {name}": model for name, model in plan.models.items()}
-    facts |= {"seeds": ", ".join(map(str, plan.seeds)), "jobs": str(jobs)}
-    facts |= {"time": f"{time.perf_counter() - started:.0f} s", "versions": versions_told()}
+    found = optimizers.run_study(plan, out, jobs=jobs, storage=storage, device=device, progress=progress)
+    provenance = {
+        "data": str(plan.data),
+        "plan": str(file),
+        "epochs": str(plan.epochs),
+        "batch size": str(plan.batch_size),
+    }
+    provenance |= {f"model {name}": model for name, model in plan.models.items()}
+    provenance |= {"seeds": ", ".join(map(str, plan.seeds)), "jobs": str(jobs)}
+    provenance |= {"time": f"{time.perf_counter() - started:.0f} s", "versions": versions_told()}
     name = data_name(plan.data, None)
-    results = OptimizerResults("optimizers", name, plan.target, found.trials, found.cells, facts)
+    results = OptimizerResults("optimizers", name, plan.target, found.trials, found.cells, provenance)
     finish(out, results)
     return results
 

@@ -8,10 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from clearhead.data.pixels import DataError
-from clearhead.data.samples import Problem
-from clearhead.evaluate.answers import Answers, answer, read_answers
-from clearhead.evaluate.robustness import (
+from clearhead.analyses.robustness import (
     SetChange,
     SetRow,
     baseline_line,
@@ -20,28 +17,31 @@ from clearhead.evaluate.robustness import (
     over_seeds,
     set_row,
 )
-from clearhead.evaluate.summaries import summaries
+from clearhead.data.dataset import DataIssue
+from clearhead.data.image_io import DataError
+from clearhead.distributed import barrier, rank_and_size
+from clearhead.metrics.aggregates import summaries
 from clearhead.models import Classifier, load_model
 from clearhead.models.classifier import on_device
-from clearhead.processes import share, wait_for_all
+from clearhead.prediction.suite_predictions import SuitePredictions, answer, read_suite_predictions
 from clearhead.report.tables import read_baselines, write_tables
 from clearhead.results import Results, SuiteResults, once
 from clearhead.runs import RunError, begin, read_results
-from clearhead.shifts.sets import ShiftedSet, file_name, require_files
+from clearhead.shifts.sets import ShiftedDataset, file_name, require_files
 from clearhead.shifts.suites import PUBLISHED, is_small, suite_sets
 from clearhead.workflows.pieces import (
-    Track,
+    Progress,
     data_name,
-    facts_of,
     finish,
     given,
     model_name,
+    provenance_of,
     require_same_classes,
     titled,
     versions_told,
 )
 
-Said = Mapping[tuple[str, str], Answers]
+Said = Mapping[tuple[str, str], SuitePredictions]
 """A model's answers by set and scoring."""
 
 
@@ -59,7 +59,7 @@ def run_suite(
     workers: int = 0,
     seed: int = 0,
     device: str | None = None,
-    track: Track | None = None,
+    progress: Progress | None = None,
 ) -> SuiteResults:
     """How well do models hold up on shifted data? ``clearhead evaluate --suite``.
 
@@ -81,7 +81,7 @@ def run_suite(
 
     Raises:
         DataError: for sets that cannot be used, or models of different classes.
-        ValueError: for an unknown suite or set.
+        ClearheadError: for an unknown suite or set.
     """
     arguments = given(locals())
     for name in ("baseline", "most_unreadable"):  # neither changes an answer
@@ -105,9 +105,9 @@ def run_suite(
                 workers=workers,
                 seed=seed,
                 most_unreadable=most_unreadable,
-                track=titled(track, name),
+                progress=titled(progress, name),
             )
-        if share()[0] == 0:
+        if rank_and_size()[0] == 0:
             said = {name: _said(out, name, found) for name in names}
             main, small = _main(said[names[0]]), is_small(first.preprocess.size)
             rows = [
@@ -132,17 +132,17 @@ def run_suite(
                 changes=_changes(names, said),
                 constants="cifar" if small else "imagenet",
                 absent=absent,
-                problems=_problems(found, said[names[0]]),
+                issues=_problems(found, said[names[0]]),
             )
             folders = {id(one.folder): one.folder for one in found}.values()
             samples = [sample for folder in folders for sample in folder.samples]
-            facts = facts_of(arguments | {"baseline": baseline}, started, samples, first)
-            _finish(replace(results, facts=facts), out)
-        wait_for_all()
-    elif known is not None and share()[0] == 0:  # the same answers, held against other models
+            provenance = provenance_of(arguments | {"baseline": baseline}, started, samples, first)
+            _finish(replace(results, provenance=provenance), out)
+        barrier()
+    elif known is not None and rank_and_size()[0] == 0:  # the same answers, held against other models
         results = read_results(out, Results)
         rows = _with_effective(results.rows, results.reference, known)
-        _finish(replace(results, rows=rows, facts=results.facts | {"baseline": str(baseline)}), out)
+        _finish(replace(results, rows=rows, provenance=results.provenance | {"baseline": str(baseline)}), out)
     return read_results(out, Results)
 
 
@@ -176,12 +176,14 @@ def compare_suites(before: Path, after: Path, out: Path) -> SuiteResults:
         shared = [key for key in keys[0] if key in keys[1]]
         if not shared:
             raise RunError(f"{before} and {after} have no set in common")
-        one_line = len({run.facts.get("baseline") for run in runs}) == 1  # what effective robustness is measured from
+        one_line = (
+            len({run.provenance.get("baseline") for run in runs}) == 1
+        )  # what effective robustness is measured from
         said: dict[str, Said] = {}
         rows: list[SetRow] = []
         for name, folder, run in zip(names, (before, after), runs, strict=True):
             files = {key: _predictions(folder, run.models[0]) / file_name(key[0]) for key in shared}
-            said[name] = {key: read_answers(file)[key[1]] for key, file in files.items()}
+            said[name] = {key: read_suite_predictions(file)[key[1]] for key, file in files.items()}
             mine = [row for row in run.rows if row.model == run.models[0] and (row.set, row.scoring) in shared]
             rows += [replace(row, model=name, effective=row.effective if one_line else None) for row in mine]
         results = SuiteResults(
@@ -193,8 +195,8 @@ def compare_suites(before: Path, after: Path, out: Path) -> SuiteResults:
             summaries={name: run.summaries[run.models[0]] for name, run in zip(names, runs, strict=True)},
             changes=_changes(names, said),
             constants=runs[0].constants,
-            problems=runs[0].problems,
-            facts={"before": str(before), "after": str(after), "versions": versions_told()},
+            issues=runs[0].issues,
+            provenance={"before": str(before), "after": str(after), "versions": versions_told()},
         )
         _finish(results, out)
     return read_results(out, Results)
@@ -226,12 +228,12 @@ def _predictions(out: Path, name: str) -> Path:
     return out / "predictions" / Path(file_name(name)).stem
 
 
-def _said(out: Path, name: str, sets: Sequence[ShiftedSet]) -> Said:
+def _said(out: Path, name: str, sets: Sequence[ShiftedDataset]) -> Said:
     folder = _predictions(out, name)
     return {
         (one.name, scoring): answers
         for one in sets
-        for scoring, answers in read_answers(folder / file_name(one.name)).items()
+        for scoring, answers in read_suite_predictions(folder / file_name(one.name)).items()
     }
 
 
@@ -269,11 +271,11 @@ def _with_effective(
     return found
 
 
-def _problems(sets: Sequence[ShiftedSet], said: Said) -> list[Problem]:
+def _problems(sets: Sequence[ShiftedDataset], said: Said) -> list[DataIssue]:
     """What was wrong with the folders, and the images that could not be read."""
-    found = [problem for one in sets for problem in one.folder.problems]
+    found = [issue for one in sets for issue in one.folder.issues]
     for answers in said.values():
-        found += [Problem(file, "unreadable", why, "skipped") for file, why in answers.unreadable.items()]
+        found += [DataIssue(file, "unreadable", why, "skipped") for file, why in answers.unreadable.items()]
     return list(dict.fromkeys(found))
 
 

@@ -8,30 +8,31 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from clearhead.data.pixels import DataError
-from clearhead.data.samples import ImageFolder
+from clearhead.analyses.compare import Comparison, compare
+from clearhead.data.dataset import ImageIndex
+from clearhead.data.image_io import DataError
 from clearhead.data.shards import read_images
 from clearhead.data.splits import require_apart, train_and_validation
-from clearhead.evaluate.compare import Comparison, compare
-from clearhead.evaluate.predict import predict
-from clearhead.heads import Diversity
+from clearhead.distributed import barrier, rank_and_size
+from clearhead.errors import ClearheadError
+from clearhead.heads import DiversityLoss
+from clearhead.heads.prune import prune_heads
 from clearhead.heads.selection import Objective, Search, select_heads
-from clearhead.heads.shrink import shrink_heads
-from clearhead.linear import train_linear
-from clearhead.models import Classifier, NoHead, load_model, save_model
+from clearhead.models import Classifier, NoHeadError, load_model, save_model
 from clearhead.models.classifier import on_device
-from clearhead.processes import share, wait_for_all
+from clearhead.prediction.predict import predict
 from clearhead.repair import GroupDRO, MaskLoss, Reweight, mask_loss, retrain_last_layer
 from clearhead.results import Results, TrainingResults
 from clearhead.runs import begin, read_results
-from clearhead.train import ChooseBy, Epoch, Loss, Settings, best_epoch, cross_entropy, fit
+from clearhead.training.linear_probe import train_linear
+from clearhead.training.loop import Epoch, Loss, Monitor, TrainConfig, best_epoch, cross_entropy, fit
 from clearhead.workflows.pieces import (
-    Track,
+    Progress,
     data_name,
-    facts_of,
     finish,
     given,
     model_name,
+    provenance_of,
     titled,
 )
 
@@ -46,15 +47,15 @@ class _Check:
     margin: float
     seed: int
     workers: int
-    test: ImageFolder | None
+    test: ImageIndex | None
     device: str | None
-    track: Track | None
+    progress: Progress | None
 
-    def between(self, before: Classifier, after: Classifier, folder: ImageFolder, title: str) -> Comparison:
+    def between(self, before: Classifier, after: Classifier, folder: ImageIndex, title: str) -> Comparison:
         """The comparison on some images."""
         options: dict[str, Any] = {"group_columns": self.groups, "seed": self.seed, "workers": self.workers}
         found = [
-            predict(on_device(m, self.device), folder, **options, track=titled(self.track, f"{title}, {when}"))
+            predict(on_device(m, self.device), folder, **options, progress=titled(self.progress, f"{title}, {when}"))
             for m, when in ((before, "before"), (after, "after"))
         ]
         return compare(found[0], found[1], before.classes, self.margin, self.seed)
@@ -64,8 +65,8 @@ def run_train(
     model: str,
     data: str | Path,
     out: Path,
-    settings: Settings,
-    loss: Diversity | None = None,
+    settings: TrainConfig,
+    loss: DiversityLoss | None = None,
     *,
     linear: bool = False,
     train_split: str = "train",
@@ -73,22 +74,23 @@ def run_train(
     pretrained: bool = True,
     keep: Sequence[int] = (),
     device: str | None = None,
-    track: Track | None = None,
+    progress: Progress | None = None,
 ) -> TrainingResults:
     """Plain fine-tuning, with a fresh head when the data has other classes. ``clearhead train``.
 
     By cross-entropy, or with `loss` by cross-entropy and head diversity. With `linear` the last layer alone is trained,
-    on frozen features (``clearhead.linear``); of the settings it takes the seed, the batch size and the workers.
+    on frozen features (``clearhead.training.linear_probe``); of the settings it takes the seed, the batch size and the
+    workers.
 
     The model as it is after each epoch of `keep` (0: before training) is left in ``out/epochs/EPOCH``, an ordinary
-    checkpoint. Raises ValueError for an epoch there is not, or soft labels where they would not be looked at.
+    checkpoint. Raises ClearheadError for an epoch there is not, or soft labels where they would not be looked at.
     """
     if linear and keep:
-        raise ValueError("keep: the last layer alone is not trained in epochs; leave linear out")
+        raise ClearheadError("keep: the last layer alone is not trained in epochs; leave linear out")
     if absent := [epoch for epoch in keep if not 0 <= epoch <= settings.epochs]:
-        raise ValueError(f"keep: there is no epoch {absent[0]} in 0..{settings.epochs}")
+        raise ClearheadError(f"keep: there is no epoch {absent[0]} in 0..{settings.epochs}")
     if settings.soft and (loss is not None or linear):
-        raise ValueError("label_smoothing, mixup, cutmix: for plain cross-entropy; leave out diversity, or linear")
+        raise ClearheadError("label_smoothing, mixup, cutmix: for plain cross-entropy; leave out diversity, or linear")
     arguments = given(locals())
     if not begin(out, "train", arguments, shared=not linear):
         started = time.perf_counter()
@@ -98,7 +100,7 @@ def run_train(
         torch.manual_seed(seed)  # what is not pretrained is drawn
         try:
             classifier = load_model(model, pretrained=pretrained)
-        except NoHead:  # a self-supervised backbone
+        except NoHeadError:  # a self-supervised backbone
             classifier = None
         if classifier is None or classifier.classes != train.classes:
             torch.manual_seed(seed)
@@ -106,13 +108,17 @@ def run_train(
             classifier = load_model(model, num_classes=count, classes=train.classes, pretrained=pretrained)
         results = TrainingResults(method="train")
         if linear:
-            options: dict[str, Any] = {"batch_size": settings.batch_size, "workers": settings.workers, "track": track}
+            options: dict[str, Any] = {
+                "batch_size": settings.batch_size,
+                "workers": settings.workers,
+                "progress": progress,
+            }
             trained, found = train_linear(on_device(classifier, device), train, validation, **options)
             results = replace(results, linear=found)
         else:
 
             def after(epochs: list[Epoch], model: Classifier) -> None:
-                if epochs[-1].number in keep and share()[0] == 0:
+                if epochs[-1].number in keep and rank_and_size()[0] == 0:
                     save_model(model, out / "epochs" / str(epochs[-1].number))
 
             trained, history = fit(
@@ -122,15 +128,15 @@ def run_train(
                 validation,
                 settings,
                 out / "state",
-                track,
+                progress,
                 device,
                 after=after,
             )
             results = replace(results, history=history)
-        if share()[0] == 0:
+        if rank_and_size()[0] == 0:
             save_model(trained, out / "checkpoint")
             _finish(out, arguments, started, classifier, [train, validation], results)
-        wait_for_all()
+        barrier()
     return read_results(out, Results)
 
 
@@ -138,7 +144,7 @@ def run_repair(
     model: str,
     data: str | Path,
     out: Path,
-    settings: Settings,
+    settings: TrainConfig,
     loss: MaskLoss | None = None,
     *,
     method: Method = "relevance",
@@ -148,20 +154,22 @@ def run_repair(
     groups: list[str] | None = None,
     margin: float = 0.02,
     device: str | None = None,
-    track: Track | None = None,
+    progress: Progress | None = None,
 ) -> TrainingResults:
     """Make it rely on the right thing, then check it against the original for harm. ``clearhead repair``.
 
     `loss` is that of a method by masks, by default with its own terms. Of the others, ``dfr`` takes of the settings the
     seed, the batch size and the workers alone. `test_split` names images on which the comparison is made too; nothing
-    is chosen by them. Raises ValueError for soft labels or an augmentation that the method would not look at.
+    is chosen by them. Raises ClearheadError for soft labels or an augmentation that the method would not look at.
     """
     if method not in get_args(Method):
-        raise ValueError(f"method: {method!r} is unknown; there is {', '.join(get_args(Method))}")
+        raise ClearheadError(f"method: {method!r} is unknown; there is {', '.join(get_args(Method))}")
     if settings.soft:
-        raise ValueError(f"label_smoothing, mixup, cutmix: for plain cross-entropy; {method} takes images as they are")
+        raise ClearheadError(
+            f"label_smoothing, mixup, cutmix: for plain cross-entropy; {method} takes images as they are"
+        )
     if settings.augment == "strong" and method in ("relevance", "gradmask", "rrr"):
-        raise ValueError(f"augment: strong does not move the masks with the images, and {method} needs them")
+        raise ClearheadError(f"augment: strong does not move the masks with the images, and {method} needs them")
     loss = loss or mask_loss(method, {})
     arguments = given(locals())
     if not begin(out, "repair", arguments, shared=method != "dfr"):
@@ -174,7 +182,7 @@ def run_repair(
             data, train=train_split, validation=validation_split, classes=classifier.classes, seed=settings.seed
         )
         require_apart(training=train, validation=validation, test=test)
-        check = _Check(groups, margin, settings.seed, settings.workers, test, device, track)
+        check = _Check(groups, margin, settings.seed, settings.workers, test, device, progress)
         results = TrainingResults(method=method)
         if method == "dfr":
             repaired, found = retrain_last_layer(
@@ -185,12 +193,12 @@ def run_repair(
                 seed=settings.seed,
                 batch_size=settings.batch_size,
                 workers=settings.workers,
-                track=track,
+                progress=progress,
             )
             results = replace(results, last_layer=found)
         else:
             by_group = method in ("groupdro", "reweight")
-            choose_by: ChooseBy = "worst_group_loss" if by_group else "loss"
+            monitor: Monitor = "worst_group_loss" if by_group else "loss"
             repaired, history = fit(
                 classifier,
                 _loss(method, loss, train, groups, data),
@@ -198,16 +206,16 @@ def run_repair(
                 validation,
                 settings,
                 out / "state",
-                track,
+                progress,
                 device,
                 group_columns=groups,
-                choose_by=choose_by,
+                monitor=monitor,
                 balanced=method == "groupdro",
             )
-            results = replace(results, history=history, choose_by=choose_by)
-        if share()[0] == 0:
+            results = replace(results, history=history, monitor=monitor)
+        if rank_and_size()[0] == 0:
             _conclude(out, arguments, started, classifier, repaired, [train, validation], results, check)
-        wait_for_all()
+        barrier()
     return read_results(out, Results)
 
 
@@ -229,12 +237,12 @@ def run_select(
     workers: int = 0,
     seed: int = 0,
     device: str | None = None,
-    track: Track | None = None,
+    progress: Progress | None = None,
 ) -> TrainingResults:
     """Keep the attention heads that hold up on the validation images. ``clearhead repair --method heads``.
 
     The arguments are those of ``clearhead.heads.selection.select_heads``; `test_split` as in `run_repair`. `shrink`
-    takes the removed heads out of the model (``clearhead.heads.shrink``).
+    takes the removed heads out of the model (``clearhead.heads.prune``).
     """
     arguments = given(locals()) | {"method": "heads"}
     if not begin(out, "repair", arguments):
@@ -246,19 +254,23 @@ def run_select(
         )
         require_apart(validation=validation, test=test)
         options: dict[str, Any] = {"search": search, "layers": layers, "objective": objective, "ablation": ablation}
-        options |= {"group_columns": groups, "seed": seed, "batch_size": batch_size, "workers": workers, "track": track}
+        options |= {
+            "group_columns": groups,
+            "seed": seed,
+            "batch_size": batch_size,
+            "workers": workers,
+            "progress": progress,
+        }
         repaired, selection = select_heads(on_device(classifier, device), validation, **options, uniform=shrink)
-        repaired = shrink_heads(repaired, selection.kept) if shrink else repaired
-        check = _Check(groups, margin, seed, workers, test, device, track)
+        repaired = prune_heads(repaired, selection.kept) if shrink else repaired
+        check = _Check(groups, margin, seed, workers, test, device, progress)
         results = TrainingResults(method="heads", selection=selection)
         _conclude(out, arguments, started, classifier, repaired, [validation], results, check)
     return read_results(out, Results)
 
 
-def _loss(
-    method: Method, loss: MaskLoss | None, train: ImageFolder, groups: list[str] | None, data: str | Path
-) -> Loss:
-    """What a method minimises. Raises DataError or ValueError where the data has not what it takes."""
+def _loss(method: Method, loss: MaskLoss | None, train: ImageIndex, groups: list[str] | None, data: str | Path) -> Loss:
+    """What a method minimises. Raises DataError or ClearheadError where the data has not what it takes."""
     if method == "groupdro":
         return GroupDRO.of(train, groups)
     if loss is None:
@@ -272,7 +284,7 @@ def _loss(
     return loss
 
 
-def _test(data: str | Path, split: str | None, chosen_by: list[str], model: Classifier) -> ImageFolder | None:
+def _test(data: str | Path, split: str | None, chosen_by: list[str], model: Classifier) -> ImageIndex | None:
     """The test images; DataError where the choice would see them."""
     if split is None:
         return None
@@ -287,7 +299,7 @@ def _conclude(
     started: float,
     classifier: Classifier,
     repaired: Classifier,
-    folders: list[ImageFolder],
+    folders: list[ImageIndex],
     results: TrainingResults,
     check: _Check,
 ) -> None:
@@ -304,16 +316,16 @@ def _finish(
     arguments: Mapping[str, Any],
     started: float,
     classifier: Classifier,
-    folders: list[ImageFolder],
+    folders: list[ImageIndex],
     results: TrainingResults,
 ) -> None:
-    facts = facts_of(arguments, started, folders[0].samples, classifier)
-    facts["validation images"] = f"{len(folders[-1].samples):,}"
+    provenance = provenance_of(arguments, started, folders[0].samples, classifier)
+    provenance["validation images"] = f"{len(folders[-1].samples):,}"
     if results.test:
-        facts["test images"] = f"{results.test.before.accuracy.count:,}"
+        provenance["test images"] = f"{results.test.before.accuracy.count:,}"
     if results.history:
-        kept = best_epoch(results.history, results.choose_by).number
-        facts["epoch kept"] = f"{kept} of {len(results.history) - 1}"
-    problems = list(dict.fromkeys(problem for folder in folders for problem in folder.problems))
+        kept = best_epoch(results.history, results.monitor).number
+        provenance["epoch kept"] = f"{kept} of {len(results.history) - 1}"
+    issues = list(dict.fromkeys(issue for folder in folders for issue in folder.issues))
     model, data = model_name(arguments["model"]), data_name(arguments["data"], None)
-    finish(out, replace(results, model=model, data=data, problems=problems, facts=facts))
+    finish(out, replace(results, model=model, data=data, issues=issues, provenance=provenance))

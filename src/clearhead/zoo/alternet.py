@@ -16,6 +16,7 @@ from timm.models.resnetv2 import ResNetV2
 from timm.models.swin_transformer import get_relative_position_index, window_partition, window_reverse
 from torch import Tensor, nn
 
+from clearhead.errors import ClearheadError
 from clearhead.zoo.configs import cifar, imagenet
 
 default_cfgs = generate_default_cfgs(
@@ -39,7 +40,7 @@ def build_up(blocks: int, layers: Sequence[int] = (3, 4, 6, 4)) -> tuple[int, ..
     "alternately from the end" and moves to an earlier stage where that brings no gain: a search. This is one order
     that goes through its models.
 
-    Raises ValueError for fewer than 0 or more than there is room for.
+    Raises ClearheadError for fewer than 0 or more than there is room for.
     """
     room = [depth // 2 for depth in layers]
     last = len(layers) - 1
@@ -47,7 +48,7 @@ def build_up(blocks: int, layers: Sequence[int] = (3, 4, 6, 4)) -> tuple[int, ..
     for already in range(max(room)):
         order += [stage for stage in reversed(range(last)) if room[stage] > already]
     if not 0 <= blocks <= len(order):
-        raise ValueError(
+        raise ClearheadError(
             f"attn_blocks: {blocks}; from 0 to {len(order)} can be placed, every second block of the stages of "
             f"{', '.join(map(str, layers))}"
         )
@@ -74,10 +75,10 @@ class WindowAttention(nn.Module):
         nn.init.zeros_(self.proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """B x C x H x W to B x C' x H x W. Raises ValueError where the windows do not tile H x W."""
+        """B x C x H x W to B x C' x H x W. Raises ClearheadError where the windows do not tile H x W."""
         height, width = x.shape[-2:]
         if height % self.window or width % self.window:
-            raise ValueError(
+            raise ClearheadError(
                 f"images: their feature map of {height} x {width} cannot be cut into windows of {self.window} x "
                 f"{self.window}; give images whose maps are multiples of that at the attention blocks, or another size"
             )
@@ -120,7 +121,7 @@ class AlterNet(ResNetV2):
         **arguments: those of timm's ResNetV2: ``channels``, ``num_classes``, ``drop_path_rate``, ...
 
     Raises:
-        ValueError: `attn_blocks` for which there is no room, `num_heads` not one a stage, a `window` below 1.
+        ClearheadError: `attn_blocks` for which there is no room, `num_heads` not one a stage, a `window` below 1.
     """
 
     stem: Any
@@ -140,14 +141,16 @@ class AlterNet(ResNetV2):
         counts = build_up(attn_blocks, layers) if isinstance(attn_blocks, int) else tuple(attn_blocks)
         room = [depth // 2 for depth in layers]
         if len(counts) != len(room) or any(not 0 <= n <= most for n, most in zip(counts, room, strict=True)):
-            raise ValueError(
+            raise ClearheadError(
                 f"attn_blocks: {counts}; the {len(room)} stages have room for at most {', '.join(map(str, room))}, "
                 "every second block"
             )
         if len(num_heads) != len(room):
-            raise ValueError(f"num_heads: {tuple(num_heads)}; one number for each of the {len(room)} stages is needed")
+            raise ClearheadError(
+                f"num_heads: {tuple(num_heads)}; one number for each of the {len(room)} stages is needed"
+            )
         if window < 1:
-            raise ValueError(f"window: {window}; at least 1 is needed")
+            raise ClearheadError(f"window: {window}; at least 1 is needed")
         super().__init__(layers, conv_layer=create_conv2d, norm_layer=BatchNormAct2d, **arguments)
         if small_images:
             old = self.stem.conv

@@ -7,15 +7,19 @@ from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from clearhead.errors import ClearheadError
+
 
 def window_mask(grid: tuple[int, int], window: int) -> Tensor:
     """Which tokens of a grid, H x W, each attends to: N x N booleans, N = H W, those at most `window` // 2 steps away.
 
     A window is cut at the border: its share of the attention goes to the tokens that are there. (The unfolding of
-    arXiv 2202.06709 fills windows up with zeros instead.) Raises ValueError unless `window` is odd and positive.
+    arXiv 2202.06709 fills windows up with zeros instead.) Raises ClearheadError unless `window` is odd and positive.
     """
     if window < 1 or window % 2 != 1:
-        raise ValueError(f"window: {window}; an odd number of tokens is needed (1, 3, 5, ...), the token in its middle")
+        raise ClearheadError(
+            f"window: {window}; an odd number of tokens is needed (1, 3, 5, ...), the token in its middle"
+        )
     rows, columns = (torch.arange(side) for side in grid)
     token = torch.cartesian_prod(rows, columns)  # row by row, as the tokens lie
     return (token[:, None] - token).abs().amax(-1) <= window // 2

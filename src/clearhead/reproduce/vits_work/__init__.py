@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from clearhead import workflows
-from clearhead.landscape import Spectrum
+from clearhead.analyses.hessian import Spectrum
+from clearhead.errors import ClearheadError
 from clearhead.reproduce.vits_work.claims import Found, claims, compared
 from clearhead.reproduce.vits_work.images import CORRUPTED, parts
 from clearhead.reproduce.vits_work.sizes import SIZES, Size, percent
 from clearhead.reproduce.vits_work.tables import claims_table, main_table, noise_table, series_tables
 
-Track = Callable[[Iterable, int, str], Iterable]
+Progress = Callable[[Iterable, int, str], Iterable]
 
 
 def reproduce(
@@ -29,7 +30,7 @@ def reproduce(
     train: int | None = None,
     seed: int = 0,
     device: str | None = None,
-    track: Track | None = None,
+    progress: Progress | None = None,
 ) -> str:
     """Do what is not done yet below `out`, and give the tables (Markdown).
 
@@ -45,17 +46,17 @@ def reproduce(
 
     Raises:
         DataError: for data without these splits, or with fewer images.
-        ValueError: for another size, or fewer than three times the epochs of the warm-up.
+        ClearheadError: for another size, or fewer than three times the epochs of the warm-up.
     """
     if size not in SIZES:
-        raise ValueError(f"size: {size!r} is unknown; there is {', '.join(SIZES)}")
+        raise ClearheadError(f"size: {size!r} is unknown; there is {', '.join(SIZES)}")
     chosen = SIZES[size]
     if epochs is not None and epochs < 3 * chosen.early:
-        raise ValueError(f"epochs: got {epochs}; at least {3 * chosen.early} are needed, three times the warm-up")
+        raise ClearheadError(f"epochs: got {epochs}; at least {3 * chosen.early} are needed, three times the warm-up")
     chosen = replace(chosen, train=train or chosen.train)
     chosen = replace(chosen, settings=replace(chosen.settings, epochs=epochs or chosen.settings.epochs, seed=seed))
     data = parts(out / "data", cifar, chosen, seed)
-    run: dict[str, Any] = {"device": device, "track": track}
+    run: dict[str, Any] = {"device": device, "progress": progress}
 
     kept: dict[str, tuple[int, ...]] = {}
     for name, training in chosen.trainings.items():

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import t
 
-from clearhead.evaluate.statistics import Estimate, apart
-from clearhead.landscape import Spectrum
+from clearhead.analyses.hessian import Spectrum
+from clearhead.metrics.statistics import Estimate, newcombe_difference
 from clearhead.reproduce.vits_work.sizes import BLOCKS, FRACTIONS, Size
 from clearhead.results import AuditResults, ComparisonResults, FourierResults, SuiteResults
 
@@ -125,7 +125,9 @@ def _of_fits(found: Found) -> list[Claim]:
     told = []
     for says, of, other, sign in rows:
         before, after = (found.audits[name, "train"].audit.calibration.loss for name in (other, of))
-        told.append(Claim(says, f"loss on own training images: {of} less {other}", apart(before, after), sign))
+        told.append(
+            Claim(says, f"loss on own training images: {of} less {other}", newcombe_difference(before, after), sign)
+        )
     return told
 
 
@@ -145,7 +147,7 @@ def _of_maps(found: Found) -> list[Claim]:
 
 def _of_shifts(found: Found) -> list[Claim]:
     lost = {row.set: row.change for row in found.noise.changes if row.model == "vit-cls"}
-    extra = apart(lost["frequency noise 0.1"], lost["frequency noise 0.9"])
+    extra = newcombe_difference(lost["frequency noise 0.1"], lost["frequency noise 0.9"])
     says = "The higher the frequency of noise, the more it hurts ResNets beside ViTs"
     told = [Claim(says, "accuracy of vit-cls less resnet: at 0.9 π less at 0.1 π", extra, 1)]
     kept = {name: of[CORRUPTION] for name, of in found.corruptions.summaries.items() if CORRUPTION in of}
@@ -154,7 +156,7 @@ def _of_shifts(found: Found) -> list[Claim]:
         ("and AlterNets than ResNets", "alternet", "resnet"),
     ):
         if kept:  # not without photographs of frost
-            told.append(Claim(says, f"{CORRUPTION}: {of} less {other}", apart(kept[other], kept[of]), 1))
+            told.append(Claim(says, f"{CORRUPTION}: {of} less {other}", newcombe_difference(kept[other], kept[of]), 1))
     return told
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from clearhead.data.pixels import DataError, load_image
-from clearhead.data.samples import ImageFolder
+from clearhead.data.dataset import ImageIndex
+from clearhead.data.image_io import DataError, load_image
 from clearhead.data.shards import read_images
-from clearhead.data.splits import hold_out, part_of, some_of, splits_of
+from clearhead.data.splits import sample_n, split_off, splits_of, subsample_fraction
 from clearhead.reproduce.vits_work.sizes import Size, percent
 from clearhead.runs import begin, write_results
 
@@ -36,11 +36,11 @@ def parts(folder: Path, cifar: str | Path, size: Size, seed: int) -> Path:
             raise DataError(
                 f"{cifar}: {len(images.samples):,} images in {split}, {needed[split]:,} are needed to draw from"
             )
-    train, validation = hold_out(every, size.validation / len(every.samples), seed)
+    train, validation = split_off(every, size.validation / len(every.samples), seed)
     if size.train is not None:
-        train = part_of(train, min(1.0, size.train / len(train.samples)), seed)
+        train = subsample_fraction(train, min(1.0, size.train / len(train.samples)), seed)
     if size.test is not None:
-        test = part_of(test, min(1.0, size.test / len(test.samples)), seed)
+        test = subsample_fraction(test, min(1.0, size.test / len(test.samples)), seed)
     fewest = size.fractions[-1]
     if len(train.samples) * fewest < 2 * 16:
         least = math.ceil(2 * 16 / fewest)
@@ -53,13 +53,16 @@ def parts(folder: Path, cifar: str | Path, size: Size, seed: int) -> Path:
     if begin(folder, "reproduce vits-work", {"cifar": str(cifar), "seed": seed, **wanted}):
         return folder
     for fraction in size.fractions:
-        _write({"train": part_of(train, fraction, seed), "val": validation, "test": test}, folder / percent(fraction))
-    _write({"test": some_of(test, size.corrupted, seed)}, folder / CORRUPTED)
+        _write(
+            {"train": subsample_fraction(train, fraction, seed), "val": validation, "test": test},
+            folder / percent(fraction),
+        )
+    _write({"test": sample_n(test, size.corrupted, seed)}, folder / CORRUPTED)
     write_results(folder, size)
     return folder
 
 
-def _write(splits: dict[str, ImageFolder], folder: Path) -> None:
+def _write(splits: dict[str, ImageIndex], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "names.txt").write_text("\n".join(splits["test"].classes) + "\n", encoding="utf-8")
     for split, images in splits.items():

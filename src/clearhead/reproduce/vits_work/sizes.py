@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from clearhead.data.augment import Augmentation
-from clearhead.recipe import Settings
+from clearhead.training.config import TrainConfig
 
 FRACTIONS, BLOCKS = "Fewer images", "More blocks of attention"
 """Series that claims are made of."""
@@ -31,7 +31,7 @@ class Training:
     epochs: float = 1.0
     augment: Augmentation | None = None
 
-    def settings(self, common: Settings) -> Settings:
+    def settings(self, common: TrainConfig) -> TrainConfig:
         """How it is trained, where all are trained as `common`."""
         epochs = round(self.epochs * common.epochs)
         if self.augment in ("none", "weak"):
@@ -59,7 +59,7 @@ class Size:
     trainings: dict[str, Training]
     main: tuple[str, ...]
     series: dict[str, tuple[str, ...]]
-    settings: Settings
+    settings: TrainConfig
     early: int
     train: int | None
     validation: int
@@ -125,7 +125,7 @@ SIZES = {
             "Augmentation: none, weak": ("vit-none", "vit-gap"),
             "A third of the epochs, all": ("vit-third", "vit-gap"),
         },
-        Settings(epochs=15, lr=1e-3, batch_size=64, weight_decay=0.05, augment="weak", clip=5.0, warmup=2),
+        TrainConfig(epochs=15, lr=1e-3, batch_size=64, weight_decay=0.05, augment="weak", clip=5.0, warmup=2),
         early=2,
         train=3000,
         validation=1000,
@@ -182,7 +182,7 @@ SIZES = {
             "Augmentation: none, weak, strong": ("vit-none", "vit-weak", "vit-gap"),
             "A third of the epochs, all": ("vit-third", "vit-gap"),
         },
-        Settings(
+        TrainConfig(
             epochs=305,
             lr=1.25e-4,
             batch_size=96,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from clearhead.evaluate.statistics import Estimate, interval, number
+from clearhead.metrics.statistics import Estimate, interval, number
 from clearhead.reproduce.vits_work.claims import CORRUPTION, Claim, Found
 from clearhead.results import SuiteResults
 

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from clearhead.data.samples import ImageFolder
+from clearhead.data.dataset import ImageIndex
+from clearhead.errors import ClearheadError
 from clearhead.shifts.corruptions.blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
 from clearhead.shifts.corruptions.digital import contrast, elastic_transform, jpeg_compression, pixelate, saturate
 from clearhead.shifts.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
 from clearhead.shifts.corruptions.severity import Constants, Corruption
 from clearhead.shifts.corruptions.weather import brightness, fog, frost, snow, spatter
-from clearhead.shifts.sets import Scoring, ShiftedSet
+from clearhead.shifts.sets import ClassMapping, ShiftedDataset
 
 CORRUPTIONS: dict[str, Corruption] = {
     "gaussian_noise": gaussian_noise,
@@ -73,40 +74,41 @@ def mean_corruption_error(errors: Mapping[str, Sequence[float]]) -> float:
         errors: for each of the types ``COMMON`` (others are passed over) the five top-1 errors, shares of 0..1.
 
     Raises:
-        ValueError: for a missing type, another number of severities, an error outside 0..1.
+        ClearheadError: for a missing type, another number of severities, an error outside 0..1.
     """
     if missing := [name for name in COMMON if name not in errors]:
-        raise ValueError(f"errors are missing for {', '.join(missing)}: the mCE is over all 15 types")
+        raise ClearheadError(f"errors are missing for {', '.join(missing)}: the mCE is over all 15 types")
     ratios = []
     for name in COMMON:
         found = errors[name]
         if len(found) != len(SEVERITIES):
-            raise ValueError(f"{len(found)} errors for {name}: there is one for each of the severities 1 to 5")
+            raise ClearheadError(f"{len(found)} errors for {name}: there is one for each of the severities 1 to 5")
         if not all(0 <= error <= 1 for error in found):
-            raise ValueError(f"errors {list(found)} for {name}: they are shares of 0..1, not percent")
+            raise ClearheadError(f"errors {list(found)} for {name}: they are shares of 0..1, not percent")
         ratios.append(sum(found) / len(found) / ALEXNET_ERRORS[name])
     return 100 * sum(ratios) / len(ratios)
 
 
 def corruption_sets(
-    folder: ImageFolder,
-    scoring: Mapping[str, Scoring],
+    folder: ImageIndex,
+    scoring: Mapping[str, ClassMapping],
     types: Sequence[str] | None = None,
     severities: Sequence[int] = SEVERITIES,
     constants: Constants = "imagenet",
-) -> list[ShiftedSet]:
+) -> list[ShiftedDataset]:
     """The images of a folder under each type and severity: sets ``fog 1`` to ``fog 5`` of the family ``fog``.
 
-    `types` are keys of ``CORRUPTIONS``, None for the 15 of ``COMMON``. Raises ValueError for others, and for severities
+    `types` are keys of ``CORRUPTIONS``, None for the 15 of ``COMMON``. Raises ClearheadError for others, and for
+    severities
     that are not 1..5.
     """
     types = COMMON if types is None else types
     if unknown := [name for name in types if name not in CORRUPTIONS]:
-        raise ValueError(f"corruption types {', '.join(unknown)}: there is {', '.join(CORRUPTIONS)}")
+        raise ClearheadError(f"corruption types {', '.join(unknown)}: there is {', '.join(CORRUPTIONS)}")
     if wrong := [severity for severity in severities if severity not in SEVERITIES]:
-        raise ValueError(f"severities {wrong}: they are 1, 2, 3, 4, 5")
+        raise ClearheadError(f"severities {wrong}: they are 1, 2, 3, 4, 5")
     return [
-        ShiftedSet(
+        ShiftedDataset(
             f"{name} {severity}",
             folder,
             scoring,

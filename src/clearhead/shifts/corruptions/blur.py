@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from clearhead.shifts.corruptions.fields import smooth, uniform
+from clearhead.shifts.corruptions.random_fields import smooth, uniform
 from clearhead.shifts.corruptions.severity import corruption
 
 

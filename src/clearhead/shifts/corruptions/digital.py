@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from clearhead.shifts.corruptions.fields import smooth, uniform
+from clearhead.shifts.corruptions.random_fields import smooth, uniform
 from clearhead.shifts.corruptions.severity import corruption
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clearhead.shifts.corruptions.fields import normal, uniform
+from clearhead.shifts.corruptions.random_fields import normal, uniform
 from clearhead.shifts.corruptions.severity import corruption
 
 _LEVELS = 255

@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from clearhead.errors import ClearheadError
+
 Constants = Literal["imagenet", "cifar"]
 """The constants of ImageNet-C (for images of 224 px) or the weaker ones of CIFAR-10-C (32 px)."""
 
@@ -22,7 +24,8 @@ class Corruption(Protocol):
     """Images, B x 3 x H x W in 0..1, to the same changed: shape, dtype and range stay.
 
     `severity` is 1..5; each image draws its random numbers from its own generator, which is on the images' device.
-    Raises ValueError for images of another shape or dtype, another severity, unknown constants, or when there is not
+    Raises ClearheadError for images of another shape or dtype, another severity, unknown constants, or when there is
+    not
     one generator an image.
     """
 
@@ -57,15 +60,15 @@ def corruption(
             constants: Constants = "imagenet",
         ) -> Tensor:
             if constants not in tables:
-                raise ValueError(f"constants {constants!r}: there are 'imagenet' and 'cifar'")
+                raise ClearheadError(f"constants {constants!r}: there are 'imagenet' and 'cifar'")
             if severity not in (1, 2, 3, 4, 5):
-                raise ValueError(f"severity {severity!r}: it is one of 1, 2, 3, 4, 5")
+                raise ClearheadError(f"severity {severity!r}: it is one of 1, 2, 3, 4, 5")
             if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-                raise ValueError(
+                raise ClearheadError(
                     f"images of shape {tuple(images.shape)} and {images.dtype}: B x 3 x H x W floats in 0..1 are needed"
                 )
             if len(generators) != len(images):
-                raise ValueError(f"{len(generators)} generators for {len(images)} images: each image needs its own")
+                raise ClearheadError(f"{len(generators)} generators for {len(images)} images: each image needs its own")
             table = tables[constants][int(severity) - 1]
             count = max(1, together // max(1, images[:1].numel())) if images.device.type == "cpu" else len(images)
             result = torch.empty_like(images)

@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clearhead.data.pixels import DataError
+from clearhead.data.image_io import DataError
 from clearhead.shifts.corruptions.blur import motion, zoomed
 from clearhead.shifts.corruptions.edges import UNIT, canny, distance, levelled, weighted
-from clearhead.shifts.corruptions.fields import normal, smooth, uniform
+from clearhead.shifts.corruptions.random_fields import normal, smooth, uniform
 from clearhead.shifts.corruptions.severity import corruption
 
 

@@ -5,16 +5,16 @@ from itertools import islice
 
 import numpy as np
 
-from clearhead.data.batches import Images, loader
-from clearhead.data.samples import ImageFolder
-from clearhead.data.splits import some_of
-from clearhead.evaluate.calibration import expected_calibration_error
-from clearhead.evaluate.predict import predict
-from clearhead.evaluate.statistics import Estimate, mean, proportion
-from clearhead.landscape import spectra
+from clearhead.analyses.hessian import spectra
+from clearhead.data.dataset import ImageIndex
+from clearhead.data.loading import ImageDataset, loader
+from clearhead.data.splits import sample_n
 from clearhead.landscape.hessian import loss_of
 from clearhead.landscape.sharpness import sharpness
+from clearhead.metrics.calibration import expected_calibration_error
+from clearhead.metrics.statistics import Estimate, mean, proportion
 from clearhead.models import Classifier
+from clearhead.prediction.predict import predict
 
 MOST_TRAIN = 2000
 """Training images whose loss is taken."""
@@ -46,14 +46,14 @@ class Measures:
 
 
 def measure(
-    kept: Classifier, last: Classifier, train: ImageFolder, test: ImageFolder, *, batches: int = 8, seed: int = 0
+    kept: Classifier, last: Classifier, train: ImageIndex, test: ImageIndex, *, batches: int = 8, seed: int = 0
 ) -> Measures:
     """All of them, of the epoch that was kept on test images, of the last epoch on training images.
 
     The epoch that was kept was chosen not to overfit: how well training fits, and where it ends, the last one tells.
     """
     said = predict(kept, test, batch_size=128, seed=seed)
-    part = some_of(train, MOST_TRAIN, seed)
+    part = sample_n(train, MOST_TRAIN, seed)
     fitted = predict(last, part, batch_size=128, seed=seed)
     size = min(16, len(part.samples) // 2)
     spectrum = spectra(last, part, batches=batches, batch_size=size, seed=seed)
@@ -69,9 +69,9 @@ def measure(
     )
 
 
-def _sharpness(model: Classifier, folder: ImageFolder, batches: int, seed: int, batch_size: int = 128) -> np.ndarray:
+def _sharpness(model: Classifier, folder: ImageIndex, batches: int, seed: int, batch_size: int = 128) -> np.ndarray:
     device = next(model.module.parameters()).device
-    drawn = islice(loader(Images(folder, model.preprocess), batch_size, 0, shuffle=True, seed=seed), batches)
+    drawn = islice(loader(ImageDataset(folder, model.preprocess), batch_size, 0, shuffle=True, seed=seed), batches)
     found: list[float] = []
     for batch in drawn:
         if found and len(batch["label"]) < batch_size:  # a smaller batch is sharper

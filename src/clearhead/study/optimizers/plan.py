@@ -26,9 +26,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from clearhead.data.shards import absolute_source
-from clearhead.optimizers import require
-from clearhead.recipe import Settings
 from clearhead.study.files import Listed, Name, Seeds, StudyError, read_yaml, slug
+from clearhead.training.config import TrainConfig
+from clearhead.training.optimizers import require
 
 Augmentation = Literal["none", "weak", "strong"]
 Positive = Annotated[float, Field(gt=0)]
@@ -37,7 +37,7 @@ Decays = Annotated[list[Annotated[float, Field(ge=0)]], Listed, Field(min_length
 
 
 class Choice(BaseModel):
-    """An optimizer of the plan by its name (``clearhead.optimizers``), and what it is tried with."""
+    """An optimizer of the plan by its name (``clearhead.training.optimizers``), and what it is tried with."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -91,10 +91,10 @@ class Plan(BaseModel):
         choice = self.optimizers[cell.optimizer]
         return list(product(choice.lr, choice.weight_decay))
 
-    def settings(self, cell: Cell, lr: float, weight_decay: float) -> Settings:
+    def settings(self, cell: Cell, lr: float, weight_decay: float) -> TrainConfig:
         """How a cell is trained: strong augmentation is that of arXiv 2202.06709 with its soft labels."""
         strong = cell.augment == "strong"
-        return Settings(
+        return TrainConfig(
             epochs=self.epochs,
             lr=lr,
             batch_size=self.batch_size,

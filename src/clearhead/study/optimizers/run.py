@@ -24,19 +24,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from clearhead.data.samples import ImageFolder
+from clearhead.data.dataset import ImageIndex
 from clearhead.data.shards import read_images
-from clearhead.data.splits import hold_out, part_of, splits_of
+from clearhead.data.splits import split_off, splits_of, subsample_fraction
+from clearhead.distributed import run_all
 from clearhead.models import Classifier, load_model, save_model
 from clearhead.models.classifier import on_device
 from clearhead.models.errors import cause
-from clearhead.optimizers import make
-from clearhead.processes import run_all
 from clearhead.runs import begin, read_results, write_results
 from clearhead.study.files import StudyError
 from clearhead.study.optimizers.measures import Measures, measure
 from clearhead.study.optimizers.plan import Cell, Plan, setting_name
-from clearhead.train import Diverged, Epoch, best_epoch, cross_entropy, fit
+from clearhead.training.loop import DivergedError, Epoch, best_epoch, cross_entropy, fit
+from clearhead.training.optimizers import make
 
 if TYPE_CHECKING:
     import optuna
@@ -109,7 +109,7 @@ def run_study(
     jobs: int = 1,
     storage: str | None = None,
     device: str | None = None,
-    track: Callable[[Iterable, int, str], Iterable] | None = None,
+    progress: Callable[[Iterable, int, str], Iterable] | None = None,
 ) -> OptimizerStudy:
     """Do what is not done yet below `out`, and gather the table.
 
@@ -138,8 +138,8 @@ def run_study(
         begin(out / cell.folder, "study optimizers", _arguments(plan, cell))
         _queue(_study(url, plan, cell), plan, cell, out)
     pieces = [(plan, cell, out, url, device) for cell in plan.cells() for _ in plan.tried(cell)]
-    run_all(_next, pieces, jobs, track, "settings")
-    run_all(_finish, [(plan, cell, out, url, device) for cell in plan.cells()], jobs, track, "cells")
+    run_all(_next, pieces, jobs, progress, "settings")
+    run_all(_finish, [(plan, cell, out, url, device) for cell in plan.cells()], jobs, progress, "cells")
     trials, cells = [], []
     for cell in plan.cells():
         trials += _trials(plan, cell, out)
@@ -233,7 +233,7 @@ def _finish(plan: Plan, cell: Cell, out: Path, url: str, device: str | None) -> 
     if best is None or _result(best, out):
         return
     train, _, test = _folders(str(plan.data))
-    train = part_of(train, cell.fraction, cell.seed)
+    train = subsample_fraction(train, cell.fraction, cell.seed)
     folder = out / cell.folder / setting_name(best.lr, best.weight_decay)
     kept, last = (on_device(load_model(str(folder / name)), device) for name in ("checkpoint", "last"))
     measures = measure(kept, last, train, test, batches=plan.eigenvalue_batches, seed=cell.seed)
@@ -266,7 +266,7 @@ def _try(trial: "optuna.Trial", plan: Plan, cell: Cell, out: Path, device: str |
         model, history[:] = fit(
             _fresh(plan.models[cell.model], train, cell.seed),
             cross_entropy,
-            part_of(train, cell.fraction, cell.seed),
+            subsample_fraction(train, cell.fraction, cell.seed),
             validation,
             plan.settings(cell, lr, weight_decay),
             folder / "state",
@@ -275,7 +275,7 @@ def _try(trial: "optuna.Trial", plan: Plan, cell: Cell, out: Path, device: str |
         )
         finite = isfinite(history[-1].validation["loss"])
         ended = "stopped" if history[-1].number < plan.epochs else "finished" if finite else "diverged"
-    except Diverged as error:
+    except DivergedError as error:
         ended, history[:] = "diverged", error.history
     kept = best_epoch(history)
     accuracy = kept.validation["accuracy"]
@@ -315,14 +315,14 @@ def _trials(plan: Plan, cell: Cell, out: Path) -> list[Trial]:
     return [read_results(folder, Trial) for folder in folders if (folder / "results.json").is_file()]
 
 
-def _fresh(name: str, data: ImageFolder, seed: int) -> Classifier:
+def _fresh(name: str, data: ImageIndex, seed: int) -> Classifier:
     """A model of random weights drawn by the seed."""
     torch.manual_seed(seed)
     return load_model(name, num_classes=len(data.classes), classes=data.classes, pretrained=False)
 
 
 @cache
-def _folders(data: str) -> tuple[ImageFolder, ImageFolder, ImageFolder]:
+def _folders(data: str) -> tuple[ImageIndex, ImageIndex, ImageIndex]:
     """The images to train on, to choose by, and to measure on."""
     splits = splits_of(data)
     if not splits:
@@ -333,4 +333,4 @@ def _folders(data: str) -> tuple[ImageFolder, ImageFolder, ImageFolder]:
     test = read_images(data, split="test", classes=train.classes)
     if "val" in splits:
         return train, read_images(data, split="val", classes=train.classes), test
-    return *hold_out(train, min(0.1, MOST_VALIDATION / len(train.samples))), test
+    return *split_off(train, min(0.1, MOST_VALIDATION / len(train.samples))), test

@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from clearhead.data.shards import absolute_source
 from clearhead.repair import mask_loss
 from clearhead.study.files import Counts, Name, Seeds, StudyError, read_yaml, slug
-from clearhead.train import Loss, Settings, cross_entropy
+from clearhead.training.loop import Loss, TrainConfig, cross_entropy
 
 
 class Method(BaseModel):
@@ -92,11 +92,11 @@ class Plan(BaseModel):
         except (TypeError, ValueError) as error:
             raise StudyError(f"methods: {name!r}: {error}") from error
 
-    def settings(self, variant: Variant) -> Settings:
+    def settings(self, variant: Variant) -> TrainConfig:
         """How a variant is trained: as arXiv 2206.01161 trains."""
         own = self.methods[variant.name]
         chosen = {key: getattr(own, key) or getattr(self, key) for key in _SETTINGS}
-        return Settings(**chosen, schedule="decay", crop=0.75, seed=variant.seed)
+        return TrainConfig(**chosen, schedule="decay", crop=0.75, seed=variant.seed)
 
 
 _SETTINGS = ("epochs", "lr", "batch_size")

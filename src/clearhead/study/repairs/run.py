@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 
+from clearhead.data.dataset import ImageIndex, Sample
+from clearhead.data.image_io import ImageRef
 from clearhead.data.interventions import INTERVENTIONS
-from clearhead.data.pixels import Stored
-from clearhead.data.samples import ImageFolder, Sample
 from clearhead.data.shards import absolute_source, read_images
 from clearhead.data.splits import splits_of
-from clearhead.evaluate.predict import predict
-from clearhead.evaluate.statistics import Estimate, mean
+from clearhead.distributed import run_all
+from clearhead.metrics.statistics import Estimate, mean
 from clearhead.models import Classifier, load_model, save_model
 from clearhead.models.classifier import on_device
-from clearhead.processes import run_all
+from clearhead.prediction.predict import predict
 from clearhead.runs import begin, read_results, write_results, write_table, written
 from clearhead.study.files import StudyError
 from clearhead.study.repairs.plan import Plan, Variant
-from clearhead.train import best_epoch, fit
+from clearhead.training.loop import best_epoch, fit
 
 BEFORE = "before"
 """The folder of the model as it was given."""
@@ -79,7 +79,7 @@ def run_study(
     *,
     jobs: int = 1,
     device: str | None = None,
-    track: Callable[[Iterable, int, str], Iterable] | None = None,
+    progress: Callable[[Iterable, int, str], Iterable] | None = None,
 ) -> list[StudyRow]:
     """Do what is not done yet below `out`, and gather the table.
 
@@ -103,7 +103,7 @@ def run_study(
     }
     _require_other_images(plan, model, [folder for folders in drawn.values() for folder in folders])
     runs = [(plan, v, drawn[v.samples, v.classes, v.seed], out, device) for v in plan.variants()]
-    run_all(_one, [(plan, None, None, out, device), *runs], jobs, track)
+    run_all(_one, [(plan, None, None, out, device), *runs], jobs, progress)
     return gather(plan, out)
 
 
@@ -119,7 +119,7 @@ def _require_same_tests(plan: Plan, out: Path) -> None:
         path.write_text(json.dumps(known | tests, indent=2), encoding="utf-8")
 
 
-def _require_other_images(plan: Plan, model: Classifier, chosen: Sequence[ImageFolder]) -> None:
+def _require_other_images(plan: Plan, model: Classifier, chosen: Sequence[ImageIndex]) -> None:
     """Raise StudyError where a test set has an image that is trained on or chosen by."""
     seen = {_place(sample) for folder in chosen for sample in folder.samples}
     for name in plan.tests:
@@ -131,12 +131,12 @@ def _require_other_images(plan: Plan, model: Classifier, chosen: Sequence[ImageF
                 )
 
 
-def _place(sample: Sample) -> Path | Stored:
+def _place(sample: Sample) -> Path | ImageRef:
     """Where an image is, the same for two folders that share it."""
     return sample.path.resolve() if isinstance(sample.path, Path) else sample.path
 
 
-def draw(plan: Plan, data: ImageFolder, variant: Variant) -> tuple[ImageFolder, ImageFolder]:
+def draw(plan: Plan, data: ImageIndex, variant: Variant) -> tuple[ImageIndex, ImageIndex]:
     """The images a variant is trained on and those that choose its epoch, the same for all its methods.
 
     Classes are drawn by the seed among those that have images with masks; of each, `samples` images with masks (those
@@ -152,7 +152,7 @@ def draw(plan: Plan, data: ImageFolder, variant: Variant) -> tuple[ImageFolder, 
     if variant.classes > len(order):
         raise StudyError(f"classes: {variant.classes} asked for, {data.root} has {len(order)} with masks")
     chosen = [s for label in order[: variant.classes] for s in by_class[label][: variant.samples]]
-    train = replace(data, samples=tuple(sorted(chosen, key=lambda s: s.file)), problems=())
+    train = replace(data, samples=tuple(sorted(chosen, key=lambda s: s.file)), issues=())
     if "val" in splits_of(plan.data):
         return train, read_images(plan.data, split="val", classes=data.classes, check=False)
     others = [by_class[label] for label in order[variant.classes :]]
@@ -162,17 +162,17 @@ def draw(plan: Plan, data: ImageFolder, variant: Variant) -> tuple[ImageFolder, 
             f"classes: {variant.classes} of the {len(order)} classes with masks leave none to choose the epoch by; "
             "train on fewer, or name a split val in metadata.csv"
         )
-    return train, replace(data, samples=tuple(held[: plan.validation]), problems=())
+    return train, replace(data, samples=tuple(held[: plan.validation]), issues=())
 
 
-def _data(plan: Plan, model: Classifier) -> ImageFolder:
+def _data(plan: Plan, model: Classifier) -> ImageIndex:
     splits = splits_of(plan.data)
     if splits and "train" not in splits:
         raise StudyError(f"data: {plan.data} has the splits {', '.join(sorted(splits))}; train is needed")
     return read_images(plan.data, split="train" if splits else None, classes=model.classes)
 
 
-def _test(plan: Plan, name: str, model: Classifier, check: bool = False) -> ImageFolder:
+def _test(plan: Plan, name: str, model: Classifier, check: bool = False) -> ImageIndex:
     path = plan.tests[name]
     return read_images(path, split="test" if "test" in splits_of(path) else None, classes=model.classes, check=check)
 
@@ -180,7 +180,7 @@ def _test(plan: Plan, name: str, model: Classifier, check: bool = False) -> Imag
 def _one(
     plan: Plan,
     variant: Variant | None,
-    drawn: tuple[ImageFolder, ImageFolder] | None,
+    drawn: tuple[ImageIndex, ImageIndex] | None,
     out: Path,
     device: str | None,
 ) -> None:

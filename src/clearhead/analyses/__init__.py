@@ -1,0 +1,1 @@
+"""Analyses of a model on data: one module each."""

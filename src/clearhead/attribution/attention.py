@@ -1,0 +1,53 @@
+"""Maps read off the attention alone: the last layer's, and its rollout through all layers. No gradient, no class."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clearhead.attribution.gae import blocks, first_row, read_rows, token_grid
+from clearhead.models import Classifier, TokenGrid
+from clearhead.tap import AttentionCall, tap
+
+
+def attention(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
+    """The last layer's attention from the read-out token to the patches, mean over heads; the same for every class.
+
+    Returns and raises as ``gae``; ``target`` is not used.
+    """
+    grid = token_grid(model, "attention", images)
+    with torch.no_grad(), tap(model.module) as record:
+        logits = model(images)
+        return attention_map(list(record), grid), logits
+
+
+def rollout(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
+    """Attention rollout (Abnar and Zuidema, arXiv 2005.00928): the product of (Ā + I) / 2 over the layers.
+
+    Ā is the mean over heads. Returns and raises as ``gae``; ``target`` is not used.
+    """
+    grid = token_grid(model, "rollout", images)
+    with torch.no_grad(), tap(model.module) as record:
+        logits = model(images)
+        return rollout_map(list(record), grid), logits
+
+
+def attention_map(layers: Sequence[AttentionCall], grid: TokenGrid) -> Tensor:
+    """The map of ``attention`` (B x h x w) from the recorded layers; differentiable."""
+    row = layers[-1].attn(read_rows(grid)).mean((1, 2))
+    return row[:, grid.prefix :].unflatten(1, (grid.height, grid.width))
+
+
+def rollout_map(layers: Sequence[AttentionCall], grid: TokenGrid) -> Tensor:
+    """The map of ``rollout`` (B x h x w) from the recorded layers; differentiable.
+
+    Only the read-out row of the product is formed, from the last layer to the first.
+    """
+    row = first_row(layers[-1], grid)
+    with torch.autocast(row.device.type, enabled=False):
+        for layer in reversed(layers):
+            total = row
+            for rows in blocks(layer.q, layer.k):
+                total = total + (row[:, None, None, rows] @ layer.attn(rows)).mean(1)[:, 0]
+            row = total / 2
+    return row[:, grid.prefix :].unflatten(1, (grid.height, grid.width))

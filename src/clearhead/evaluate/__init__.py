@@ -1,1 +1,0 @@
-"""Predictions to numbers: accuracy, groups, calibration, reliance, and paired comparisons, each with its interval."""

@@ -1,0 +1,1 @@
+"""Statistics: estimates with their intervals, calibration, verdicts, aggregates over data sets."""

@@ -1,0 +1,117 @@
+"""Plots of what is measured unit by unit through the depth of a model; they take their colours from the page."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from clearhead.metrics.statistics import Estimate, number
+from clearhead.report.svg import INK, MARKERS, SERIES, axes_at, drawing, legend_at, svg, tick, ticks
+
+_KINDS = {"embed": 0, "attention": 1, "mlp": 2, "conv": 4, "block": 3}
+"""Colour and marker of each kind of unit, the same in all plots."""
+_KIND_NAMES = {"embed": "embedding", "attention": "attention", "mlp": "MLP", "conv": "convolution", "block": "block"}
+
+
+def amplitudes(lines: Sequence[tuple[float, Sequence[float], Sequence[float]]], title: str) -> str:
+    """Relative log amplitude against frequency, a line a unit: the deeper the unit, the deeper the colour.
+
+    Args:
+        lines: (depth in 0..1, frequencies in units of π, amplitudes) of each unit.
+        title: what is shown, for those who cannot see it.
+    """
+    shown = [0.0, 0.25, 0.5, 0.75, 1.0]
+    with drawing(2.9, ["depth"]) as figure:
+        axes = axes_at(figure, left=0.7, right=4.5, low=0.5, high=2.9)
+        for depth, x, y in lines:
+            axes.plot(x, y, color=SERIES[1], alpha=_opacity(depth), linewidth=1.4)
+        axes.set(xlabel="frequency", ylabel="Δ log amplitude")
+        axes.set_xlim(0, 1)
+        ticks(axes.yaxis, "")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == 0 else f"{tick(value, '')}π"))
+        key = [Line2D([], [], color=SERIES[1], alpha=_opacity(d), linewidth=2.4, label=f"{d:g}") for d in shown]
+        legend_at(figure, axes, [Line2D([], [], linestyle="", label="depth"), *key], 1 + len(key), spacing=1.2)
+        told = "; ".join(f"depth {tick(round(d, 3), '')}: {number(y[-1])} at {x[-1]:.3g}π" for d, x, y in lines)
+        return svg(figure, title, told)
+
+
+def through_depth(
+    units: Sequence[tuple[str, float, Estimate]], title: str, up: str, unit: str = "", steps: bool = False
+) -> str:
+    """A number with its interval for each unit against depth, coloured by kind.
+
+    Args:
+        units: (kind, depth in 0..1, estimate) of each unit, in order.
+        title: what is shown, for those who cannot see it.
+        up: what the number is.
+        unit: of the numbers, as in `Estimate.unit`.
+        steps: the way from each unit to the next is drawn in the colour of the next, as it is what made the step.
+    """
+    units = [u for u in units if u[2].value == u[2].value]
+    kinds = [kind for kind in _KINDS if any(kind == u[0] for u in units)]
+    with drawing(2.9, kinds) as figure:
+        axes = axes_at(figure, left=0.8, right=4.5, low=0.5, high=2.9)
+        if not steps:
+            axes.axhline(0, color=INK, alpha=0.5, linewidth=1)
+        for (_, x, before), (kind, to, after) in pairwise(units):
+            look: dict[str, Any] = (
+                {"color": SERIES[_KINDS[kind]], "linewidth": 2.2} if steps else {"color": INK, "alpha": 0.25}
+            )
+            axes.plot([x, to], [before.value, after.value], **look)
+        for kind, x, estimate in units:
+            colour = SERIES[_KINDS[kind]]
+            if estimate.low == estimate.low:
+                axes.plot([x, x], [estimate.low, estimate.high], color=colour, linewidth=1.2)
+            axes.plot([x], [estimate.value], MARKERS[_KINDS[kind]], color=colour, markersize=4.5)
+        axes.set(xlabel="depth", ylabel=up)
+        axes.set_xlim(-0.02, 1.02)
+        ticks(axes.yaxis, unit)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value, "")))
+        handles = [
+            Line2D([], [], color=SERIES[i], marker=MARKERS[i], markersize=6, linewidth=1.8, label=_KIND_NAMES[kind])
+            for kind, i in _KINDS.items()
+            if kind in kinds
+        ]
+        legend_at(figure, axes, handles, len(kinds))
+        told = "; ".join(f"{kind} at depth {x:.3g}: {number(e.value, e.unit)}" for kind, x, e in units)
+        return svg(figure, title, told)
+
+
+def matrix(values: Sequence[Sequence[float]], title: str, rows: str, columns: str) -> str:
+    """Numbers of 0 to 1 as square cells, the deeper the colour the larger; the first row is at the bottom.
+
+    Args:
+        values: rows x columns.
+        title: what is shown, for those who cannot see it.
+        rows, columns: what they are, counted from 0.
+    """
+    high, wide = len(values), len(values[0])
+    cell = min(3.8 / wide, 0.4)
+    size = cell * wide, min(cell * high, 7.0)
+    with drawing(0.55 + size[1]) as figure:
+        axes = axes_at(figure, left=0.7, right=0.7 + size[0], low=0.5, high=0.5 + size[1])
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                share = min(max(value, 0.0), 1.0) if value == value else 0.0
+                axes.add_patch(
+                    Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=SERIES[1], alpha=share**1.5, edgecolor="none")
+                )
+        axes.set(xlim=(-0.5, wide - 0.5), ylim=(-0.5, high - 0.5), xlabel=columns, ylabel=rows)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        return svg(
+            figure, title, "; ".join(f"{y}: {', '.join(number(v) for v in row)}" for y, row in enumerate(values))
+        )
+
+
+def kind_name(kind: str) -> str:
+    """A kind of unit as people call it."""
+    return _KIND_NAMES[kind]
+
+
+def _opacity(depth: float) -> float:
+    return 0.12 + 0.88 * depth

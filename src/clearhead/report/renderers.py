@@ -1,0 +1,192 @@
+"""How each kind of results is told on its page."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clearhead.analyses.compare import Comparison
+from clearhead.metrics.statistics import Estimate
+from clearhead.report.audits import audit_sections
+from clearhead.report.comparisons import comparison_sections
+from clearhead.report.evaluations import evaluation_sections, sufficient_sections
+from clearhead.report.heads import head_sections
+from clearhead.report.landscape import spectrum_sections, surface_sections, trajectory_sections
+from clearhead.report.layers import cka_sections, fourier_sections, lesion_sections
+from clearhead.report.optimizers import optimizer_sections
+from clearhead.report.page import Section
+from clearhead.report.slices import slice_sections
+from clearhead.report.studies import study_sections
+from clearhead.report.suites import suite_sections
+from clearhead.report.trainings import training_sections
+from clearhead.results import (
+    AuditResults,
+    CkaResults,
+    ComparisonResults,
+    EvaluationResults,
+    FourierResults,
+    HeadsResults,
+    LesionResults,
+    OptimizerResults,
+    SlicesResults,
+    SpectrumResults,
+    StudyResults,
+    SufficientResults,
+    SuiteResults,
+    SurfaceResults,
+    TrainingResults,
+    TrajectoryResults,
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How results of one kind are told.
+
+    Attributes:
+        title: of a page of their own.
+        lead: the sentence below it.
+        sections: of the results, the folder of their pictures, and what sets the titles apart on a page of several.
+        headline: the numbers above all others, if any.
+    """
+
+    title: Callable[[Any], str]
+    lead: Callable[[Any], str]
+    sections: Callable[[Any, Path, str], list[Section]]
+    headline: Callable[[Any], list[tuple[str, Estimate]]] = lambda run: []
+
+
+def _listed(models: Sequence[str]) -> str:
+    """The names of up to three models, else the first two and how many more."""
+    return " and ".join(models) if len(models) <= 3 else f"{', '.join(models[:2])} and {len(models) - 2} more"
+
+
+def _compared(comparison: Comparison | None) -> list[tuple[str, Estimate]]:
+    if comparison is None:
+        return []
+    a, b = comparison.before, comparison.after
+    shown = [("Average accuracy, before", a.accuracy), ("Average accuracy, after", b.accuracy)]
+    if a.worst_group and b.worst_group:
+        worst = [("Worst-group accuracy, before", a.worst_group[1]), ("Worst-group accuracy, after", b.worst_group[1])]
+        shown = worst + shown
+    return shown
+
+
+def _audited(run: AuditResults) -> list[tuple[str, Estimate]]:
+    audit = run.audit
+    shown = [("Accuracy", audit.accuracy)]
+    if audit.worst_group:
+        shown.append(("Worst-group accuracy", audit.worst_group[1]))
+    if audit.foreground:
+        shown.append(("Relevance in the foreground", audit.foreground))
+    if "background alone" in audit.intervened:
+        shown.append(("Accuracy on the background alone", audit.intervened["background alone"]))
+    return shown
+
+
+def _sliced(run: SlicesResults) -> list[tuple[str, Estimate]]:
+    worst = [(f"Errors in slice {part.name}", part.error) for part in run.slices[:3] if part.worse]
+    return [("Accuracy", run.accuracy), *worst]
+
+
+def _trained(run: TrainingResults) -> str:
+    if run.method == "train":
+        return f"Trained on {run.data}."
+    return f"Repaired on {run.data}, by {'keeping heads' if run.method == 'heads' else run.method}."
+
+
+def _of_layers(run: FourierResults | LesionResults | CkaResults) -> str:
+    return f"Feature maps of images of {run.data}, unit by unit."
+
+
+KINDS: dict[type, Kind] = {
+    ComparisonResults: Kind(
+        lambda run: f"{run.after} against {run.before}",
+        lambda run: (
+            f"Both models on the same {run.comparison.before.accuracy.count:,} images of {run.data}; every difference "
+            "is paired, image by image."
+        ),
+        lambda run, folder, of: comparison_sections(run, folder),
+        lambda run: _compared(run.comparison),
+    ),
+    AuditResults: Kind(
+        lambda run: f"{run.model}: audit",
+        lambda run: f"{run.audit.accuracy.count:,} images of {run.data}.",
+        audit_sections,
+        _audited,
+    ),
+    HeadsResults: Kind(
+        lambda run: f"{run.model}: attention heads",
+        lambda run: f"{run.scores.accuracy.count:,} images of {run.data}.",
+        lambda run, folder, of: head_sections(run.scores, of),
+        lambda run: [("Accuracy, all heads", run.scores.accuracy)],
+    ),
+    SlicesResults: Kind(
+        lambda run: f"{run.model}: where it fails",
+        lambda run: f"{run.accuracy.count:,} images of {run.data}.",
+        slice_sections,
+        _sliced,
+    ),
+    TrainingResults: Kind(
+        lambda run: f"{run.model}: {'training' if run.method == 'train' else 'repair'}",
+        _trained,
+        lambda run, folder, of: training_sections(run),
+        lambda run: _compared(run.test),
+    ),
+    StudyResults: Kind(
+        lambda run: f"{run.model}: study",
+        lambda run: f"Repairs on parts of {run.data}, measured on images that chose nothing.",
+        lambda run, folder, of: study_sections(run),
+    ),
+    OptimizerResults: Kind(
+        lambda run: f"Optimizers on {run.data}",
+        lambda run: f"{len(run.trials)} trainings on {run.data}; settings chosen on validation images.",
+        lambda run, folder, of: optimizer_sections(run),
+    ),
+    EvaluationResults: Kind(
+        lambda run: f"{_listed(run.models)}: evaluation",
+        lambda run: f"On {run.data}.",
+        lambda run, folder, of: evaluation_sections(run),
+    ),
+    SufficientResults: Kind(
+        lambda run: f"{run.model}: sufficient input subsets",
+        lambda run: f"The fewest pixels that are enough for a label with {100 * run.confidence:g}% confidence.",
+        lambda run, folder, of: sufficient_sections(run, folder),
+    ),
+    SuiteResults: Kind(
+        lambda run: f"{_listed(run.models)} on shifted data",
+        lambda run: f"{len({row.set for row in run.rows})} sets of {run.data}.",
+        lambda run, folder, of: suite_sections(run),
+        lambda run: [(f"{row.model}, {row.set}", row.top1) for row in run.rows if row.set == run.reference][:4],
+    ),
+    SpectrumResults: Kind(
+        lambda run: f"{_listed(run.models)}: Hessian spectra",
+        lambda run: f"The loss on mini-batches of {run.data}.",
+        lambda run, folder, of: spectrum_sections(run),
+    ),
+    SurfaceResults: Kind(
+        lambda run: f"{_listed(run.models)}: loss surface",
+        lambda run: f"The loss on {max(found.images for found in run.surfaces.values()):,} images of {run.data}.",
+        lambda run, folder, of: surface_sections(run),
+    ),
+    TrajectoryResults: Kind(
+        lambda run: f"{run.model}: the way of the weights",
+        lambda run: f"{len(run.epochs)} epochs that training kept.",
+        lambda run, folder, of: trajectory_sections(run),
+    ),
+    FourierResults: Kind(
+        lambda run: f"{_listed(run.models)}: frequencies through depth",
+        _of_layers,
+        lambda run, folder, of: fourier_sections(run),
+    ),
+    LesionResults: Kind(
+        lambda run: f"{_listed(run.models)}: lesions",
+        _of_layers,
+        lambda run, folder, of: lesion_sections(run),
+    ),
+    CkaResults: Kind(
+        lambda run: f"{_listed(run.models)}: similarity of layers",
+        _of_layers,
+        lambda run, folder, of: cka_sections(run),
+    ),
+}

@@ -1,0 +1,1 @@
+"""Training: its configuration, its optimizers, the loop, the linear probe."""

@@ -1,0 +1,323 @@
+"""Faithfulness against a loop over single pictures, and on models whose faithful map is known."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from clearhead.analyses.faithfulness import BLUR, MapFaithfulness, faithfulness, randomised
+from clearhead.analyses.faithfulness import Faithfulness as Result
+from clearhead.attribution import METHODS, explain
+from clearhead.data.dataset import ImageIndex
+from clearhead.data.folder import read_folder
+from clearhead.data.loading import ImageDataset
+from clearhead.models import Classifier, Preprocessing, from_module
+from clearhead.runs import read_results, write_results
+from tests import cases
+
+SIDE = 10
+AREAS = ("positive_area", "negative_area", "positive_area_from_0", "negative_area_from_0", "deletion", "insertion")
+
+
+def make_folder(root: Path, side: int, counts: dict[str, int]) -> ImageIndex:
+    rng = np.random.default_rng(0)
+    for name, count in counts.items():
+        (root / name).mkdir()
+        for i in range(count):
+            Image.fromarray(rng.integers(20, 256, (side, side, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
+    return read_folder(root, classes=tuple(counts))
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
+    """Seven images of five classes, as large as the models of ``cases`` take."""
+    return make_folder(tmp_path_factory.mktemp("noise"), cases.SIZE, {"a": 1, "b": 2, "c": 1, "d": 1, "e": 2})
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
+    """Forty images, nearly all of the class a, for models of SIDE pixels."""
+    return make_folder(tmp_path_factory.mktemp("small"), SIDE, {"a": 39, "b": 1})
+
+
+def linear(weight: Tensor) -> Classifier:
+    """The logit of class a is the sum of a picture's values in 0..1, each by its weight (H x W); that of b is 0."""
+    side, zero, one = (SIDE, SIDE), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    layer = nn.Linear(3 * SIDE**2, 2, bias=False)
+    layer.weight.data = torch.stack([weight.expand(3, -1, -1).flatten(), torch.zeros(3 * SIDE**2)])
+    return from_module(
+        nn.Sequential(nn.Flatten(), layer), preprocess=Preprocessing(side, side, zero, one), classes=("a", "b")
+    )
+
+
+def signed() -> Classifier:
+    """In favour of a: the upper half, from the top left on ever less. Against it: the lower half."""
+    return linear(torch.linspace(1, -0.8, SIDE**2).reshape(SIDE, SIDE) / 10)
+
+
+def always(values: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+    """A method whose map is the same for every image."""
+    return lambda model, images, target: (values.expand(len(images), -1, -1), model(images).detach())
+
+
+def falling(side: int) -> Tensor:
+    """A map that is highest at the top left and has no two equal values."""
+    return torch.arange(side**2, 0, -1.0).reshape(side, side)
+
+
+def one_by_one(model: Classifier, folder: ImageIndex, method: str, fill: str, target: str) -> dict[str, np.ndarray]:
+    """Top-1 and probability of every picture, each filled by itself in pixel values and normalised again."""
+    mean, std = (np.array(v)[:, None, None] for v in (model.preprocess.mean, model.preprocess.std))
+    rows, alike = [], []
+    other = randomised(model, 3)
+    for item in ImageDataset(folder, model.preprocess):
+        image, label = item["image"], item["label"]
+        with torch.no_grad():
+            chosen = label if target == "truth" else int(model(image[None]).argmax())
+        ranking = explain(model, image[None], chosen, method)[0].flatten().numpy()
+        alike.append(spearmanr(ranking, explain(other, image[None], chosen, method)[0].flatten()).statistic)
+        picture = image.double().numpy() * std + mean
+        background = np.zeros_like(picture)
+        if fill == "mean":
+            background += picture.mean((1, 2), keepdims=True)
+        if fill == "blur":
+            sigma = BLUR * min(picture.shape[1:])
+            wide = [
+                gaussian_filter(p, sigma, mode="constant", truncate=99) for p in [*picture, np.ones_like(picture[0])]
+            ]
+            background = np.stack(wide[:3]) / wide[3]
+        for direction, order in enumerate([np.argsort(-ranking), np.argsort(ranking)]):
+            for tenth in range(11):
+                changed = picture.reshape(3, -1).copy()
+                gone = order[: len(order) * tenth // 10]
+                changed[:, gone] = background.reshape(3, -1)[:, gone]
+                normal = torch.from_numpy((changed.reshape(picture.shape) - mean) / std).float()
+                with torch.no_grad():
+                    logits = model(normal[None])[0]
+                rows.append((direction, tenth, float(logits.softmax(-1)[chosen]), int(logits.argmax()) == label))
+    table = np.array(rows).reshape(-1, 2, 11, 4)
+    return {"probability": table[..., 2], "right": table[..., 3], "alike": np.array(alike)}
+
+
+def area(curve: np.ndarray) -> float:
+    return float(sum((a + b) / 20 for a, b in pairwise(curve)))
+
+
+@pytest.mark.parametrize(("fill", "target"), [("black", "predicted"), ("mean", "truth"), ("blur", "predicted")])
+def test_all_numbers_are_those_of_a_loop_over_pictures(
+    fill: str, target: str, noise: ImageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "fixed", always(falling(cases.SIZE)))
+    model = cases.classifier("timm-vit")
+    result = faithfulness(model, noise, ["input-gradient", "fixed"], fill=fill, target=target, batch_size=3, seed=3)
+    assert result.removed == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    gaps = {}
+    for method, found in result.methods.items():
+        expected = one_by_one(model, noise, method, fill, target)
+        right, probability = expected["right"].mean(0), expected["probability"].mean(0)
+        assert found.positive == pytest.approx(right[0, :10])
+        assert found.negative == pytest.approx(right[1, :10])
+        assert found.positive_area.value == pytest.approx(area(right[0, 1:10]))
+        assert found.negative_area.value == pytest.approx(area(right[1, 1:10]))
+        assert found.positive_area_from_0.value == pytest.approx(area(right[0, :10]))
+        assert found.negative_area_from_0.value == pytest.approx(area(right[1, :10]))
+        assert found.deletion.value == pytest.approx(area(probability[0]), abs=1e-5)
+        kept = probability[1, ::-1]  # the most relevant tenths put back, from none to all
+        assert found.insertion.value == pytest.approx(area(kept), abs=1e-5)
+        raised = expected["probability"][:, 0, 1] > expected["probability"][:, 0, 0]
+        assert found.violations.value == raised.mean()
+        assert found.randomised.value == pytest.approx(expected["alike"].mean(), abs=1e-5)
+        assert {getattr(found, name).count for name in (*AREAS, "violations", "randomised")} == {7}
+        gaps[method] = area(right[1, 1:10]) - area(right[0, 1:10])
+        assert found.gap.value == pytest.approx(gaps[method])
+    assert result.best == max(gaps, key=gaps.__getitem__)
+    for method, found in result.methods.items():
+        if method == result.best:
+            assert found.to_best is None
+        else:
+            assert found.to_best.value == pytest.approx(gaps[method] - gaps[result.best])
+
+
+def test_the_true_map_beats_its_inverse(small: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "true", always(falling(SIDE)))
+    monkeypatch.setitem(METHODS, "inverse", always(-falling(SIDE)))
+    result = faithfulness(signed(), small, ["inverse", "true"])
+    true, inverse = result.methods["true"], result.methods["inverse"]
+    assert (true.positive, true.negative) == (inverse.negative, inverse.positive)
+    assert result.best == "true"
+    assert true.gap.low > 0.2
+    assert inverse.gap.value == pytest.approx(-true.gap.value)
+    assert inverse.to_best.value == pytest.approx(-2 * true.gap.value)
+    assert inverse.to_best.high < 0
+    assert true.insertion.value > 0.6 > true.deletion.value
+    assert (true.violations.value, inverse.violations.value) == (0, 1)
+    assert true.randomised.value == 1  # one that does not look at the model
+
+
+def test_a_map_of_the_model_does_not_survive_its_randomisation(small: ImageIndex) -> None:
+    found = faithfulness(signed(), small, ["input-gradient"], target="truth").methods["input-gradient"]
+    assert abs(found.randomised.value) < 0.3
+    assert found.randomised.count == 39  # the logit of b has no gradient
+
+
+def test_constant_maps_favour_no_direction(small: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "constant", always(torch.zeros(SIDE, SIDE)))
+    gaps = []
+    for seed in range(5):
+        found = faithfulness(signed(), small, ["constant"], seed=seed, target="truth").methods["constant"]
+        assert all(math.isfinite(getattr(found, name).value) for name in AREAS)
+        assert found.deletion.value == pytest.approx(found.insertion.value, abs=0.03)
+        assert 0.2 < found.violations.value < 0.8
+        assert (found.randomised.count, math.isnan(found.randomised.value)) == (0, True)
+        gaps.append(found.gap.value)
+    assert min(gaps) < 0 < max(gaps)
+    assert abs(np.mean(gaps)) < 0.01
+
+
+def test_ties_are_broken_anew_for_each_image_and_alike_for_the_same_seed(
+    small: ImageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A map of two values: the tenths removed within one are random, but no pixel goes before its time."""
+    half = torch.zeros(SIDE, SIDE)
+    half[: SIDE // 2] = 1
+    monkeypatch.setitem(METHODS, "half", always(half))
+    step = linear(half * 1e-9)  # both classes alike: what matters is seen by the hook
+    seen: list[Tensor] = []
+    step.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    faithfulness(step, small, ["half"], batch_size=18)
+    faithfulness(step, small, ["half"], batch_size=18)
+    pictures = torch.cat([batch for batch in seen if len(batch) == 18]).amax(1)  # of the maps' and the queue's batches
+    gone = [picture == 0 for picture in pictures]
+    upper = [g[: SIDE // 2].float().mean().item() for g in gone]
+    lower = [g[SIDE // 2 :].float().mean().item() for g in gone]
+    assert all(u in (0, 1) or v in (0, 1) for u, v in zip(upper, lower, strict=True))
+    tenths = [tuple(g.flatten().tolist()) for g in gone if g.float().mean().item() == pytest.approx(0.1)]
+    assert len(set(tenths)) == 80  # 40 images, from above and from below
+    assert len(tenths) == 160  # and twice the same
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), levels=st.integers(1, SIDE**2))
+def test_only_the_order_of_the_pixels_counts(small: ImageIndex, seed: int, levels: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = torch.from_numpy(rng.integers(levels, size=(SIDE, SIDE))).float() / levels
+    distinct = torch.from_numpy(rng.permutation(SIDE**2)).float().reshape(SIDE, SIDE)
+    model = linear(torch.from_numpy(rng.normal(size=(SIDE, SIDE))).float())
+    two = ImageIndex(small.root, small.classes, small.samples[-2:], ())
+    maps = {"values": values, "risen": values.exp(), "distinct": distinct, "turned": -distinct}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, values in maps.items():
+            patch.setitem(METHODS, name, always(values))
+        found = faithfulness(model, two, list(maps), target="truth").methods
+    assert without_to_best(found["values"]) == without_to_best(found["risen"])
+    assert found["distinct"].positive == found["turned"].negative
+    assert found["distinct"].gap.value == pytest.approx(-found["turned"].gap.value)
+    assert found["distinct"].deletion.value == pytest.approx(found["turned"].insertion.value)
+    for method in found.values():
+        assert method.positive[0] == method.negative[0]
+        assert all(0 <= share <= 1 for share in (*method.positive, *method.negative))
+
+
+def without_to_best(found: MapFaithfulness) -> dict[str, object]:
+    return {name: value for name, value in vars(found).items() if name not in ("to_best", "randomised")}
+
+
+def test_batches_change_nothing_and_bound_what_the_model_gets(noise: ImageIndex) -> None:
+    model, methods = cases.classifier("timm-vit"), ["rollout", "gae", "input-x-gradient"]
+    sizes: list[int] = []
+    model.module.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    whole = faithfulness(model, noise, methods)
+    assert max(sizes) == 32  # 7 images have 126 pictures a method
+    sizes.clear()
+    parts = faithfulness(model, noise, methods, batch_size=2)
+    assert max(sizes) == 2
+    assert parts.best == whole.best
+    for method in methods:
+        a, b = whole.methods[method], parts.methods[method]
+        assert (a.positive, a.negative, a.violations) == (b.positive, b.negative, b.violations)
+        # an upsampled map repeats its values at the border, where rounding, which batches change, decides the ranks
+        for name in (*AREAS, "randomised"):
+            assert getattr(a, name).value == pytest.approx(getattr(b, name).value, abs=1e-3)
+
+
+def test_one_image_and_the_way_to_a_file_and_back(noise: ImageIndex, tmp_path: Path) -> None:
+    one = ImageIndex(noise.root, noise.classes, noise.samples[:1], ())
+    result = faithfulness(cases.classifier("hf-vit"), one, ["gae", "attention", "gae"])
+    assert list(result.methods) == ["gae", "attention"]
+    for found in result.methods.values():
+        assert {*found.positive, *found.negative} <= {0, 1}
+        assert (found.gap.count, math.isnan(found.gap.low)) == (1, True)
+        assert found.violations.low < found.violations.high
+    write_results(tmp_path, result)
+    assert repr(read_results(tmp_path, Result)) == repr(result)  # NaN is not equal to itself
+
+
+@pytest.mark.parametrize("name", ["timm-eva02", "timm-swin"])
+def test_under_autocast_and_leaving_no_trace(name: str, noise: ImageIndex) -> None:
+    model = cases.classifier(name)
+    model.module.train()
+    before = {key: value.clone() for key, value in model.module.state_dict().items()}
+    methods = ["rollout", "gae", "input-gradient"] if model.grid else ["input-gradient"]
+    tracked: list[int] = []
+
+    def progress(batches, count):
+        tracked.append(count)
+        return batches
+
+    with torch.autocast("cpu", torch.bfloat16):
+        result = faithfulness(model, noise, methods, batch_size=4, fill="blur", progress=progress)
+    assert tracked == [2]
+    assert all(math.isfinite(found.randomised.value) for found in result.methods.values())
+    assert model.module.training
+    assert all(parameter.grad is None for parameter in model.module.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in model.module.state_dict().items())
+
+
+def test_randomised_keeps_each_parameters_entries() -> None:
+    model = cases.classifier("torchvision-vit")
+    first, again, other = (dict(randomised(model, seed).module.named_parameters()) for seed in (0, 0, 1))
+    for name, parameter in model.module.named_parameters():
+        assert torch.equal(first[name].sort_values(), parameter.sort_values()) if False else True
+        torch.testing.assert_close(first[name].flatten().sort().values, parameter.flatten().sort().values)
+        assert torch.equal(first[name], again[name])
+        if parameter.numel() > 4:
+            assert not torch.equal(first[name], parameter)
+            assert not torch.equal(first[name], other[name])
+
+
+def test_a_method_the_model_cannot_do_is_told_before_the_work(noise: ImageIndex) -> None:
+    cnn = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    side, half = (cases.SIZE, cases.SIZE), (0.5, 0.5, 0.5)
+    model = from_module(cnn, preprocess=Preprocessing(side, side, half, half), classes=tuple("abcde"), name="cnn")
+    seen: list[int] = []
+    cnn.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    for method, message in (("gae", "cnn .* has none: use input-gradient"), ("guess", "'guess' is unknown; there is")):
+        seen.clear()
+        with pytest.raises(ValueError, match=message):
+            faithfulness(model, noise, ["input-gradient", method], batch_size=2)
+        assert sum(seen) <= 2
+    assert faithfulness(model, noise, ["input-gradient"]).best == "input-gradient"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": []}, "methods: a list of one or more names is needed"),
+        ({"methods": "gae"}, "methods: a list .* got 'gae'"),
+        ({"fill": "white"}, "fill: 'white' is unknown; there is black, mean, blur"),
+        ({"target": "label"}, "target: 'label' is unknown; there is predicted, truth"),
+    ],
+)
+def test_bad_arguments(changes: dict[str, object], message: str, noise: ImageIndex) -> None:
+    with pytest.raises(ValueError, match=message):
+        faithfulness(cases.classifier("timm-vit"), noise, **({"methods": ["gae"]} | changes))

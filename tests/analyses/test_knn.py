@@ -1,0 +1,178 @@
+"""Nearest neighbours against scikit-learn's, and against counting by hand."""
+
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+from torch import nn
+
+from clearhead.analyses import knn as module
+from clearhead.analyses.knn import knn, neighbours, vote
+from clearhead.data.dataset import ImageIndex
+from clearhead.data.folder import read_folder
+from clearhead.data.image_io import DataError
+from tests.attribution.test_explain import classifier
+from tests.repair.test_dfr import stack, timm_features
+
+
+def shades(root, classes: int, count: int, seed: int) -> ImageIndex:
+    """Noise of so many classes, each of its own shade, none of them a class of the models."""
+    rng = np.random.default_rng(seed)
+    for label in range(classes):
+        (root / f"shade {label}").mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 200, (32, 32, 3)) + 15 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(root / f"shade {label}" / f"{i}.png")
+    return read_folder(root)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory) -> ImageIndex:
+    return shades(tmp_path_factory.mktemp("seen") / "data", classes=3, count=9, seed=0)
+
+
+@pytest.fixture(scope="module")
+def unseen(tmp_path_factory) -> ImageIndex:
+    return shades(tmp_path_factory.mktemp("unseen") / "data", classes=3, count=4, seed=1)
+
+
+def by_hand(nearest: np.ndarray, labels: np.ndarray) -> list[int]:
+    """The most frequent label of each row of neighbours; of equals, the one that comes first."""
+    votes = [Counter(labels[row].tolist()) for row in nearest]  # in order of first appearance, as most_common keeps it
+    return [vote.most_common(1)[0][0] for vote in votes]
+
+
+def test_leave_one_out_is_scikit_learns(seen):
+    model = classifier("timm-vit")
+    model.module.train()
+    found = knn(model, seen, k=(1, 10), batch_size=7, progress=lambda batches, count: batches)
+    assert model.module.training
+    model.module.eval()
+    images, labels = stack(model, seen)
+    with torch.no_grad():
+        x = timm_features(model.module, images).numpy()
+    one = KNeighborsClassifier(1, metric="cosine", algorithm="brute")
+    expected = cross_val_predict(one, x, labels, cv=LeaveOneOut())
+    np.testing.assert_array_equal(found.correct[1], expected == labels)
+    nearest = NearestNeighbors(metric="cosine").fit(x).kneighbors(n_neighbors=10, return_distance=False)
+    np.testing.assert_array_equal(found.correct[10], by_hand(nearest, labels) == labels)
+    assert found.accuracy[1].value == found.correct[1].mean()
+    assert found.accuracy[10].count == 27
+    assert found.bank == 26
+    assert found.file.tolist() == [sample.file for sample in seen.samples]
+    assert 0.34 < found.accuracy[10].value < 1  # neither chance nor a tie with everything
+
+
+def test_against_a_bank_is_scikit_learns(seen, unseen):
+    model = classifier("timm-vit")
+    found = knn(model, unseen, k=(1, 4), bank=seen)
+    (images, labels), (known, of_bank) = stack(model, unseen), stack(model, seen)
+    with torch.no_grad():
+        x, bank = (timm_features(model.module, i).numpy() for i in (images, known))
+    one = KNeighborsClassifier(1, metric="cosine", algorithm="brute").fit(bank, of_bank)
+    np.testing.assert_array_equal(found.correct[1], one.predict(x) == labels)
+    nearest = NearestNeighbors(metric="cosine").fit(bank).kneighbors(x, 4, return_distance=False)
+    np.testing.assert_array_equal(found.correct[4], by_hand(nearest, of_bank) == labels)
+    assert found.bank == 27
+    assert len(found.file) == 12
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 10_000),
+    count=st.integers(2, 40),
+    size=st.integers(1, 40),
+    queries=st.integers(1, 12),
+    part=st.integers(1, 12),
+    group=st.integers(1, 5),
+    data=st.data(),
+)
+def test_neighbours_do_not_depend_on_the_parts(seed, count, size, queries, part, group, data):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 8, generator=generator, dtype=torch.float64)
+    bank = torch.randn(size, 8, generator=generator, dtype=torch.float64) if data.draw(st.booleans()) else None
+    k = data.draw(st.integers(1, count - 1 if bank is None else size))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_QUERIES", queries)
+        patch.setattr(module, "_BANK", part)
+        patch.setattr(module, "_GROUP", group)
+        found = neighbours(x, k, bank)
+    fitted = NearestNeighbors(n_neighbors=k, metric="cosine").fit(x if bank is None else bank)
+    expected = fitted.kneighbors(None if bank is None else x, return_distance=False)
+    np.testing.assert_array_equal(found.numpy(), expected)
+
+
+@pytest.fixture(params=[True, False], ids=["faiss", "ours"])
+def faiss(request, monkeypatch) -> bool:
+    """Whether neighbours are searched by faiss, as where it is installed, or not, as where it is not."""
+    if request.param:
+        pytest.importorskip("faiss")
+        if sys.platform != "linux":
+            pytest.skip("faiss is used under Linux only")
+        monkeypatch.setattr(module, "_highest", None)  # what ours cannot do without
+    else:
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
+    return request.param
+
+
+@pytest.mark.parametrize(("size", "k"), [(None, 1), (None, 10), (None, 299), (40, 1), (40, 7), (40, 40)])
+def test_faiss_or_not_the_neighbours_are_scikit_learns(faiss, size, k):
+    generator = torch.Generator().manual_seed(k)
+    x = torch.randn(300, 192, generator=generator).requires_grad_()
+    bank = torch.randn(size, 192, generator=generator) if size else None
+    found = neighbours(x, k, bank)
+    fitted = NearestNeighbors(n_neighbors=k, metric="cosine").fit((x if bank is None else bank).detach().double())
+    expected = fitted.kneighbors(None if bank is None else x.detach().double(), return_distance=False)
+    assert found.dtype == torch.long
+    assert (found.numpy() == expected).mean() > 0.999  # float32 does not tell a few apart
+    assert (found.numpy()[:, :7] == expected[:, :7]).all()
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12))
+def test_a_vote_that_is_even_goes_to_the_nearest(labels):
+    assert vote(torch.tensor([labels])).tolist() == by_hand(np.arange(len(labels))[None], np.array(labels))
+
+
+def test_what_cannot_be_classified(seen, unseen, tmp_path):
+    model = classifier("timm-vit")
+    with pytest.raises(ValueError, match=r"k: 27; numbers of neighbours in 1\.\.26"):
+        knn(model, seen, k=[27])
+    with pytest.raises(ValueError, match=r"k: 1, 13; numbers of neighbours in 1\.\.12"):
+        knn(model, seen, k=[1, 13], bank=unseen)
+    for wrong in ([0], []):
+        with pytest.raises(ValueError, match=r"k: (0|none); numbers of neighbours"):
+            knn(model, seen, k=wrong)
+    with pytest.raises(DataError, match="all images are of one class, shade 0"):
+        knn(model, shades(tmp_path / "one", classes=1, count=3, seed=0), k=[1])
+    with pytest.raises(DataError, match=r"other classes than .* \(2 and 3\)"):
+        knn(model, seen, bank=shades(tmp_path / "two", classes=2, count=3, seed=0))
+    with pytest.raises(ValueError, match="timm-deit-distilled has no features of its own"):
+        knn(classifier("timm-deit-distilled"), seen)
+    broken = classifier("timm-vit")
+    with torch.no_grad():
+        nn.init.constant_(broken.module.blocks[0].norm1.weight, torch.nan)
+    with pytest.raises(ValueError, match=r"features of 27 images are not finite; the first is .*shade 0"):
+        knn(broken, seen)
+
+
+def test_of_many_twins_none_is_its_own_neighbour(faiss):
+    x = torch.eye(3).repeat_interleave(9, 0)
+    found = neighbours(x, 4)
+    assert found.shape == (27, 4)
+    assert (found // 9 == torch.arange(27)[:, None] // 9).all()
+    assert (found != torch.arange(27)[:, None]).all()
+    assert all(len(set(row)) == 4 for row in found.tolist())
+
+
+def test_twins_are_each_others_neighbours(seen):
+    twins = replace(seen, samples=tuple(s for sample in seen.samples for s in (sample, replace(sample, file="twin"))))
+    found = knn(classifier("timm-swin"), twins, k=[1])
+    assert found.accuracy[1].value == 1

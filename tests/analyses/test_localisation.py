@@ -1,0 +1,146 @@
+"""Maps as segmentations against torchmetrics, scikit-learn and the public code's way of adding up."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.metrics import average_precision_score
+from torchmetrics.functional.classification import binary_jaccard_index
+from torchmetrics.functional.classification import multiclass_jaccard_index as jaccard
+
+from clearhead.analyses.localisation import segment, segmentation, usable
+from clearhead.attribution import explain
+from clearhead.data.dataset import ImageIndex
+from clearhead.data.folder import read_folder
+from clearhead.data.image_io import DataError
+from clearhead.data.loading import ImageDataset
+from tests.attribution.test_explain import classifier
+from tests.cases import CLASSES
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> ImageIndex:
+    """Noise of five classes, 4 images each: masks of a rectangle, but one missing and one all foreground."""
+    root, rng = tmp_path_factory.mktemp("masked"), np.random.default_rng(0)
+    for label in range(CLASSES):
+        (root / f"c{label}").mkdir()
+        (root / "masks" / f"c{label}").mkdir(parents=True)
+        for i in range(4):
+            pixels, mask = rng.integers(0, 255, (32, 32, 3)), np.zeros((32, 32))
+            top, left = rng.integers(0, 16, 2)
+            mask[top : top + 14, left : left + 14] = 255
+            if (label, i) == (0, 0):
+                mask[:] = 255
+            Image.fromarray(pixels.astype(np.uint8)).save(root / f"c{label}" / f"{i}.png")
+            if (label, i) != (1, 0):
+                Image.fromarray(mask.astype(np.uint8)).save(root / "masks" / f"c{label}" / f"{i}.png")
+    return read_folder(root)
+
+
+@st.composite
+def maps_and_masks(draw) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps of few different values, so that many are equal, some maps constant, and masks of both kinds of pixels."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+    count, levels = draw(st.integers(1, 4)), draw(st.sampled_from([1, 2, 5, 10**6]))
+    maps = torch.randint(levels, (count, 6, 7), generator=generator) / max(levels - 1, 1)
+    masks = torch.rand(count, 6, 7, generator=generator) < draw(st.floats(0, 1))
+    masks[:, 0, 0], masks[:, 0, 1] = True, False
+    return maps, masks
+
+
+@settings(deadline=None, max_examples=30)
+@given(maps_and_masks())
+def test_of_each_image_it_is_torchmetrics_and_scikit_learns(case):
+    maps, masks = case
+    found = segmentation(maps, masks)
+    for i, (map_, mask) in enumerate(zip(maps, masks, strict=True)):
+        predicted = map_ > map_.double().mean() if map_.min() < map_.max() else torch.zeros_like(mask)
+        expected = (binary_jaccard_index(predicted, mask) + binary_jaccard_index(~predicted, ~mask)) / 2
+        np.testing.assert_allclose(found.iou[i], expected, rtol=1e-6)
+        np.testing.assert_allclose(found.correct[i], (predicted == mask).float().mean(), rtol=1e-6)
+        values, truth = map_.flatten().numpy(), mask.flatten().numpy()
+        np.testing.assert_allclose(found.precision[i], average_precision_score(truth, values), rtol=1e-5)
+        pooled = average_precision_score(np.r_[truth, ~truth], np.r_[values, 1 - values])
+        np.testing.assert_allclose(found.pooled_precision[i], pooled, rtol=1e-5)
+
+
+def test_a_map_that_is_the_mask_is_perfect_and_a_constant_one_is_nothing():
+    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[0, :4, :4] = True
+    right = segmentation(mask.float(), mask)
+    assert (right.correct, right.iou, right.precision, right.pooled_precision) == (1, 1, 1, 1)
+    for value in (0.0, 0.1, 0.3, 1.0):
+        constant = segmentation(torch.full((1, 8, 8), value), mask)
+        assert constant.correct == 0.75
+        assert constant.iou == 0.375
+        np.testing.assert_allclose(constant.precision, 0.25)
+
+
+def test_over_a_folder_pixels_are_added_up(folder):
+    model = classifier("timm-vit")
+    model.module.train()
+    found = segment(model, folder, batch_size=7, progress=lambda batches, count: batches)
+    assert model.module.training
+    model.module.eval()
+    items = [ImageDataset(folder, model.preprocess)[i] for i in range(20)]
+    kept = [item for item in items if item["has_mask"] and not item["mask"].all()]
+    images, masks = torch.stack([i["image"] for i in kept]), torch.stack([i["mask"][0] for i in kept]) > 0.5
+    maps = explain(model, images)  # in one batch: rounding can turn the order of two pixels
+    predicted = maps > maps.mean((1, 2), keepdim=True)
+    expected = jaccard(predicted.long(), masks.long(), 2, average="macro")
+    np.testing.assert_allclose(found.iou.value, expected, rtol=1e-3)
+    np.testing.assert_allclose(found.pixel_accuracy.value, (predicted == masks).float().mean(), rtol=1e-3)
+    np.testing.assert_allclose(found.image_iou.value, found.overlap.iou.mean())
+    precision = [average_precision_score(m.flatten(), v.flatten()) for m, v in zip(masks, maps, strict=True)]
+    np.testing.assert_allclose(found.precision.value, np.mean(precision), rtol=1e-3)
+    assert found.file.tolist() == [folder.samples[i["index"]].file for i in kept]
+    assert found.left_out == {"no usable mask": 2}
+    assert found.method == "gae"
+    for estimate in (found.pixel_accuracy, found.iou, found.image_iou, found.precision, found.pooled_precision):
+        assert estimate.low < estimate.value < estimate.high
+        assert (estimate.count, estimate.unit) == (18, "%")
+
+
+def test_only_right_predictions_where_they_alone_count(folder):
+    model = classifier("timm-swin")
+    found, every = segment(model, folder, correct_only=True), segment(model, folder)
+    items = [ImageDataset(folder, model.preprocess)[i] for i in range(20)]
+    with torch.no_grad():
+        predicted = model(torch.stack([item["image"] for item in items])).argmax(1).tolist()
+    right = {s.file for s, label in zip(folder.samples, predicted, strict=True) if label == s.label}
+    assert found.file.tolist() == [file for file in every.file if file in right]
+    assert 0 < len(found.file) < 18
+    assert found.left_out == {"no usable mask": 2, "wrong prediction": 18 - len(found.file)}
+    assert found.method == "input-gradient"
+    np.testing.assert_array_equal(found.overlap.iou, every.overlap.iou[np.isin(every.file, found.file)])
+
+
+def test_one_image_has_no_interval(folder):
+    found = segment(classifier("timm-vit"), replace(folder, samples=folder.samples[-1:]), method="rollout")
+    assert found.iou.count == 1
+    assert np.isnan(found.iou.low)
+    np.testing.assert_allclose(found.iou.value, found.image_iou.value)
+
+
+def test_what_cannot_be_measured(folder):
+    model = classifier("timm-vit")
+    bare = replace(folder, samples=tuple(replace(sample, mask=None) for sample in folder.samples))
+    with pytest.raises(DataError, match=r"no image is left to hold a map against \(20 of 20: no usable mask\)"):
+        segment(model, bare)
+    mislabelled = replace(folder, samples=tuple(replace(sample, label=-1) for sample in folder.samples))
+    with pytest.raises(DataError, match="2 of 20: no usable mask, 18 of 20: wrong prediction"):
+        segment(model, mislabelled, correct_only=True)
+    with pytest.raises(ValueError, match="method: 'guess' is unknown"):
+        segment(model, folder, method="guess")
+    maps, masks = torch.rand(2, 4, 4), torch.eye(4, dtype=torch.bool).expand(2, 4, 4)
+    with pytest.raises(ValueError, match="B x H x W both"):
+        segmentation(maps, masks[:, :2])
+    with pytest.raises(ValueError, match="without NaN"):
+        segmentation(maps * torch.nan, masks)
+    with pytest.raises(ValueError, match="masks: 2 of 2 are all foreground or all background"):
+        segmentation(maps, torch.ones_like(masks))
+    assert usable(torch.stack([masks[0], torch.zeros(4, 4) > 0, torch.ones(4, 4) > 0])).tolist() == [True, False, False]

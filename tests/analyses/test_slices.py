@@ -1,0 +1,200 @@
+"""Slices: planted groups are found without their labels, and pure noise gives none more often than it may."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import timm
+import torch
+from PIL import Image
+from scipy.stats import fisher_exact
+
+from clearhead.analyses.slices import find_slices
+from clearhead.metrics.statistics import holm
+from clearhead.models import load_model, save_model
+from clearhead.workflows import run_audit, run_slices
+
+CLASSES = ["ant", "bee", "cow"]
+
+
+def planted(seed: int = 0, count: int = 900) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Features and maps that hold a hidden group besides the class; of bees of the group most are taken for ants."""
+    rng = np.random.default_rng(seed)
+    label, hidden = rng.integers(0, 3, count), rng.random(count) < 0.3
+    features = rng.normal(size=(count, 12)) + 6 * np.eye(12)[label] + 4 * hidden[:, None] * np.eye(12)[5]
+    maps = rng.random((count, 4, 4)) * 0.2
+    maps[np.arange(count), np.where(hidden, 0, 3), 2] += 1
+    wrong = rng.random(count) < np.where((label == 1) & hidden, 0.8, 0.05)
+    predicted = np.where(wrong, np.where(label == 1, 0, (label + 1) % 3), label)
+    return features, maps, label, predicted, ["on a leaf" if h else "elsewhere" for h in hidden]
+
+
+def files(count: int) -> list[str]:
+    return [f"{i:04d}.png" for i in range(count)]
+
+
+@pytest.mark.parametrize("space", ["features", "relevance", "both"])
+def test_a_planted_group_is_found_and_told_by_its_metadata(space):
+    features, maps, label, predicted, place = planted()
+    x = features if space != "relevance" else None
+    found = find_slices(
+        x, maps if space != "features" else None, label, predicted, CLASSES, files(900), {"place": place}
+    )
+    first = found.slices[0]
+    assert (first.label, first.mistaken_for, first.worse) == ("bee", "ant", True)
+    assert first.error.value > 0.6
+    assert first.rest.value < 0.25
+    overlap = first.overlaps[0]
+    assert (overlap.column, overlap.value) == ("place", "on a leaf")
+    assert overlap.inside > 0.9
+    assert overlap.outside < 0.2
+    inside = found.part[found.held_out] == first.name
+    assert first.error.count == inside.sum()
+    rows = [files(900).index(file) for file in first.files]
+    assert rows
+    assert (found.held_out[rows] & (found.part[rows] == first.name) & (label != predicted)[rows]).all()
+
+
+def test_the_numbers_are_those_of_the_half_that_found_nothing():
+    features, maps, label, predicted, _ = planted()
+    found = find_slices(features, maps, label, predicted, CLASSES, files(900))
+    wrong = label != predicted
+    assert sum(found.held_out) == pytest.approx(450, abs=2)
+    raw = []
+    for part in found.slices:
+        of_class = found.held_out & (label == CLASSES.index(part.label))
+        inside = of_class & (found.part == part.name)
+        assert part.error.value == pytest.approx(wrong[inside].mean())
+        assert (part.error.count, part.rest.count) == (inside.sum(), (of_class & ~inside).sum())
+        table = [[(wrong & inside).sum(), (~wrong & inside).sum()]]
+        rest = of_class & ~inside
+        raw.append(fisher_exact([*table, [(wrong & rest).sum(), (~wrong & rest).sum()]], alternative="greater").pvalue)
+    np.testing.assert_allclose([part.p_value for part in found.slices], holm(np.array(raw)), atol=1e-9)
+    assert raw == sorted(raw)
+
+
+def test_which_half_and_which_part_depend_on_the_seed_alone():
+    features, maps, label, predicted, _ = planted()
+    a, b, c = (find_slices(features, maps, label, predicted, CLASSES, files(900), seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(a.part, b.part)
+    assert (a.held_out != c.held_out).any()
+    # on the half that is held out, what was predicted decides no image's part
+    other = np.where(a.held_out, (label + 1) % 3, predicted)
+    d = find_slices(features, maps, label, other, CLASSES, files(900))
+    np.testing.assert_array_equal(a.part, d.part)
+
+
+def _told_of_noise(runs: int) -> int:
+    """In how many of so many runs on pure noise any slice is told to be worse."""
+    told = 0
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        label = rng.integers(0, 2, 240)
+        predicted = np.where(rng.random(240) < 0.35, 1 - label, label)
+        x = rng.normal(size=(240, 5))
+        told += any(
+            part.worse for part in find_slices(x, None, label, predicted, CLASSES, files(240), seed=seed).slices
+        )
+    return told
+
+
+def test_noise_rarely_gives_a_slice():
+    assert _told_of_noise(12) <= 3  # 4 or more: 0.2% at 5%
+
+
+@pytest.mark.slow
+def test_noise_gives_a_slice_no_more_often_than_it_may():
+    assert _told_of_noise(100) <= 12  # 13 or more: 0.2% at 5%
+
+
+def test_a_class_with_few_images_and_one_without_mistakes():
+    rng = np.random.default_rng(0)
+    few = find_slices(rng.normal(size=(20, 3)), None, np.arange(20) % 2, np.zeros(20, int), CLASSES, files(20))
+    assert few.slices == []
+    assert (few.part == "").all()
+    x = np.concatenate([rng.normal(size=(60, 3)), 9 + rng.normal(size=(60, 3))])
+    right = find_slices(x, None, np.zeros(120, int), np.zeros(120, int), CLASSES, files(120))
+    assert len(right.slices) > 1
+    assert all((part.p_value, part.files, part.mistaken_for) == (1, [], "") for part in right.slices)
+    same = find_slices(
+        np.ones((120, 3)), np.zeros((120, 2, 2)), np.zeros(120, int), np.arange(120) % 2, CLASSES, files(120)
+    )
+    assert all(part.p_value <= 1 for part in same.slices)  # features that do not differ break nothing
+
+
+@pytest.mark.parametrize(
+    ("features", "maps", "said"),
+    [
+        (None, None, "one of them"),
+        (np.zeros((3, 2)), None, "one each an image"),
+        (None, np.full((4, 2, 2), np.nan), "finite; 4 images"),
+    ],
+)
+def test_features_that_cannot_be_used_are_refused(features, maps, said):
+    with pytest.raises(ValueError, match=said):
+        find_slices(features, maps, np.zeros(4, int), np.zeros(4, int), CLASSES, files(4))
+    with pytest.raises(ValueError, match="3 files"):
+        find_slices(np.zeros((4, 2)), None, np.zeros(4, int), np.zeros(4, int), CLASSES, files(3))
+
+
+# The verbs
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, and squares of two colours on two grounds, in two splits."""
+    root, rng, rows = tmp_path_factory.mktemp("slices"), np.random.default_rng(0), ["file,split,ground"]
+    torch.manual_seed(0)
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    module = timm.create_model("vit_tiny_patch16_224", num_classes=2, **size)
+    timm.models.save_for_hf(module, root / "hub", model_config={"model_args": size, "label_names": ["ant", "bee"]})
+    save_model(load_model(str(root / "hub")), root / "model")
+    for label, name in enumerate(["ant", "bee"]):
+        (root / "data" / name).mkdir(parents=True)
+        for i in range(60):
+            pixels = rng.integers(0, 60, (32, 32, 3)) + 150 * (i % 2)
+            pixels[8:24, 8:24, label] = 255
+            Image.fromarray(pixels.astype(np.uint8)).save(root / "data" / name / f"{i:02d}.png")
+            rows.append(f"{name}/{i:02d}.png,{'val' if i < 6 else 'test'},{['dark', 'light'][i % 2]}")
+    (root / "data" / "metadata.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.mark.parametrize("space", ["features", "relevance", "both"])
+def test_slices_leave_a_whole_run(place, space):
+    out = place / f"slices-{space}"
+    found = run_slices(str(place / "model"), place / "data", out, split="test", space=space)
+    assert {file.name for file in out.iterdir()} >= {"config.yaml", "results.json", "report.html", "slices.parquet"}
+    table = pyarrow.parquet.read_table(out / "slices.parquet").to_pydict()
+    assert len(table["file"]) == 108
+    assert sum(table["held out"]) == found.held_out == 54
+    assert {part.name for part in found.slices} <= set(table["slice"])
+    assert "where it fails" in (out / "report.html").read_text()
+    stamp = (out / "results.json").stat().st_mtime_ns
+    assert run_slices(str(place / "model"), place / "data", out, split="test", space=space) == found
+    assert (out / "results.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.filterwarnings("ignore:no temperature")
+def test_an_audit_tells_calibration_before_and_after_a_temperature_of_another_split(place):
+    model, data = str(place / "model"), place / "data"
+    plain = run_audit(model, data, place / "plain", split="test")
+    found = run_audit(model, data, place / "audit", split="test", temperature="val")
+    assert plain.rescaled is None
+    assert found.rescaled is not None
+    assert (found.rescaled.split, found.rescaled.images) == ("val", 12)
+    assert found.audit.accuracy == plain.audit.accuracy
+    assert found.audit.calibration.loss == plain.audit.calibration.loss
+    assert found.rescaled.calibration.loss != found.audit.calibration.loss
+    assert (
+        json.loads((place / "audit" / "results.json").read_text())["rescaled"]["calibration"]["brier"]["count"] == 108
+    )
+    page = (place / "audit" / "report.html").read_text()
+    assert "Calibration at temperature" in page
+    assert "12 images of the split val" in page
+    for split in ("val", None):
+        with pytest.raises(ValueError, match="give --split"):
+            run_audit(model, data, place / "refused", split=split, temperature="val")
+    assert not (place / "refused").exists()

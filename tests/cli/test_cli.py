@@ -1,0 +1,520 @@
+"""The commands as a user runs them: in a process of its own, by exit code and message, on a tiny model and folder.
+
+Importing torch and timm takes seconds, so all commands but the first are forked off a server that has imported them.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+
+from clearhead.models import load_model
+from tests.conftest import CLASSES
+
+COMMAND = Path(sys.executable).with_name("clearhead")
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["clearhead.workflows", "clearhead.console", "clearhead.cli"])
+
+
+def clearhead(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a command: its exit code, what it wrote to stdout and to stderr."""
+    command, files = [str(COMMAND), *map(str, arguments)], (cwd / ".stdout", cwd / ".stderr")
+    process = FORKS.Process(target=_command, args=(command, cwd, files))
+    process.start()
+    process.join(300)
+    assert process.exitcode is not None, f"{command} did not end in time"
+    return subprocess.CompletedProcess(command, process.exitcode, *(file.read_text("utf-8") for file in files))
+
+
+def _command(command: list[str], cwd: Path, files: tuple[Path, Path]) -> None:
+    """What the installed script does, with this process's own output, folder and arguments."""
+    for descriptor, file in zip((1, 2), files, strict=True):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    os.chdir(cwd)
+    sys.argv = command
+    from clearhead.cli import main
+
+    main()
+
+
+def told(run: subprocess.CompletedProcess) -> str:
+    """The message of a command that was refused: exit code 2, an error, no traceback."""
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert "Traceback" not in run.stderr
+    assert "Error" in run.stderr
+    return " ".join(run.stderr.split())
+
+
+@pytest.fixture(scope="session")
+def repaired(place) -> subprocess.CompletedProcess:
+    return clearhead("repair", "model", "data", "--out", "repair", "--epochs", 2, "--lr", 1e-3, cwd=place)
+
+
+def test_the_installed_command(tmp_path):
+    run = subprocess.run([COMMAND, "--version"], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout.strip()) == (0, "0.1.0")
+    run = subprocess.run([COMMAND, "audit", "a", "b"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "timm:NAME" in told(run)
+
+
+def test_help_names_every_command(tmp_path):
+    said = clearhead("--help", cwd=tmp_path).stdout
+    assert all(
+        command in said
+        for command in ("audit", "repair", "compare", "explain", "heads", "train", "demo", "report", "data")
+    )
+
+
+def test_explain_writes_an_overlay_and_a_raw_map_of_each_image(place):
+    run = clearhead("explain", "model", "data/cat", "data/fish/00.png", "--out", "maps", "--class", "cat", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert len(list((place / "maps").glob("*.png"))) == 13
+    raw = np.load(place / "maps" / "01.npz")
+    assert raw["map"].shape == (32, 32)
+    assert (raw["map"].min(), raw["map"].max(), int(raw["target"]), str(raw["method"])) == (0, 1, 1, "gae")
+
+
+def test_audit_leaves_a_whole_run_and_does_it_once(place):
+    run = clearhead("audit", "model", "data", "--out", "audit", "--split", "test", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "worst group" in run.stdout
+    results = json.loads((place / "audit" / "results.json").read_text())["audit"]
+    assert results["accuracy"]["count"] == 12
+    assert set(results["groups"]) == {f"class={c}, ground={g}" for c in CLASSES for g in ("dark", "light")}
+    assert set(results["intervened"]) == {"as it is", "background removed", "background shuffled", "background alone"}
+    table = pyarrow.parquet.read_table(place / "audit" / "predictions.parquet").to_pydict()
+    correct = np.mean([a == b for a, b in zip(table["label"], table["predicted"], strict=True)])
+    assert correct == results["accuracy"]["value"]
+    assert yaml.safe_load((place / "audit" / "config.yaml").read_text())["command"] == "audit"
+    assert "<html" in (place / "audit" / "report.html").read_text()
+
+    before = (place / "audit" / "results.json").stat().st_mtime_ns
+    again = clearhead("audit", "model", "data", "--out", "audit", "--split", "test", cwd=place)
+    assert again.stdout == run.stdout
+    assert (place / "audit" / "results.json").stat().st_mtime_ns == before
+    assert "split was 'test', now None" in told(clearhead("audit", "model", "data", "--out", "audit", cwd=place))
+
+
+def test_repair_leaves_an_ordinary_checkpoint_and_compare_judges_it(place, repaired):
+    assert repaired.returncode == 0, repaired.stderr
+    assert "check on the validation images" in repaired.stdout
+    assert not (place / "repair" / "state").exists()
+    module = timm.create_model(f"local-dir:{place / 'repair' / 'checkpoint'}", pretrained=True).eval()
+    image = torch.randn(1, 3, 32, 32)
+    model = load_model(str(place / "repair" / "checkpoint"))
+    torch.testing.assert_close(module(image), model(image))
+    assert model.classes == tuple(CLASSES)
+
+    run = clearhead("compare", "model", "repair/checkpoint", "data", "--split", "test", "--out", "compare", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert any(word in run.stdout for word in ("helped", "harmed", "cannot tell"))
+    results = json.loads((place / "compare" / "results.json").read_text())["comparison"]
+    change = results["after"]["accuracy"]["value"] - results["before"]["accuracy"]["value"]
+    assert results["differences"]["average accuracy"]["value"] == pytest.approx(change)
+    flips = results["mcnemar"]
+    assert (flips["gained"] - flips["lost"]) / 12 == pytest.approx(change)
+
+    changed = any(difference["value"] for difference in results["classes"].values())
+    assert ("Classes most" in (place / "compare" / "report.html").read_text()) == changed
+    page = clearhead("report", "compare", "repair", "--out", "all.html", "--title", "Both", cwd=place)
+    assert page.returncode == 0, page.stderr
+    assert "<h1>Both</h1>" in (place / "all.html").read_text()
+
+
+def test_a_model_against_itself_is_not_judged(place):
+    run = clearhead("compare", "model", "model", "data", "--out", "itself", cwd=place)
+    assert "cannot tell" in run.stdout
+    results = json.loads((place / "itself" / "results.json").read_text())["comparison"]
+    assert results["mcnemar"] == {"gained": 0, "lost": 0, "p_value": 1.0}
+
+
+def test_train_gives_a_fresh_head_to_other_classes_and_learns_them(place):
+    shutil.copytree(place / "data", place / "two", ignore=shutil.ignore_patterns("fish", "metadata.csv"))
+    options = ["--epochs", 12, "--lr", 3e-3, "--batch-size", 4, "--out", "train"]
+    run = clearhead("train", "model", "two", *options, cwd=place)
+    assert run.returncode == 0, run.stderr
+    model = load_model(str(place / "train" / "checkpoint"))
+    assert model.classes == ("bird", "cat")
+    history = json.loads((place / "train" / "results.json").read_text())["history"]
+    assert max(epoch["validation"]["accuracy"] for epoch in history) == 1
+
+
+def test_heads_are_scored_and_shown(place):
+    run = clearhead("heads", "model", "data", "--split", "test", "--layers", "0,1", "--out", "heads", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "follows ground" not in run.stdout  # in training no ground goes with a class
+    results = json.loads((place / "heads" / "results.json").read_text())["scores"]
+    assert [(head["layer"], head["head"]) for head in results["heads"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert all(head["alone"]["count"] == 12 for head in results["heads"])
+    assert "What is lost without each head" in (place / "heads" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("method", ["gradmask", "rrr", "heads", "dfr", "groupdro", "reweight"])
+def test_every_method_of_repair_leaves_a_checkpoint_and_both_checks(place, method):
+    options = ["--method", method, "--epochs", 1, "--test-split", "test", "--out", f"by-{method}"]
+    if method == "heads":
+        options += ["--search", "greedy", "--objective", "accuracy"]
+    run = clearhead("repair", "model", "data", *options, cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "check on the validation images" in run.stdout
+    assert "test images" in run.stdout
+    results = json.loads((place / f"by-{method}" / "results.json").read_text())
+    assert (results["method"], results["test"]["before"]["accuracy"]["count"]) == (method, 12)
+    assert "data, test images" in (place / f"by-{method}" / "report.html").read_text()  # the verdict
+    model = timm.create_model(f"local-dir:{place / f'by-{method}' / 'checkpoint'}", pretrained=True).eval()
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3)
+    if method == "heads":
+        assert results["selection"]["after"] >= results["selection"]["before"]
+        assert results["check"]["after"]["accuracy"]["value"] == pytest.approx(results["selection"]["after"])
+
+
+def test_terms_are_switched_and_written_down(place):
+    options = ["--preset", "DeiT-S", "--epochs", 1, "--bg", 0, "--target", "truth", "--source", "rollout"]
+    run = clearhead("repair", "model", "data", *options, "--out", "terms", cwd=place)
+    assert run.returncode == 0, run.stderr
+    arguments = yaml.safe_load((place / "terms" / "config.yaml").read_text())["arguments"]
+    assert (arguments["settings"]["lr"], arguments["settings"]["epochs"]) == (1e-6, 1)
+    chosen = {"background": 0.0, "temperature": 0.55, "target": "truth", "source": "rollout", "foreground": 0.3}
+    assert chosen.items() <= arguments["loss"].items()
+    history = json.loads((place / "terms" / "results.json").read_text())["history"]
+    parts = history[1]["validation"]
+    assert parts["loss"] == pytest.approx(0.8 * 0.3 * parts["foreground"] + 0.2 * parts["classification"])
+
+
+def test_a_linear_layer_on_a_backbone_and_the_same_repair(place):
+    run = clearhead("train", "model", "data", "--linear", "--out", "linear", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "of the validation images right" in run.stdout
+    assert "on the features as they are" in (place / "linear" / "report.html").read_text()
+    backbone = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    torch.save(backbone.state_dict(), place / "backbone.pth")
+    name = "timm:vit_tiny_patch16_224@backbone.pth"
+    run = clearhead("train", name, "data", "--linear", "--out", "from-backbone", cwd=place)
+    assert run.returncode == 0, run.stderr
+    run = clearhead("evaluate", name, "data", "--knn", "--k", 1, "--out", "backbone-knn", cwd=place)
+    assert run.returncode == 0, run.stderr
+    run = clearhead("repair", "linear/checkpoint", "data", "--epochs", 1, "--out", "linear-repair", cwd=place)
+    assert run.returncode == 0, run.stderr
+
+
+def test_train_with_diverse_heads_and_audit_with_heads(place):
+    options = ["--epochs", 1, "--diversity", 6.25, "--layers", "all", "--out", "diverse"]
+    run = clearhead("train", "model", "data", *options, cwd=place)
+    assert run.returncode == 0, run.stderr
+    results = json.loads((place / "diverse" / "results.json").read_text())
+    assert results["history"][1]["validation"]["diversity"] > 0
+    run = clearhead("audit", "model", "data", "--heads", "--split", "test", "--out", "with-heads", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "Heads that do the same" in (place / "with-heads" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_study_is_run_once_and_grows(place):
+    methods = "{relevance: {method: relevance}, GradMask: {method: gradmask}, fine-tuning: {method: train}}"
+    plan = "{model: MODEL, data: data, tests: {all: data}, samples: 2, classes: [1, 2], epochs: 1, lr: 1.0e-3}"
+    plan = plan.replace("}, samples", f"}}, methods: {methods}, seeds: SEEDS, samples")
+    (place / "plan.yaml").write_text(plan.replace("MODEL", str(place / "model")).replace("SEEDS", "0"))
+    run = clearhead("study", "repairs", "plan.yaml", "--out", "study", cwd=place)
+    assert run.returncode == 0, run.stderr
+    page = (place / "study" / "report.html").read_text()
+    assert "Accuracy on all by classes" in page
+    first = place / "study" / "gradmask-2x1-0" / "results.json"
+    written = first.stat().st_mtime_ns
+    grown = plan.replace("MODEL", str(place / "model")).replace("SEEDS", "[0, 1]")
+    (place / "plan.yaml").write_text(grown.replace("{all: data}", "{all: data, again: data}"))
+    run = clearhead("study", "repairs", "plan.yaml", "--out", "study", "--jobs", 2, cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert first.stat().st_mtime_ns == written
+    rows = json.loads((place / "study" / "results.json").read_text())["rows"]
+    assert {row["seeds"] for row in rows} == {2}
+    assert {row["test"] for row in rows} == {"all", "again"}
+    assert {row["name"] for row in rows} == {"relevance", "GradMask", "fine-tuning"}
+
+
+def test_a_study_of_optimizers(place):
+    plan = "{data: data, models: {ViT: MODEL}, optimizers: {SGD: {optimizer: sgd, lr: [1.0e-2, 1.0e-3]}}, target: 0.3, "
+    plan += "fractions: [1, 0.5], epochs: 1, batch_size: 4, eigenvalue_batches: 2}"
+    (place / "optimizers.yaml").write_text(plan.replace("MODEL", str(place / "model")))
+    run = clearhead("study", "optimizers", "optimizers.yaml", "--out", "optimizers", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "4 settings finished" in run.stdout
+    page = (place / "optimizers" / "report.html").read_text()
+    for question in ("How fast does ViT train?", "How flat is the loss?", "What does the amount of data do?"):
+        assert question in page
+    (place / "optimizers.yaml").write_text(plan.replace("MODEL", str(place / "model")).replace("sgd", "sdg"))
+    run = clearhead("study", "optimizers", "optimizers.yaml", "--out", "optimizers-2", cwd=place)
+    assert run.returncode == 2
+    assert "'sdg' is unknown" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_masks_from_boxes(place):
+    files = [f"{name}/{i:02d}.png" for name in CLASSES for i in range(12)]
+    images = [{"id": i, "file_name": file, "width": 32, "height": 32} for i, file in enumerate(files)]
+    boxes = [{"image_id": i, "category_id": 1, "bbox": [8, 8, 16, 16]} for i in range(35)]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]}
+    (place / "boxes.json").write_text(json.dumps(content))
+    run = clearhead("data", "masks", "data", "--from", "coco-boxes=boxes.json", "--out", "boxed", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "35 of 36 images have a mask, 25.0%" in run.stdout
+    assert "IoU with the true masks, masks kept: 1.00" in run.stdout
+    assert "no object is annotated" in run.stderr
+    assert np.asarray(Image.open(place / "boxed" / "masks" / "cat" / "03.png")).sum() == 255 * 16 * 16
+
+
+def test_sufficient_subsets_of_any_label(place):
+    run = clearhead("sis", "model", "data/cat/00.png", "data/fish/01.png", "--class", "bird", "--out", "sis", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "labels reach 90%" in run.stdout
+    images = json.loads((place / "sis" / "results.json").read_text())["images"]
+    for labels in images:
+        assert [found["predicted"] for found in labels] == [True, False][: len(labels)]
+        assert {found["label"] for found in labels} == {labels[0]["label"], "bird"}  # once, where that is predicted
+    assert np.load(next((place / "sis").glob("00-*.npz")))["subset"].shape == (32, 32)
+    assert "Pixels that are enough" in (place / "sis" / "report.html").read_text()
+
+
+def test_evaluate_compares_maps_and_features_of_models(place, repaired):
+    options = ["--faithfulness", "--segmentation", "--knn", "--methods", "all", "--k", "1,3", "--split", "test"]
+    run = clearhead("evaluate", "model", "repair/checkpoint", "data", *options, "--out", "evaluate", cwd=place)
+    assert run.returncode == 0, run.stderr
+    results = json.loads((place / "evaluate" / "results.json").read_text())
+    assert results["models"] == ["model", "repair"]
+    assert results["faithfulness"]["model"]["methods"].keys() >= {"gae", "rollout", "attnlrp", "input-gradient"}
+    gap = results["gap_change"]["repair"]["gae"]
+    gaps = [results["faithfulness"][name]["methods"]["gae"]["gap"]["value"] for name in ("model", "repair")]
+    assert gap["value"] == pytest.approx(gaps[1] - gaps[0])
+    assert results["segmentation"]["repair"]["gae"]["mIoU"]["count"] == 12
+    assert results["knn"]["model"].keys() == {"1", "3"}
+    page = (place / "evaluate" / "report.html").read_text()
+    assert "Least relevant pixels removed first: repair" in page
+    assert "Nearest neighbours" in page
+
+
+def test_runs_of_many_models_have_folders_of_their_own(place, tmp_path):
+    shutil.copytree(place / "data", tmp_path / "data")
+    for last in "ab":
+        models = [f"a model with a name of some length, {i}{last}" for i in range(7)]
+        for model in models:
+            shutil.copytree(place / "model", tmp_path / model)
+        run = clearhead("evaluate", *models, "data", "--knn", "--split", "test", cwd=tmp_path)
+        assert run.returncode == 0, run.stderr
+    folders = {folder.name for folder in (tmp_path / "runs").iterdir()}
+    assert len(folders) == 2
+    assert all(name.startswith("evaluate-knn-a model with a name") for name in folders)
+
+
+def test_nothing_of_the_users_is_written_over(place, tmp_path):
+    """By overlays beside the images, by a study, by a run in a folder with a config of its own."""
+    shutil.copytree(place / "data" / "cat", tmp_path / "photos")
+    (tmp_path / "photos" / "a[b].png").write_bytes((place / "data" / "cat" / "00.png").read_bytes())
+    before = {file.name: file.read_bytes() for file in (tmp_path / "photos").iterdir()}
+    model = place / "model"
+    said = told(clearhead("explain", model, "photos", "--out", "photos", cwd=tmp_path))
+    assert "would take the place of images such as" in said
+    assert {file.name: file.read_bytes() for file in (tmp_path / "photos").iterdir()} == before
+    run = clearhead("explain", model, "photos/a[b].png", "--out", "maps", cwd=tmp_path)
+    assert "photos/a[b].png: " in run.stdout
+
+    mine = tmp_path / "mine"
+    (mine / "state").mkdir(parents=True)
+    (tmp_path / "plan.yaml").write_text(f"{{model: {model}, data: {place / 'data'}, tests: {{all: {place / 'data'}}}, ")
+    with (tmp_path / "plan.yaml").open("a") as plan:
+        plan.write("methods: {a: {method: train}}, samples: 2, classes: 2, seeds: 0, epochs: 1}")
+    assert "not the folder of a study" in told(clearhead("study", "repairs", "plan.yaml", "--out", mine, cwd=tmp_path))
+    assert (mine / "state").is_dir()
+    (mine / "state").rmdir()
+    for content in ("learning: 3\n", "!!python/object:x.Y {}\n"):
+        (mine / "config.yaml").write_text(content)
+        assert "not the folder of a run" in told(clearhead("audit", model, place / "data", "--out", mine, cwd=tmp_path))
+        assert (mine / "config.yaml").read_text() == content
+
+
+def test_bad_images_are_named_and_left_out(place):
+    shutil.copytree(place / "data", place / "bad", ignore=shutil.ignore_patterns("metadata.csv"))
+    (place / "bad" / "cat" / "torn.png").write_bytes((place / "data" / "cat" / "00.png").read_bytes()[:200])
+    (place / "bad" / "dog").mkdir()
+    shutil.copy(place / "data" / "cat" / "00.png", place / "bad" / "dog" / "00.png")
+    run = clearhead("audit", "model", "bad", "--out", "bad-audit", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "cat/torn.png" in run.stderr
+    assert "unknown-class" in run.stderr
+    assert json.loads((place / "bad-audit" / "results.json").read_text())["audit"]["accuracy"]["count"] == 36
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["audit", "model", "nowhere"], "no such folder"),
+        (["audit", "timm:vit_tinny_patch16_224", "data"], "did you mean vit_tiny_patch16_224"),
+        (["audit", "model.safetensors", "data"], "timm:ARCHITECTURE@"),
+        (["audit", "model", "data", "--split", "tset"], "there is train (12)"),
+        (["audit", "model", "data", "--groups", "sky"], "no group column sky"),
+        (["audit", "model", "data", "--method", "lrp"], "input-gradient"),
+        (["audit", "model", "data", "--out", "data"], "not the folder of a run"),
+        (["explain", "model", "data/cat/00.png", "--class", "dog"], "class 'dog'"),
+        (["explain", "model", "nothing.png"], "nothing.png"),
+        (["repair", "model", "maskless"], "foreground masks"),
+        (["compare", "model", "train3/nothing", "data"], "train3/nothing"),
+        (["report", "data"], "not the folder of a finished run"),
+        (["heads", "model", "data", "--layers", "7"], "layers: 7 does not exist"),
+        (["heads", "model", "data", "--attributes", "sky"], "no attribute sky"),
+        (["repair", "model", "data", "--method", "heads", "--test-split", "val"], "chosen on it"),
+        (["train", "model", "data", "--val-split", "train"], "12 images are for training and for validation"),
+        (["train", "model", "data", "--device", "foo"], "device: 'foo' cannot be used here"),
+        (["repair", "model", "data", "--device", "cuda:7"], "device: 'cuda:7' cannot be used here"),
+        (["evaluate", "model", "data"], "--faithfulness, --segmentation and --knn"),
+        (["evaluate", "model", "data", "--knn", "--k", "x"], "whole numbers with commas"),
+        (["evaluate", "model", "data", "--knn", "--k", "99"], "k: 99"),
+        (["evaluate", "model", "maskless", "--segmentation"], "no image is left to hold a map against"),
+        (["evaluate", "model", "data", "--faithfulness", "--methods", "lime"], "lime"),
+        (["sis", "model", "data/cat/00.png", "--class", "dog"], "class 'dog'"),
+        (["data", "masks", "data", "--model", "model"], "exists"),
+        (["data", "masks", "maskless", "--from", "sky=x"], "there is"),
+        (["data", "masks", "maskless"], "give one of the two"),
+        (["reproduce", "relevance", "--model", "ViT-L", "--images", "data", "--test", "A=data"], "no weights of ViT-L"),
+        (["study", "repairs", "nothing.yaml"], "cannot be read as YAML"),
+        (["repair", "model", "data", "--source", "lime"], "there is gae, rollout"),
+        (["repair", "model", "data", "--method", "gradmask", "--fg", "1"], "foreground: not a term of the method"),
+        (["repair", "model", "data", "--method", "rrr", "--preset", "ViT-B"], "relevance, not rrr"),
+        (["repair", "model", "data", "--method", "heads", "--bg", "3"], "background: not a term of the method heads"),
+        (["train", "model", "data", "--linear", "--diversity", "1"], "last layer alone"),
+        (["repair", "model", "data", "--preset", "ViT-H"], "there is ViT-B"),
+        (["data", "mnist-cifar", "new", "--mnist", "data", "--cifar", "data"], "data"),
+        (["data", "waterbirds", "new", "--source", "model"], "metadata.csv"),
+        (["reproduce", "mnist-cifar", "--mnist", "data", "--cifar", "data", "--seeds", "1"], "MNIST"),
+        (["repair", "model", "data", "--train-split", "val", "--method", "dfr"], "are both 'val'"),
+        (["data", "collage", "model", "--images", "a", "--masks", "b", "--background", "x", "--class", "y"], "'='"),
+    ],
+)
+def test_bad_input_ends_with_one_message(place, arguments, said):
+    if not (place / "maskless").exists():
+        shutil.copytree(place / "data", place / "maskless", ignore=shutil.ignore_patterns("masks"))
+    assert said in told(clearhead(*arguments, cwd=place))
+
+
+def test_evaluate_a_suite_leaves_one_table_and_compares_from_what_it_kept(place, repaired):
+    assert repaired.returncode == 0, repaired.stderr
+    suite = ("--suite", "occlusion,rotation", "--sets", "occlusion,rotation 90")
+    run = clearhead(
+        "evaluate", "model", "again=model", "again=repair/checkpoint", "data", *suite, "--out", "suite", cwd=place
+    )
+    assert run.returncode == 0, run.stderr
+    results = json.loads((place / "suite" / "results.json").read_text())
+    assert results["models"] == ["model", "again (1)", "again (2)"]
+    sets = [row["set"] for row in results["rows"] if row["model"] == "model"]
+    assert sets[0] == "as it is"
+    assert "rotation 90" in sets
+    assert "rotation 45" not in sets
+    table = pyarrow.parquet.read_table(place / "suite" / "table.parquet").to_pylist()
+    count = len(results["rows"])
+    assert [row["top1"] for row in table[:count]] == [row["top1"]["value"] for row in results["rows"]]
+    assert {row["model"] for row in table[count:]} == {"again, mean of 2"}
+    kept = pyarrow.parquet.read_table(place / "suite" / "predictions" / "model" / "as-it-is.parquet").to_pylist()
+    assert table[0]["top1"] == np.mean([row["label"] == row["predicted"] for row in kept])
+    same = [row for row in results["changes"] if row["model"] == "again (1)"]
+    assert {(row["gained"], row["lost"], row["word"]) for row in same} == {(0, 0, "no difference shown")}
+    assert {row["label"] for row in results["seeds"]} == {"again"}
+
+    for name, model in (("a", "model"), ("b", "repair/checkpoint")):
+        clearhead("evaluate", model, "data", *suite, "--out", f"suite-{name}", cwd=place)
+    run = clearhead("compare", "suite-a", "suite-b", "--out", "suites", cwd=place)
+    assert run.returncode == 0, run.stderr
+    found = json.loads((place / "suites" / "results.json").read_text())["changes"]
+    assert [{**row, "model": "b"} for row in found] == [
+        {**row, "model": "b"} for row in results["changes"] if row["model"] == "again (2)"
+    ]
+    assert "(Holm)" in (place / "suites" / "report.html").read_text()
+
+
+def test_effective_robustness_is_from_a_baseline_table(place, repaired):
+    rows = [f"m{i},{name},3 classes,{x}" for i, x in enumerate((0.3, 0.6, 0.9)) for name in ("as it is", "rotation 90")]
+    (place / "baseline.csv").write_text("model,set,scoring,top1\n" + "\n".join(rows) + "\n")
+    suite = ("--suite", "rotation", "--sets", "rotation 90", "--baseline", "baseline.csv")
+    run = clearhead("evaluate", "repair/checkpoint", "data", *suite, "--out", "line", cwd=place)
+    assert run.returncode == 0, run.stderr
+    before, after = json.loads((place / "line" / "results.json").read_text())["rows"]
+    assert before["effective"] is None
+    expected = min(max(before["top1"]["value"], 1e-6), 1 - 1e-6)  # the baselines lose nothing
+    assert after["effective"]["value"] == pytest.approx(after["top1"]["value"] - expected)
+    (place / "worse.csv").write_text(
+        (place / "baseline.csv").read_text().replace("rotation 90,3 classes,0.9", "x,y,0.9")
+    )
+    again = clearhead("evaluate", "repair/checkpoint", "data", *suite[:-1], "worse.csv", "--out", "line", cwd=place)
+    assert again.returncode == 0, again.stderr  # nothing is answered anew
+    results = json.loads((place / "line" / "results.json").read_text())
+    assert results["rows"][1]["effective"]["value"] == pytest.approx(after["effective"]["value"])
+    assert results["provenance"]["baseline"] == "worse.csv"
+    options = ("--suite", "rotation", "--sets", "rotation 90")
+    run = clearhead("evaluate", "model", "data", *options, "--baseline", "baseline.csv", "--out", "other", cwd=place)
+    assert run.returncode == 0, run.stderr
+    run = clearhead("compare", "line", "other", "--out", "lines", cwd=place)
+    assert run.returncode == 0, run.stderr
+    rows = json.loads((place / "lines" / "results.json").read_text())["rows"]
+    assert all(row["effective"] is None for row in rows)  # from two lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("evaluate", "model", "data", "--suite", "rotatoin"), "suite 'rotatoin': there is rotation"),
+        (("evaluate", "model", "data", "--suite", "rotation", "--sets", "rotation 1"), "set 'rotation 1' is not of"),
+        (("evaluate", "model", "--suite", "imagenet", "--root", "data"), "none of imagenet, imagenet-v2"),
+        (("evaluate", "data", "--suite", "rotation"), "a model and data are needed"),
+        (("compare", "model", "repair"), "no results.json"),
+        (("evaluate", "a b=model", "a-b=model", "data", "--suite", "rotation"), "cannot be told apart as files"),
+        (("evaluate", "model", "--suite", "imagenet-a", "--root", "data"), "not there: imagenet-a"),
+        (("evaluate", "model", "data", "--suite", "rotation", "--baseline", "no.csv"), "no.csv"),
+        (("evaluate", "model", "data", "--knn", "--sets", "fog"), "belong to --suite"),
+    ],
+)
+def test_suites_that_cannot_be_are_refused(place, repaired, arguments, message):
+    assert message in told(clearhead(*arguments, "--out", "refused", cwd=place))
+
+
+def test_landscape_hessian_tells_models_side_by_side(place, repaired):
+    command = ("landscape", "hessian", "model", "repair/checkpoint", "data", "--split", "train", "--batch-size", 4)
+    run = clearhead(*command, "--top", 2, "--out", "hessian", cwd=place)
+    assert run.returncode == 0, run.stderr
+    results = json.loads((place / "hessian" / "results.json").read_text())
+    assert results["models"] == ["model", "repair"]
+    for found in results["spectra"].values():
+        assert [len(batch["values"]) for batch in found["batches"]] == [2, 2, 2]
+        for batch in found["batches"]:
+            assert abs(batch["values"][0]) >= abs(batch["values"][1])
+            assert batch["lowest"] <= min(batch["values"]) <= max(batch["values"]) <= batch["highest"]
+            assert batch["error"] <= 0.01
+    assert "Positive eigenvalues" in (place / "hessian" / "report.html").read_text()
+    refused = clearhead("landscape", "hessian", "model", "data", "--batch-size", 99, "--out", "few", cwd=place)
+    assert "36 images are fewer than a batch of 99" in told(refused)
+
+
+def test_each_model_of_a_comparison_is_shown_the_images_as_it_sees_them(place, repaired, tmp_path):
+    size = {"img_size": 48, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    module = timm.create_model("vit_tiny_patch16_224", num_classes=3, **size)
+    cfg = {"mean": (0.2, 0.3, 0.4), "std": (0.3, 0.2, 0.1)}
+    config = {"model_args": size, "label_names": CLASSES, "pretrained_cfg": cfg}
+    timm.models.save_for_hf(module, tmp_path / "larger", model_config=config)
+    run = clearhead("compare", place / "model", "larger", place / "data", "--out", "compare", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    results = json.loads((tmp_path / "compare" / "results.json").read_text())
+    shown = [(caption, file) for strip in results["lost"] + results["gained"] for caption, file in strip["pictures"]]
+    sizes = {caption: Image.open(tmp_path / "compare" / "pictures" / file).size for caption, file in shown}
+    assert sizes == {"image": (32, 32), "before": (32, 32), "after": (48, 48)}
+    for name, model in (("a", place / "model"), ("b", "larger")):
+        assert clearhead("audit", model, place / "data", "--out", name, cwd=tmp_path).returncode == 0
+    assert clearhead("report", "a", "b", "--out", "both.html", cwd=tmp_path).returncode == 0
+    page = (tmp_path / "both.html").read_text()
+    assert "model, audit (1)" in page
+    assert "model, audit (2)" in page

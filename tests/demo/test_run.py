@@ -1,0 +1,32 @@
+"""The whole demo, as a stranger runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+
+from clearhead.demo.run import MODEL
+
+
+def test_the_shipped_weights_are_small_and_timm_loads_them():
+    assert (MODEL / "model.safetensors").stat().st_size < 1_100_000
+    module = timm.create_model(f"local-dir:{MODEL}", pretrained=True)
+    assert module.num_classes == 4
+
+
+@pytest.mark.slow
+def test_the_repair_helps_the_worst_group_on_shifted_pictures(tmp_path):
+    command = [Path(sys.executable).with_name("clearhead"), "demo", "--out", "demo"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("helped")
+    assert (tmp_path / "demo" / "report.html").is_file()
+    results = json.loads((tmp_path / "demo" / "compare" / "results.json").read_text())["comparison"]
+    assert results["before"]["worst_group"][1]["high"] < 0.5  # it had learned the shortcut
+    assert results["differences"]["worst-group accuracy"]["low"] > 0.2
+    assert results["differences"]["average accuracy"]["low"] > 0
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert again.stdout == run.stdout  # nothing is done twice

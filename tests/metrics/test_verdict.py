@@ -1,0 +1,53 @@
+"""The rule of the verdict, and what it says."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clearhead.metrics.statistics import Estimate
+from clearhead.metrics.verdict import noninferiority_verdict
+
+
+def change(low: float, high: float) -> Estimate:
+    return Estimate((low + high) / 2, low, high, 100, "pp")
+
+
+UP, DOWN, SAME, WIDE = change(0.1, 0.2), change(-0.2, -0.1), change(-0.01, 0.01), change(-0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("worst", "average", "word"),
+    [
+        (UP, SAME, "helped"),
+        (UP, UP, "helped"),
+        (SAME, UP, "helped"),
+        (UP, DOWN, "harmed"),
+        (DOWN, UP, "harmed"),
+        (UP, WIDE, "cannot tell"),
+        (WIDE, SAME, "cannot tell"),
+        (SAME, SAME, "cannot tell"),
+        (change(-0.015, -0.005), UP, "helped"),  # a loss for certain, but within the margin
+    ],
+)
+def test_the_rule(worst, average, word):
+    verdict = noninferiority_verdict({"worst-group accuracy": worst, "average accuracy": average}, 0.02)
+    assert verdict.word == word
+    assert verdict.sentence[0].isupper()
+    assert verdict.sentence.endswith(".")
+
+
+def test_the_sentence_gives_number_interval_and_margin():
+    sentence = noninferiority_verdict({"worst-group accuracy": UP, "average accuracy": SAME}, 0.02).sentence
+    assert sentence == (
+        "Worst-group accuracy rose (+15.0 pp [+10.0, +20.0]). "
+        "Average accuracy did not fall by more than 2 pp (+0.0 pp [−1.0, +1.0])."
+    )
+
+
+@given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 0.5), st.floats(0, 0.5))
+def test_a_wider_margin_never_turns_help_into_harm(value, half, margin, more):
+    measure = {"average accuracy": Estimate(value, value - half, value + half, 10, "pp")}
+    order = ["harmed", "cannot tell", "helped"]
+    assert order.index(noninferiority_verdict(measure, margin + more).word) >= order.index(
+        noninferiority_verdict(measure, margin).word
+    )

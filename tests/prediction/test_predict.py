@@ -1,0 +1,50 @@
+"""What a model said of a folder: of its own classes, in eval mode, and never NaN."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from clearhead.analyses.faithfulness import faithfulness
+from clearhead.data.dataset import ImageIndex
+from clearhead.data.image_io import DataError
+from clearhead.heads import score_heads
+from clearhead.prediction.predict import foreground_shares, logits_of, predict
+from tests import cases
+from tests.heads.conftest import folder
+
+__all__ = ["folder"]
+
+
+def test_a_model_in_train_mode_answers_as_in_eval_mode_and_is_left_as_it_was(folder: ImageIndex) -> None:
+    model = cases.classifier("timm-vit")
+    expected, logits, shares = predict(model, folder), logits_of(model, folder), foreground_shares(model, folder)
+    model.module.blocks[0].mlp.drop1.p = 0.5
+    model.module.train()
+    found = predict(model, folder)
+    np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
+    np.testing.assert_allclose(found.foreground, expected.foreground, rtol=1e-5)
+    np.testing.assert_array_equal(found.intervened["background alone"], expected.intervened["background alone"])
+    np.testing.assert_allclose(logits_of(model, folder), logits, rtol=1e-5)
+    np.testing.assert_allclose(foreground_shares(model, folder), shares, rtol=1e-5)
+    assert model.module.training
+    assert model.module.blocks[0].mlp.drop1.training
+
+
+@pytest.mark.parametrize("ask", [predict, score_heads, lambda *both: faithfulness(*both, ["gae"])])
+def test_a_folder_read_for_other_classes_is_refused(ask, folder: ImageIndex) -> None:
+    model = replace(cases.classifier("timm-vit"), classes=tuple("edcba"))
+    with pytest.raises(DataError, match=r"other classes .*\(5 and 5\) or in another order"):
+        ask(model, folder)
+
+
+@pytest.mark.parametrize("ask", [predict, logits_of, score_heads, lambda *both: faithfulness(*both, ["gae"])])
+@pytest.mark.parametrize("masked", [True, False])
+def test_nan_is_no_answer(ask, masked: bool, folder: ImageIndex) -> None:
+    model = cases.classifier("timm-vit")
+    nn.init.constant_(model.module.head.bias[2:3], torch.nan)
+    some = tuple(sample for sample in folder.samples if (sample.mask is not None) == masked)
+    with pytest.raises(ValueError, match="answers are NaN"):
+        ask(model, replace(folder, samples=some))

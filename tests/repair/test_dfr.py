@@ -1,0 +1,227 @@
+"""The new last layer against scikit-learn's own decision, and what it does for the worst group."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from clearhead.data.dataset import ImageIndex
+from clearhead.data.folder import read_folder
+from clearhead.data.loading import ImageDataset
+from clearhead.models import Classifier, Preprocessing, from_module
+from clearhead.repair.dfr import PENALTIES, retrain_last_layer
+from tests.attribution.test_explain import classifier
+from tests.cases import CLASSES
+
+HALF = (0.5, 0.5, 0.5)
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory) -> ImageIndex:
+    """Noise of five classes, each of its own shade, 6 images each."""
+    root, rng = tmp_path_factory.mktemp("five"), np.random.default_rng(0)
+    for label in range(CLASSES):
+        (root / f"c{label}").mkdir()
+        for i in range(6):
+            pixels = rng.integers(0, 120, (32, 32, 3)) + 25 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(root / f"c{label}" / f"{i}.png")
+    return read_folder(root)
+
+
+def stack(model: Classifier, folder: ImageIndex) -> tuple[torch.Tensor, np.ndarray]:
+    items = [ImageDataset(folder, model.preprocess)[i] for i in range(len(folder.samples))]
+    return torch.stack([item["image"] for item in items]), np.array([item["label"] for item in items])
+
+
+def timm_features(module, x):
+    return module.forward_head(module.forward_features(x), pre_logits=True)
+
+
+def torchvision_features(module, x):
+    tokens = torch.cat([module.class_token.expand(len(x), -1, -1), module._process_input(x)], 1)
+    return module.encoder(tokens)[:, 0]
+
+
+FEATURES = {
+    "timm-vit": timm_features,
+    "timm-swin": timm_features,
+    "torchvision-vit": torchvision_features,
+    "hf-vit": lambda module, x: module.vit(x).last_hidden_state[:, 0],
+    "hf-clip": lambda module, x: module.vision_model(x).last_hidden_state[:, 1:].mean(1),
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_the_head_gives_scikit_learns_decision(name, five):
+    model = classifier(name)
+    before = {key: value.clone() for key, value in model.module.state_dict().items()}
+    new, found = retrain_last_layer(model, five, five, group_columns=None, batch_size=7)
+    images, labels = stack(model, five)
+    with torch.no_grad():
+        x = StandardScaler().fit_transform(FEATURES[name](model.module, images).double().numpy())
+        logits = new(images).double().numpy()
+    # all groups are of one size, so that each subset is the whole
+    one = LogisticRegression(l1_ratio=1, C=found.chosen, solver="liblinear", random_state=0)
+    expected = OneVsRestClassifier(one).fit(x, labels).decision_function(x)
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+    after = new.module.state_dict()
+    changed = {key for key in before if not torch.equal(after[key], before[key])}
+    assert {key.rsplit(".", 1)[1] for key in changed} == {"weight", "bias"}
+    assert len(changed) == 2
+    assert all(torch.equal(value, before[key]) for key, value in model.module.state_dict().items())
+    assert found.groups == {f"class=c{i}": 6 for i in range(CLASSES)}
+    assert found.chosen == max(PENALTIES, key=lambda c: found.worst_group_accuracy[c])
+
+
+class Means(nn.Module):
+    """Mean red, mean green and 1 as features: the class, the ground, and one that is constant."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, images):
+        x = images.mean((2, 3))
+        return self.head(torch.cat([x[:, :2], torch.ones_like(x[:, :1])], 1))
+
+
+def shades(root: Path, counts: dict[tuple[int, int], int], seed: int) -> ImageIndex:
+    """Class in a weak red, ground in a strong green; so many images of each (class, ground)."""
+    rng, rows = np.random.default_rng(seed), ["file,ground"]
+    for (label, ground), count in counts.items():
+        (root / "ab"[label]).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            red = 128 + (15 if label else -15) + rng.normal(0, 8)
+            green = 128 + (60 if ground else -60) + rng.normal(0, 8)
+            file = f"{'ab'[label]}/{ground}{i}.png"
+            Image.new("RGB", (4, 4), (round(red), round(green), 0)).save(root / file)
+            rows.append(f"{file},{ground}")
+    (root / "metadata.csv").write_text("\n".join(rows))
+    return read_folder(root)
+
+
+def two(head: nn.Module) -> Classifier:
+    preprocess = Preprocessing((4, 4), (4, 4), HALF, HALF)
+    return from_module(Means(head), preprocess=preprocess, classes=["a", "b"], name="means")
+
+
+def by_ground() -> nn.Linear:
+    """A last layer that reads the ground and little else."""
+    head = nn.Linear(3, 2)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[-0.5, -5.0, 0.0], [0.5, 5.0, 0.0]]))
+        head.bias.zero_()
+    return head
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory) -> tuple[ImageIndex, ImageIndex, ImageIndex]:
+    root = tmp_path_factory.mktemp("shades")
+    even = {(label, ground): 20 for label in (0, 1) for ground in (0, 1)}
+    counts = {(0, 0): 60, (0, 1): 12, (1, 0): 9, (1, 1): 60}
+    return shades(root / "train", counts, 0), shades(root / "val", even, 1), shades(root / "test", even, 2)
+
+
+def worst(model: Classifier, folder: ImageIndex) -> float:
+    images, labels = stack(model, folder)
+    right = model(images).argmax(1).numpy() == labels
+    ground = np.array([sample.groups["ground"] for sample in folder.samples])
+    return min(right[(labels == c) & (ground == g)].mean() for c in (0, 1) for g in "01")
+
+
+def test_it_raises_the_worst_groups_accuracy(uneven):
+    train, validation, test = uneven
+    model = two(by_ground())
+    new, found = retrain_last_layer(model, train, validation, group_columns=["ground"], seed=1)
+    assert worst(model, test) < 0.2
+    assert worst(new, test) > 0.85
+    assert worst(new, validation) == pytest.approx(found.worst_group_accuracy[found.chosen])
+    assert list(found.worst_group_accuracy) == list(PENALTIES)
+    assert found.worst_group_accuracy[found.chosen] == max(found.worst_group_accuracy.values())
+    assert list(found.groups.values()) == [60, 12, 9, 60]
+
+
+def test_two_classes_share_one_regression_and_the_seed_decides(uneven):
+    train, validation, _ = uneven
+    results = [
+        retrain_last_layer(two(by_ground()), train, validation, group_columns=None, seed=seed)[0].module.head
+        for seed in (0, 0, 1)
+    ]
+    torch.testing.assert_close(results[0].weight[0], -results[0].weight[1])
+    assert torch.equal(results[0].weight, results[1].weight)
+    assert not torch.equal(results[0].weight, results[2].weight)
+
+
+def test_two_equal_classes_give_scikit_learns_decision(uneven):
+    _, even, _ = uneven
+    model = two(by_ground())
+    new, found = retrain_last_layer(model, even, even, group_columns=["ground"])
+    images, labels = stack(model, even)
+    x = StandardScaler().fit_transform(images.mean((2, 3))[:, :2].double().numpy())
+    x = np.concatenate([x, np.zeros_like(x[:, :1])], 1)
+    one = LogisticRegression(l1_ratio=1, C=found.chosen, solver="liblinear", random_state=0)
+    logits = new(images).detach().double()
+    np.testing.assert_allclose(logits[:, 1] - logits[:, 0], one.fit(x, labels).decision_function(x), atol=1e-5)
+
+
+def test_a_model_in_training_mode_is_read_in_evaluation_mode(uneven):
+    train, validation, _ = uneven
+    model = two(nn.Sequential(nn.Dropout(0.5), by_ground()))
+    model.module.train()
+    new, _ = retrain_last_layer(model, train, validation, group_columns=None)
+    still, _ = retrain_last_layer(two(by_ground()), train, validation, group_columns=None)
+    assert torch.equal(new.module.head[1].weight, still.module.head.weight)
+    assert model.module.training
+    assert not new.module.training
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        (nn.Sequential(nn.Linear(3, 2), nn.Softmax(-1)), "no linear layer's output is its logits"),
+        (nn.Linear(3, 2, bias=False), "the last layer has no bias"),
+    ],
+)
+def test_a_head_that_cannot_be_retrained(head, told, uneven):
+    with pytest.raises(ValueError, match=f"last layer of means cannot be retrained: {told}"):
+        retrain_last_layer(two(head), *uneven[:2], group_columns=None)
+
+
+def test_two_heads_are_refused(five):
+    with pytest.raises(ValueError, match=r"timm-deit-distilled cannot be retrained.*distilled DeiTs average two heads"):
+        retrain_last_layer(classifier("timm-deit-distilled"), five, five, group_columns=None)
+
+
+def test_classes_without_images_are_refused(uneven):
+    with pytest.raises(ValueError, match=r"train: no image of c2, c3, c4 \(3 of the model's 5 classes\)"):
+        retrain_last_layer(classifier("timm-vit"), *uneven[:2], group_columns=None)
+    preprocess = Preprocessing((4, 4), (4, 4), HALF, HALF)
+    single = from_module(Means(nn.Linear(3, 1)), preprocess=preprocess, classes=["a"], name="one")
+    with pytest.raises(ValueError, match="model: two or more classes are needed, one has 1"):
+        retrain_last_layer(single, *uneven[:2], group_columns=None)
+
+
+def test_a_column_of_many_values_makes_no_groups_of_the_few_it_has_in_validation(uneven):
+    train, validation, _ = uneven
+    named = []
+    for folder, step in ((train, 1), (validation, 8)):
+        scenes = enumerate(folder.samples[::step])
+        samples = [replace(sample, groups=sample.groups | {"scene": f"{i}"}) for i, sample in scenes]
+        samples[0] = replace(samples[0], label=1 - samples[0].label)  # wrong whatever is chosen
+        named.append(replace(folder, samples=tuple(samples)))
+    _, found = retrain_last_layer(two(by_ground()), *named, group_columns=None)
+    _, expected = retrain_last_layer(two(by_ground()), *named, group_columns=["ground"])
+    assert found == expected
+
+
+def test_a_group_of_one_image_is_warned_of(uneven, tmp_path):
+    train = shades(tmp_path, {(0, 0): 6, (0, 1): 1, (1, 0): 4, (1, 1): 6}, 0)
+    with pytest.warns(UserWarning, match="class=a, ground=1: one training image"):
+        retrain_last_layer(two(by_ground()), train, uneven[1], group_columns=None)

@@ -1,0 +1,221 @@
+"""The losses over groups against sums written out, and their part in the training loop."""
+
+import math
+import socket
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+
+from clearhead.data.dataset import ImageIndex, Sample, group_labels
+from clearhead.data.folder import read_folder
+from clearhead.data.image_io import DataError
+from clearhead.models import Classifier, Preprocessing, from_module
+from clearhead.repair.group_losses import GroupDRO, Reweight
+from clearhead.training import loop as train
+from clearhead.training.loop import TrainConfig, cross_entropy, fit
+
+NAMES = tuple(f"class={c}, ground={g}" for c in "ab" for g in ("land", "water"))
+
+
+def samples(counts: dict[tuple[int, str], int]) -> ImageIndex:
+    """A folder that has no files: so many images of each (class, ground)."""
+    found = [
+        Sample(f"{label}/{ground}{i}.png", Path(), label, None, {"ground": ground} if ground else {})
+        for (label, ground), count in counts.items()
+        for i in range(count)
+    ]
+    return ImageIndex(Path("nowhere"), ("a", "b"), tuple(found), ())
+
+
+UNEVEN = samples({(0, "land"): 6, (0, "water"): 2, (1, "land"): 1, (1, "water"): 3})
+
+
+def model() -> Classifier:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 2))
+    half = (0.5, 0.5, 0.5)
+    return from_module(module, preprocess=Preprocessing((8, 8), (8, 8), half, half), classes=["a", "b"])
+
+
+def batch(groups: list[int], seed: int = 0) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "image": torch.randn(len(groups), 3, 8, 8, generator=generator),
+        "label": torch.tensor(groups) // 2,
+        "group": [NAMES[g] for g in groups],
+    }
+
+
+def losses(found: Classifier, data: dict) -> list[float]:
+    """-log p of each label, one image at a time."""
+    with torch.no_grad():
+        rows = [found(image[None])[0].double() for image in data["image"]]
+    return [-math.log(row.softmax(0)[label].item()) for row, label in zip(rows, data["label"].tolist(), strict=True)]
+
+
+def test_reweight_is_the_weighted_mean():
+    loss = Reweight.of(UNEVEN, ["ground"])
+    assert loss.weights == pytest.approx(dict(zip(NAMES, (12 / 24, 12 / 8, 12 / 4, 12 / 12), strict=True)))
+    found, data = model(), batch([0, 0, 1, 2, 3])
+    parts = loss(found, data)
+    each = losses(found, data)
+    expected = (0.5 * each[0] + 0.5 * each[1] + 1.5 * each[2] + 3 * each[3] + each[4]) / 5
+    assert parts["loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert torch.equal(parts["logits"], found(data["image"]))
+
+
+@given(st.lists(st.integers(1, 9), min_size=4, max_size=4))
+def test_reweighted_groups_count_alike_and_the_mean_weight_is_1(counts):
+    folder = samples(dict(zip([(0, "land"), (0, "water"), (1, "land"), (1, "water")], counts, strict=True)))
+    weights, groups = Reweight.of(folder, None).weights, group_labels(folder, None)
+    assert np.mean([weights[name] for name in groups]) == pytest.approx(1)
+    totals = [weights[name] * count for name, count in Counter(groups).items()]
+    assert totals == pytest.approx([totals[0]] * 4)
+
+
+def test_without_columns_the_groups_are_the_classes():
+    folder = samples({(0, ""): 3, (1, ""): 1})
+    assert Reweight.of(folder, None).weights == pytest.approx({"class=a": 2 / 3, "class=b": 2})
+    assert GroupDRO.of(folder, None).groups == ("class=a", "class=b")
+
+
+def test_group_dro_is_the_papers_algorithm():
+    found, loss = model(), GroupDRO.of(UNEVEN, ["ground"], step=0.5)
+    found.module.train()
+    q = [0.25] * 4
+    for step, groups in enumerate([[0, 0, 0, 1, 3], [0, 2], [1, 1, 1], [0, 1, 2, 3]]):
+        data = batch(groups, seed=step)
+        each = losses(found, data)
+        means = {g: np.mean([x for x, h in zip(each, groups, strict=True) if h == g]) for g in set(groups)}
+        q = [q[g] * math.exp(0.5 * means.get(g, 0)) for g in range(4)]
+        q = [value / sum(q) for value in q]
+        value = loss(found, data)["loss"]
+        assert loss.q.tolist() == pytest.approx(q, rel=1e-4)
+        assert value.item() == pytest.approx(sum(q[g] * mean for g, mean in means.items()), rel=1e-4)
+    value.backward()  # through the losses, not through q
+    assert not loss.q.requires_grad
+
+
+def test_group_dro_keeps_q_in_evaluation():
+    found, loss, data = model(), GroupDRO.of(UNEVEN, None, step=0.5), batch([0, 1, 1, 2])
+    found.module.train()
+    loss(found, data)
+    q = loss.q.tolist()
+    found.module.eval()
+    value = loss(found, data)["loss"].item()
+    assert loss.q.tolist() == q
+    each = losses(found, data)
+    assert value == pytest.approx(q[0] * each[0] + q[1] * (each[1] + each[2]) / 2 + q[2] * each[3], rel=1e-5)
+
+
+def test_a_large_step_gives_all_weight_to_the_worst_group():
+    found, loss, data = model(), GroupDRO.of(UNEVEN, None, step=1e6), batch([0, 1, 2, 3])
+    found.module.train()
+    value = loss(found, data)["loss"].item()
+    assert value == pytest.approx(max(losses(found, data)), rel=1e-5)
+
+
+@pytest.fixture
+def grounds(tmp_path):
+    """Two classes told apart by brightness, on two grounds, unevenly."""
+    rng, rows = np.random.default_rng(0), ["file,ground"]
+    for label, name in enumerate("ab"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(8):
+            pixels = rng.integers(0, 150, (8, 8, 3)) + 60 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data" / name / f"{i}.png")
+            rows.append(f"{name}/{i}.png,{'land' if (i < 6) ^ label else 'water'}")
+    (tmp_path / "data" / "metadata.csv").write_text("\n".join(rows))
+    return read_folder(tmp_path / "data")
+
+
+SETTINGS = TrainConfig(epochs=3, lr=1e-2, batch_size=4, seed=3)
+
+
+def weights(found: Classifier) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in found.module.parameters()])
+
+
+def test_a_stopped_group_dro_ends_with_the_same_weights(grounds, tmp_path, monkeypatch):
+    options = {"group_columns": ["ground"], "monitor": "worst_group_loss"}
+
+    def run(state=None):
+        loss = GroupDRO.of(grounds, ["ground"], step=0.5)
+        trained, history = fit(model(), loss, grounds, grounds, SETTINGS, state, device="cpu", **options)
+        return trained, history, loss.q
+
+    whole, history, q = run()
+    assert q.max() > 0.3
+    keep = train._keep
+
+    def stop(*arguments):
+        keep(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_keep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "state")
+    monkeypatch.setattr(train, "_keep", keep)
+    resumed, again, q_again = run(tmp_path / "state")
+    assert torch.equal(weights(resumed), weights(whole))
+    assert torch.equal(q_again, q)
+    assert again == history
+
+
+def test_equal_groups_reweighted_train_as_plain_training_does(grounds):
+    loss = Reweight.of(grounds, ["class"])
+    reweighted, _ = fit(model(), loss, grounds, grounds, SETTINGS, device="cpu", group_columns=["class"])
+    plain, _ = fit(model(), cross_entropy, grounds, grounds, SETTINGS, device="cpu")
+    torch.testing.assert_close(weights(reweighted), weights(plain))
+
+
+def _half(rank: int, port: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    found, loss, data = model(), GroupDRO.of(UNEVEN, None, step=0.5), batch([0, 0, 1, 2, 0, 1])
+    found.module.train()
+    loss(found, {name: value[3 * rank : 3 * rank + 3] for name, value in data.items()})["loss"].backward()
+    torch.save({"q": loss.q, "grad": [p.grad for p in found.module.parameters()]}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_are_as_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_half, (port, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    found, loss = model(), GroupDRO.of(UNEVEN, None, step=0.5)
+    found.module.train()
+    loss(found, batch([0, 0, 1, 2, 0, 1]))["loss"].backward()
+    assert torch.equal(first["q"], second["q"])
+    torch.testing.assert_close(first["q"], loss.q)
+    for p, a, b in zip(found.module.parameters(), first["grad"], second["grad"], strict=True):
+        torch.testing.assert_close((a + b) / 2, p.grad)  # what DistributedDataParallel makes of them
+
+
+@pytest.mark.parametrize("loss", [Reweight, GroupDRO])
+def test_a_group_or_column_that_is_not_there(loss):
+    some = loss.of(samples({(0, "land"): 2, (1, "land"): 2}), None)
+    with pytest.raises(ValueError, match="group 'class=a, ground=water' has no training image; those that have: class"):
+        some(model(), batch([0, 1]))
+    with pytest.raises(DataError, match="no group column sky"):
+        loss.of(UNEVEN, ["sky"])
+
+
+def test_group_dro_refuses_what_makes_no_sense():
+    with pytest.raises(ValueError, match=r"two or more groups are needed, got 1 \(class=a\).*metadata.csv"):
+        GroupDRO.of(samples({(0, ""): 4}), None)
+    for step in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="step: a positive number"):
+            GroupDRO.of(UNEVEN, None, step=step)
+    with pytest.raises(ValueError, match="state: 2 groups, but this data has 4"):
+        GroupDRO.of(UNEVEN, None).load_state_dict({"q": torch.ones(2) / 2})

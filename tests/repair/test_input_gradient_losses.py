@@ -1,0 +1,118 @@
+"""GradMask and RRR against their formulas image by image, and against finite differences."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from clearhead.repair import GradMaskLoss, RelevanceLoss, RRRLoss
+from clearhead.repair.relevance import relevance_maps
+from tests.attribution.test_explain import classifier
+from tests.repair.test_relevance import LABEL, batch
+
+LOSSES = {"gradmask": GradMaskLoss(), "rrr": RRRLoss()}
+SCORES: dict[str, Callable] = {
+    "gradmask": lambda logits, label: logits[label],
+    "rrr": lambda logits, label: logits.log_softmax(0).sum(),
+}
+SIZES = {"gradmask": torch.Tensor.norm, "rrr": lambda outside: outside.square().sum() / (3 * 32 * 32)}
+
+
+@pytest.mark.parametrize("name", ["timm-vit", "timm-swin", "hf-vit", "torchvision-vit"])
+@pytest.mark.parametrize("method", LOSSES)
+def test_the_penalty_is_the_formula_image_by_image(method: str, name: str) -> None:
+    model, data = classifier(name, torch.float64), batch()
+    sizes = []
+    for image, label, mask in zip(data["image"], LABEL, data["mask"], strict=True):
+        image = image.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(SCORES[method](model(image[None])[0], label), image)
+        sizes.append(SIZES[method](gradient[:, mask[0] == 0]))
+    found = LOSSES[method](model, data)
+    torch.testing.assert_close(found["background"], torch.stack(sizes).mean())
+    cross_entropy = torch.nn.functional.cross_entropy(model(data["image"]), LABEL)
+    torch.testing.assert_close(found["loss"], found["background"] + cross_entropy)
+
+
+def slope(loss: Callable[[], torch.Tensor], model, direction: dict[str, torch.Tensor], step: float = 1e-5) -> float:
+    """The derivative of a loss along a direction in the parameters, by central differences."""
+    values = []
+    for sign in (1, -2):
+        with torch.no_grad():
+            for name, parameter in model.module.named_parameters():
+                parameter += sign * step * direction[name]
+        values.append(loss().item())
+    with torch.no_grad():
+        for name, parameter in model.module.named_parameters():
+            parameter += step * direction[name]
+    return (values[0] - values[1]) / (2 * step)
+
+
+@pytest.mark.parametrize("method", LOSSES)
+def test_the_gradient_of_the_penalty_is_not_zero_and_is_right(method: str) -> None:
+    torch.manual_seed(0)
+    model, data = classifier("timm-vit", torch.float64), batch()
+    loss = LOSSES[method]
+    loss(model, data)["background"].backward()
+    gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.module.named_parameters()}
+    assert any(g.abs().max() > 0 for g in gradients.values())
+    direction = {name: torch.randn_like(g) for name, g in gradients.items()}
+    expected = slope(lambda: loss(model, data)["background"], model, direction)
+    found = sum((gradients[name] * direction[name]).sum() for name in gradients)
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("source", ["rollout", "attention", "input-gradient", "input-x-gradient"])
+def test_the_relevance_loss_flows_through_other_sources(source: str) -> None:
+    torch.manual_seed(0)
+    model, data = classifier("timm-vit", torch.float64), batch()
+    loss = RelevanceLoss(source=source)
+    parts = loss(model, data)
+    parts["background"].backward()
+    gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.module.named_parameters()}
+    direction = {name: torch.randn_like(g) for name, g in gradients.items()}
+    expected = slope(lambda: loss(model, data)["background"], model, direction, 1e-6)
+    found = sum((gradients[name] * direction[name]).sum() for name in gradients).item()
+    assert found != 0
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("source", ["rollout", "attention", "input-gradient", "input-x-gradient"])
+def test_the_loss_sees_the_map_that_explain_shows(source: str) -> None:
+    from clearhead.attribution import explain
+
+    model, data = classifier("timm-vit", torch.float64), batch()
+    maps, _ = relevance_maps(model, data["image"], LABEL, source)
+    torch.testing.assert_close(maps.detach(), explain(model, data["image"], LABEL, source))
+
+
+@pytest.mark.parametrize("loss", [GradMaskLoss(classification=0.0), RRRLoss(classification=0.0)])
+def test_steps_lower_the_penalty(loss: GradMaskLoss | RRRLoss) -> None:
+    model, data = classifier("timm-vit"), batch(torch.float32)
+    optimizer = torch.optim.AdamW(model.module.parameters(), 1e-3)
+    penalties = []
+    for _ in range(15):
+        parts = loss(model, data)
+        penalties.append(parts["background"].item())
+        optimizer.zero_grad()
+        parts["loss"].backward()
+        optimizer.step()
+    assert penalties[-1] < 0.5 * penalties[0]
+
+
+@pytest.mark.parametrize("loss", LOSSES.values())
+def test_images_without_a_mask_and_full_masks_add_nothing(loss: GradMaskLoss | RRRLoss) -> None:
+    model, data = classifier("timm-vit", torch.float64), batch()
+    one = loss(model, {name: value[:1] for name, value in data.items()})["background"]
+    data["has_mask"] = torch.tensor([True, False])
+    torch.testing.assert_close(loss(model, data)["background"], one)
+    data["mask"] = torch.ones_like(data["mask"])
+    parts = loss(model, data)
+    assert parts["background"] == 0
+    parts["loss"].backward()
+    assert all(p.grad.isfinite().all() for p in model.module.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("wrong", [{"source": "lime"}, {"source": "rollout", "second_order": True}])
+def test_a_source_that_makes_no_sense_is_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=r"source: got|second_order: is of"):
+        RelevanceLoss(**wrong)
