@@ -69,10 +69,10 @@ class RelevanceLoss:
 
     def __post_init__(self) -> None:
         if not 0 <= self.background_swap <= 1:
-            raise ClearheadError(f"exchange: a share of the images in 0..1 is needed, got {self.background_swap}")
+            raise ClearheadError(f"background_swap: a share of the images in 0..1 is needed, got {self.background_swap}")
         if self.background_swap and self.target != "truth":
             raise ClearheadError(
-                "exchange: needs target 'truth', for the model's own answer follows the wrong background"
+                "background_swap: needs target 'truth', for the model's own answer follows the wrong background"
             )
         if self.target not in ("predicted", "truth"):
             raise ClearheadError(f"target: got {self.target!r}; there is predicted and truth")
@@ -89,7 +89,7 @@ class RelevanceLoss:
         """
         if self.background_swap and rank_and_size()[1] > 1:
             raise ClearheadError(
-                "exchange: images change backgrounds within a batch, which one process must hold whole"
+                "background_swap: images change backgrounds within a batch, which one process must hold whole"
             )
         images = (
             _exchanged(batch, self.background_swap)
