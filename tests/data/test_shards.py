@@ -21,7 +21,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clearhead.data import shards
 from clearhead.data.folder import read_folder
 from clearhead.data.image_io import DataError, load_image
 from clearhead.data.loading import ImageDataset, loader
@@ -440,9 +439,21 @@ def test_row_groups_are_read_once_in_order(tmp_path: Path, monkeypatch: pytest.M
         ("s3://bucket/set/val-{000..003}.tar", "val-{000..003}.tar", "s3://bucket/set/val-{000..003}.tar"),
         ("hf-dataset:o/n", "o/n", "hf-dataset:o/n"),
         ("a/b.parquet", "b.parquet", "/root/a/b.parquet"),
+        ("/root/../a/b.parquet", "b.parquet", "/a/b.parquet"),
     ],
 )
 def test_sources_have_names(source: str, name: str, absolute: str) -> None:
     assert source_name(source) == name
     assert absolute_source(source, Path("/root")) == absolute
-    assert shards.plain_source(Path(source) if "://" not in source else source) == source
+
+
+def test_relative_absolute_and_linked_paths_are_the_same_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    monkeypatch.chdir(tmp_path / "data")
+    sources = [tmp_path / "data", f"{tmp_path}/data/", tmp_path / "link", ".", "../data", "../link/"]
+    sources.append(f"file://{tmp_path}/link")
+    assert {absolute_source(source) for source in sources} == {str(tmp_path / "data")}
+    assert absolute_source("../link/*.tar") == str(tmp_path / "data" / "*.tar")

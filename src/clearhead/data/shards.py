@@ -117,8 +117,11 @@ def plain_source(source: str | Path) -> str:
 
 
 def absolute_source(source: str | Path, folder: Path = Path()) -> str:
-    """A source as text that means the same everywhere: a local path, relative to a folder, is made absolute."""
-    text = str(source)
+    """Return a source as text that does not depend on how it is written: local paths absolute, symlinks resolved.
+
+    A relative path is relative to `folder`. URLs and sets of the Hub are returned as they are.
+    """
+    text = str(source).removeprefix("file://")
     return text if text.startswith(HUB) or "://" in text else str((folder / text).resolve())
 
 

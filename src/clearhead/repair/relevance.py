@@ -69,7 +69,9 @@ class RelevanceLoss:
 
     def __post_init__(self) -> None:
         if not 0 <= self.background_swap <= 1:
-            raise ClearheadError(f"background_swap: a share of the images in 0..1 is needed, got {self.background_swap}")
+            raise ClearheadError(
+                f"background_swap: a share of the images in 0..1 is needed, got {self.background_swap}"
+            )
         if self.background_swap and self.target != "truth":
             raise ClearheadError(
                 "background_swap: needs target 'truth', for the model's own answer follows the wrong background"
