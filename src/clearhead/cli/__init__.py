@@ -48,9 +48,9 @@ def demo(
 ) -> None:
     """Audit, repair and compare a small model that ships with clearhead, on generated pictures; no download."""
     from clearhead import console
-    from clearhead.demo.run import run as demonstration
+    from clearhead.demo.run import run_demo
 
-    comparison, page = demonstration.run_demo(out, device=device, progress=console.progress)
+    comparison, page = run_demo(out, device=device, progress=console.progress)
     console.tell_verdict(comparison)
     console.out.print(f"page: {page}", markup=False)
 
