@@ -1,7 +1,7 @@
 """Options of analyses, each described once: a Python keyword argument, a command-line option and a key in config.yaml.
 
-An analysis annotates the keyword arguments of its ``measure`` with these aliases or with ``Annotated[type, Option(...)]``.
-The command line is made from that signature (``clearhead.cli.signature``). This module imports nothing heavy.
+An analysis annotates the keyword arguments of its ``measure`` with these aliases or with
+``Annotated[type, Option(...)]``. The command line is made from that signature (``clearhead.cli.signature``). This module imports nothing heavy.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ ARGUMENTS = {
     "models": "One or more models: names, checkpoints or run folders. The first is the baseline.",
     "before": "The baseline: a model name, checkpoint or run folder.",
     "after": "The model to compare with it.",
-    "data": "Folder of class folders (masks/ and metadata.csv optional); .parquet, .tar or .npz files; hf-dataset:NAME.",
+    "data": "Folder of class folders (masks/, metadata.csv optional); .parquet, .tar or .npz files; hf-dataset:NAME.",
     "images": "Image files, or folders of images.",
     "run": "Folder of a finished run.",
     "plan": "YAML file that describes the study.",
