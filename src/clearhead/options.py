@@ -1,7 +1,8 @@
 """Options of analyses, each described once: a Python keyword argument, a command-line option and a key in config.yaml.
 
 An analysis annotates the keyword arguments of its ``measure`` with these aliases or with
-``Annotated[type, Option(...)]``. The command line is made from that signature (``clearhead.cli.signature``). This module imports nothing heavy.
+``Annotated[type, Option(...)]``. The command line is made from that signature (``clearhead.cli.signature``). This
+module imports nothing heavy.
 """
 
 from collections.abc import Sequence

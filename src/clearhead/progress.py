@@ -4,8 +4,8 @@ Functions that take long accept ``progress``, a callable that wraps an iterable:
 
     for batch in track(batches, progress, "predictions"):
 
-Lines such as one per training epoch go through ``logging.getLogger("clearhead")`` at level INFO, so that a notebook or a
-script sees them with ``logging.basicConfig(level="INFO")``.
+Lines such as one per training epoch go through ``logging.getLogger("clearhead")`` at level INFO, so that a notebook or
+a script sees them with ``logging.basicConfig(level="INFO")``.
 """
 
 import logging
