@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clearhead.heads import DiversityLoss, head_input_gradients
 from clearhead.heads.diversity import diversity_loss
-from clearhead.heads.head_masking import HeadMask, attention_layers, branch
+from clearhead.heads.head_masking import HeadMask, attention_layers, head_mask_runner
 from clearhead.models import Classifier, Preprocessing, TokenGrid
 from clearhead.tap import tap
 from clearhead.zoo import mnist_cifar_vit
@@ -109,7 +109,7 @@ def selection(images: int) -> None:
     model = classifier("vit_base_patch16_224", 224, TokenGrid(14, 14, 1, "cls"))
     x = torch.randn(images, 3, 224, 224)
     layer = attention_layers(model, x)[-1]
-    ready = branch(model, layer, x)
+    ready = head_mask_runner(model, layer, x)
     subsets = torch.tensor([[i >> h & 1 for h in range(12)] for i in range(1, 4096)], dtype=torch.float32)
 
     @torch.no_grad()

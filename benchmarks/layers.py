@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clearhead.analyses.fourier import log_amplitudes, variances
 from clearhead.analyses.lesion import whole, without
-from clearhead.layers import blocks_of, forward, positions, still, units_of
+from clearhead.layers import find_branches, flatten_positions, group_blocks, hooked_forward, repeatable_forward
 from clearhead.models import Classifier, Preprocessing, from_module
 
 
@@ -29,13 +29,13 @@ def main(name: str, size: int, batch: int, rounds: int) -> None:
     half = (0.5, 0.5, 0.5)
     preprocess = Preprocessing((size, size), (size, size), half, half)
     model = from_module(module.eval(), preprocess=preprocess, classes=[str(i) for i in range(module.num_classes)])
-    with still(model):  # else each call tells the model its mode again
+    with repeatable_forward(model):  # else each call tells the model its mode again
         compare(name, model, torch.randn(batch, 3, size, size), rounds)
 
 
 def compare(name: str, model: Classifier, images: Tensor, rounds: int) -> None:
-    module, batch, units = model.module, len(images), units_of(model)
-    blocks = [module.get_submodule(units[block[-1]].module) for block in blocks_of(units)]
+    module, batch, units = model.module, len(images), find_branches(model)
+    blocks = [module.get_submodule(units[block[-1]].module) for block in group_blocks(units)]
 
     @torch.inference_mode()
     def plain() -> None:
@@ -45,23 +45,23 @@ def compare(name: str, model: Classifier, images: Tensor, rounds: int) -> None:
         def at(i, value, _shortcut):
             made = value()
             if layout := units[i].layout:
-                x = positions(made, layout)
+                x = flatten_positions(made, layout)
                 log_amplitudes(x, layout.height, layout.width), variances(x)
             return made
 
-        forward(model, images, units, at)
+        hooked_forward(model, images, units, at)
 
     def watched() -> None:
-        forward(model, images, units, lambda _i, value, _shortcut: value())
+        hooked_forward(model, images, units, lambda _i, value, _shortcut: value())
 
     @torch.inference_mode()
     def hooked() -> None:
         kept = []
         handles = [block.register_forward_hook(lambda _m, _i, output: kept.append(output)) for block in blocks]
         model(images)
-        for block, made in zip(blocks_of(units), kept, strict=True):
+        for block, made in zip(group_blocks(units), kept, strict=True):
             layout = units[block[-1]].layout
-            x = positions(made, layout).unflatten(1, (layout.height, layout.width))
+            x = flatten_positions(made, layout).unflatten(1, (layout.height, layout.width))
             torch.fft.fftshift(torch.fft.fft2(x, dim=(1, 2)), (1, 2)).abs().add(1e-6).log().mean((0, 3))
             x.flatten(1, 2).var(1).mean()
         for handle in handles:

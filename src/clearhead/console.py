@@ -112,7 +112,7 @@ def tell_training(results: TrainingResults, folder: Path) -> None:
     if results.history:
         _tell_epoch(results)
     if found := results.selection:
-        removed = {name: [h for h, kept in enumerate(keep) if not kept] for name, keep in found.kept.items()}
+        removed = {name: [h for h, kept in enumerate(keep) if not kept] for name, keep in found.kept_heads.items()}
         told = "; ".join(f"{name} without {', '.join(map(str, heads))}" for name, heads in removed.items() if heads)
         out.print(f"heads: {escape(told) if told else 'all kept'}")
         most = "" if found.search == "exhaustive" else "at most "

@@ -8,7 +8,7 @@ import torch
 from clearhead.attribution import explain
 from clearhead.heads import head_input_gradients
 from clearhead.heads.fold import fold_heads
-from clearhead.heads.head_masking import HeadMask, HeadMaskRunner, attention_layers, branch
+from clearhead.heads.head_masking import HeadMask, HeadMaskRunner, attention_layers, head_mask_runner
 from clearhead.models import Classifier, load_model, save_model
 from clearhead.tap import tap
 from tests import cases
@@ -27,7 +27,7 @@ def masked(model: Classifier, images: torch.Tensor, scales: dict[str, torch.Tens
 def test_branched_logits_equal_one_pass_for_each_scaling(name: str, position: int) -> None:
     model, images = cases.classifier(name), cases.images(3)
     layer = attention_layers(model, images)[position]
-    ready = branch(model, layer, images)
+    ready = head_mask_runner(model, layer, images)
     assert (ready.block is None) == (name in SLOW)
     scales = torch.rand(5, layer.num_heads, generator=torch.Generator().manual_seed(2)).round(decimals=1)
     expected = torch.stack([masked(model, images, {layer.name: s}) for s in scales])
@@ -38,7 +38,7 @@ def test_branched_logits_equal_one_pass_for_each_scaling(name: str, position: in
 @pytest.mark.parametrize("name", sorted(READS_CLS))
 def test_only_the_prefix_tokens_go_on_after_the_last_layer(name: str) -> None:
     model, images = cases.classifier(name), cases.images(2)
-    ready = branch(model, attention_layers(model, images)[-1], images)
+    ready = head_mask_runner(model, attention_layers(model, images)[-1], images)
     if name == "timm-dinov3":  # its rotary embedding wants all patches
         assert ready.block is not None
     else:
@@ -48,7 +48,7 @@ def test_only_the_prefix_tokens_go_on_after_the_last_layer(name: str) -> None:
 def test_parts_of_the_work_give_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = cases.classifier("timm-vit"), cases.images(5)
     layer = attention_layers(model, images)[-1]
-    ready, scales = branch(model, layer, images), torch.rand(7, 4)
+    ready, scales = head_mask_runner(model, layer, images), torch.rand(7, 4)
     whole = ready.logits(images, HeadMask(scales))
     for rows in (1, 5, 20):
         monkeypatch.setattr("clearhead.heads.head_masking._ROWS", rows)
@@ -59,7 +59,7 @@ def test_scalings_of_other_layers_hold() -> None:
     model, images = cases.classifier("hf-vit"), cases.images(2)
     first, last = attention_layers(model, images)
     fixed, scales = torch.tensor([0.0, 2.0, 1.0, 0.5]), torch.rand(3, 4)
-    ready = replace(branch(model, last, images), others={first.name: HeadMask(fixed[None])})
+    ready = replace(head_mask_runner(model, last, images), others={first.name: HeadMask(fixed[None])})
     expected = torch.stack([masked(model, images, {first.name: fixed, last.name: s}) for s in scales])
     torch.testing.assert_close(ready.logits(images, HeadMask(scales)), expected, rtol=1e-4, atol=1e-5)
     assert isinstance(ready, HeadMaskRunner)
@@ -76,7 +76,7 @@ def test_a_mean_in_the_place_of_a_head() -> None:
 
     with torch.no_grad(), tap(model.module, heads={layer.name: edit}):
         expected = model(images)
-    found = branch(model, layer, images).logits(images, HeadMask(scales, fill))[0]
+    found = head_mask_runner(model, layer, images).logits(images, HeadMask(scales, fill))[0]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     folded = fold_heads(model, {layer.name: HeadMask(scales, fill)}, images)
     torch.testing.assert_close(folded(images).detach(), expected, rtol=1e-5, atol=1e-5)

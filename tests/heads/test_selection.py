@@ -40,7 +40,7 @@ def test_exhaustive_finds_the_best_of_all_subsets(name: str, folder: ImageIndex)
     assert (selection.tried, selection.images) == (15, 20)
     assert selection.before == pytest.approx(scores[1, 1, 1, 1])
     assert selection.after == pytest.approx(max(scores.values()))
-    keep = tuple(map(int, selection.kept[last]))
+    keep = tuple(map(int, selection.kept_heads[last]))
     assert scores[keep] == max(scores.values())
     assert sum(keep) == max(sum(s) for s, score in scores.items() if score == scores[keep])
     assert (right(chosen, folder, {}) == right(model, folder, {last: kept_scale(keep)})).all()
@@ -86,7 +86,7 @@ def test_greedy_removes_the_best_head_at_each_step(folder: ImageIndex) -> None:
         value, current = max(scores), steps[int(np.argmax(scores))]
     _, selection = select_heads(model, folder, search="greedy", objective="accuracy")
     assert selection.after == pytest.approx(value)
-    assert selection.kept == {name: [bool(k) for k in keep] for name, keep in current.items()}
+    assert selection.kept_heads == {name: [bool(k) for k in keep] for name, keep in current.items()}
 
 
 def test_importance_removes_the_least_important_first(folder: ImageIndex) -> None:
@@ -103,7 +103,7 @@ def test_foreground_is_the_objective_with_masks_alone(folder: ImageIndex) -> Non
     model = cases.classifier("timm-vit")
     data = replace(folder, samples=tuple(replace(s, groups={}) for s in folder.samples))
     chosen, selection = select_heads(model, data)
-    assert selection.objective == "foreground"
+    assert selection.objective == "relevance-mass"
     assert selection.optimism is None
     assert selection.before == pytest.approx(np.nanmean(foreground_shares(model, data)), abs=1e-5)
     assert selection.after == pytest.approx(np.nanmean(foreground_shares(chosen, data)), abs=1e-5)
@@ -117,7 +117,7 @@ def test_mean_ablation_puts_the_mean_in_the_place_of_a_head(folder: ImageIndex) 
     with torch.no_grad(), tap(model.module) as record:
         model(batch["image"])
     fill = record[-1].output.mean((0, 2))
-    keep = torch.tensor(selection.kept["blocks.1.attn"], dtype=torch.float32)[:, None, None]
+    keep = torch.tensor(selection.kept_heads["blocks.1.attn"], dtype=torch.float32)[:, None, None]
     with torch.no_grad(), tap(model.module, heads={-1 % 2: lambda o: o * keep + (1 - keep) * fill[:, None]}):
         expected = model(batch["image"])
     torch.testing.assert_close(chosen(batch["image"]).detach(), expected, rtol=1e-4, atol=1e-4)
@@ -129,8 +129,8 @@ def test_shrinking_takes_the_removed_heads_out(folder: ImageIndex, tmp_path) -> 
     model = replace(cases.classifier("hf-vit"), library="hf")
     _, selection = select_heads(model, folder, search="importance", objective="accuracy", uniform=True)
     assert selection.tried == 4  # 0 to 3 heads fewer in each layer
-    assert len({sum(keep) for keep in selection.kept.values()}) == 1
-    kept = {name: [True, False, True, False] for name in selection.kept}
+    assert len({sum(keep) for keep in selection.kept_heads.values()}) == 1
+    kept = {name: [True, False, True, False] for name in selection.kept_heads}
     heads = {name: HeadMask(kept_scale((1, 0, 1, 0))[None]) for name in kept}
     images = torch.randn(2, 3, 32, 32)
     folded = fold_heads(model, heads, images)
@@ -175,5 +175,5 @@ def test_what_is_refused(folder: ImageIndex) -> None:
     with pytest.raises(ValueError, match="layers: 5 does not exist"):
         select_heads(model, folder, layers=[5])
     bare = replace(folder, samples=tuple(replace(s, mask=None) for s in folder.samples))
-    with pytest.raises(DataError, match="foreground needs images with masks"):
-        select_heads(model, bare, objective="foreground")
+    with pytest.raises(DataError, match="relevance-mass needs images with masks"):
+        select_heads(model, bare, objective="relevance-mass")

@@ -30,7 +30,7 @@ def batch(dtype=torch.float64):
     return torch.randn(6, 3, 8, 8, dtype=torch.float64).to(dtype), torch.tensor([0, 1, 2, 0, 1, 2])
 
 
-def loss_of(module, images, labels):
+def loss_closure(module, images, labels):
     return lambda: F.cross_entropy(module(images), labels)
 
 
@@ -55,7 +55,7 @@ def dense():
 def test_products_are_those_of_the_dense_hessian():
     module, (images, labels) = vit(), batch()
     expected = dense()
-    with hessian(module, loss_of(module, images, labels), weight_decay=0.1) as matrix:
+    with hessian(module, loss_closure(module, images, labels), weight_decay=0.1) as matrix:
         v = torch.randn(matrix.size, 3, dtype=torch.float64)
         found = torch.stack([matrix(column) for column in v.T], 1)
         assert matrix.loss == pytest.approx(F.cross_entropy(module(images), labels).item())
@@ -74,7 +74,7 @@ def test_products_are_differences_of_gradients_and_symmetric():
         loss = F.cross_entropy(moved(images), labels)
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
 
-    with hessian(module, loss_of(module, images, labels)) as matrix:
+    with hessian(module, loss_closure(module, images, labels)) as matrix:
         u, v = (torch.randn(matrix.size, dtype=torch.float64) for _ in range(2))
         difference = (gradient(v, 1e-5) - gradient(v, -1e-5)) / 2e-5
         torch.testing.assert_close(matrix(v), difference, rtol=1e-6, atol=1e-7)
@@ -86,7 +86,7 @@ def test_the_largest_eigenvalues_are_those_of_the_dense_hessian(dtype):
     module, (images, labels) = vit(dtype), batch(dtype)
     true = torch.linalg.eigvalsh(dense())
     largest = true[true.abs().argsort(descending=True)[:5]]
-    with hessian(module, loss_of(module, images, labels)) as matrix:
+    with hessian(module, loss_closure(module, images, labels)) as matrix:
         found = eigenvalues(matrix, 5, tolerance=1e-3)
         assert found.error <= 1e-3
         assert found.products < matrix.size / 4
@@ -133,7 +133,7 @@ def test_the_lower_end_is_found_where_the_largest_are_all_positive():
 def test_the_model_is_left_as_it_was():
     module, (images, labels) = vit(), batch()
     module.train()
-    with hessian(module, loss_of(module, images, labels)) as matrix:
+    with hessian(module, loss_closure(module, images, labels)) as matrix:
         assert not module.training
         matrix(torch.ones(matrix.size, dtype=torch.float64))
     assert module.training
@@ -144,7 +144,7 @@ def test_what_has_no_spectrum_is_refused():
     module, (images, labels) = vit(), batch()
     with (
         pytest.raises(LandscapeError, match="the loss is nan"),
-        hessian(module, loss_of(module, images * torch.nan, labels)),
+        hessian(module, loss_closure(module, images * torch.nan, labels)),
     ):
         pass
     with pytest.raises(LandscapeError, match="cannot be differentiated"), hessian(module, lambda: torch.tensor(1.0)):
@@ -152,11 +152,11 @@ def test_what_has_no_spectrum_is_refused():
     for narrow in (torch.bfloat16, torch.float16):
         coarse = vit().to(narrow)
         refused = pytest.raises(LandscapeError, match=r"float16: too coarse for a spectrum")
-        with refused, hessian(coarse, loss_of(coarse, images.to(narrow), labels)):
+        with refused, hessian(coarse, loss_closure(coarse, images.to(narrow), labels)):
             pass
     for p in module.parameters():
         p.requires_grad_(False)
-    with pytest.raises(LandscapeError, match="no parameter"), hessian(module, loss_of(module, images, labels)):
+    with pytest.raises(LandscapeError, match="no parameter"), hessian(module, loss_closure(module, images, labels)):
         pass
     with pytest.raises(ValueError, match=r"k: 1\.\.4 eigenvalues"):
         eigenvalues(Hessian(4, 0.0, torch.empty(0), lambda v: v), 5)

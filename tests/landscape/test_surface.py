@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from clearhead.analyses.surface import eigenvector_directions, on_points, random_directions, surface
-from clearhead.landscape import LandscapeError, check, hessian
+from clearhead.landscape import LandscapeError, check_hvp, hessian
 from clearhead.landscape.sharpness import sharpness
 from clearhead.models import Preprocessing, from_module
 from clearhead.models.classifier import copied
@@ -33,7 +33,7 @@ def named(module):
     return from_module(module, preprocess=Preprocessing((4, 4), (4, 4), (0.5,) * 3, (0.2,) * 3), classes=["a", "b"])
 
 
-def moved(module, directions, point):
+def shifted_weights(module, directions, point):
     """A copy of a module with its weights moved by hand."""
     other = copy.deepcopy(module)
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_a_plane_is_that_of_weights_moved_by_hand(folder):
     directions = random_directions(module, 2, seed=1)
     assert (found.steps, found.images) == ([-0.5, 0.0, 0.5], 10)
     for i, point in enumerate([(x, y) for x in found.steps for y in found.steps]):
-        other = moved(module, directions, point)
+        other = shifted_weights(module, directions, point)
         assert not other.training
         output = other(images)
         assert found.nll[i] == pytest.approx(F.cross_entropy(output, labels).item(), rel=1e-5)
@@ -82,7 +82,7 @@ def test_points_of_a_transformer_of_any_library(name):
     directions = random_directions(module, 1)
     found = on_points(module, directions, [(0.0,), (0.3,)], [(images[:3], labels[:3]), (images[3:], labels[3:])])
     for point, (nll, _) in zip([(0.0,), (0.3,)], found, strict=True):
-        output = cases.logits(moved(module, directions, point), images)
+        output = cases.logits(shifted_weights(module, directions, point), images)
         assert float(nll) == pytest.approx(F.cross_entropy(output, labels).item(), rel=1e-4)
 
 
@@ -102,7 +102,9 @@ def test_along_eigenvectors_the_curvature_is_the_eigenvalue(folder):
         assert flat.norm().item() == pytest.approx(length)
         with hessian(module, loss) as matrix:
             torch.testing.assert_close(matrix(flat), value * flat, rtol=0, atol=2e-3 * abs(value) * length)
-        low, here, high = (F.cross_entropy(moved(module, [direction], (x,))(images), labels) for x in (-1e-3, 0, 1e-3))
+        low, here, high = (
+            F.cross_entropy(shifted_weights(module, [direction], (x,))(images), labels) for x in (-1e-3, 0, 1e-3)
+        )
         assert (low + high - 2 * here).item() / 1e-6 == pytest.approx(value * length**2, rel=1e-2)
 
     found = surface(named(convolutional()), folder, dims=2, points=3, span=0.01, along="eigenvectors")
@@ -215,7 +217,7 @@ def test_what_a_module_keeps_in_eval_mode_is_of_the_weights_it_has(folder):
         return F.cross_entropy(double(images.double()), labels)
 
     with hessian(double, loss) as matrix:
-        assert check(matrix).difference < 1e-5
+        assert check_hvp(matrix).difference < 1e-5
     gradient = torch.autograd.grad(loss(), list(double.parameters()))
     norm = torch.cat([g.flatten() for g in gradient]).norm()
     (weight, bias), (by_weight, by_bias) = double.parameters(), gradient

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clearhead.analyses.cka import centred, cka
-from clearhead.layers import LayersError, forward, units_of
+from clearhead.layers import LayersError, find_branches, hooked_forward
 from tests.layers.conftest import images_of, small
 
 
@@ -42,10 +42,10 @@ def test_similarity_of_one_batch_is_that_of_its_features(folder):
     features = []
     for one in (model, other):
         features.append([])
-        forward(
+        hooked_forward(
             one,
             images_of(one, folder)[0],
-            units_of(one),
+            find_branches(one),
             lambda _i, value, _s: features[-1].append(value().clone()) or features[-1][-1],
         )
     for i, j in ((0, 0), (2, 3), (4, 1)):

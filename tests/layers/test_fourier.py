@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from clearhead.analyses.fourier import feature_maps, frequencies, log_amplitudes, variances
 from clearhead.layers import LayersError
 from tests.layers.conftest import build, images_of, small
-from tests.layers.test_units import Handmade
+from tests.layers.test_branches import Handmade
 
 import timm  # isort: skip  (after clearhead, which lets torchvision import)
 

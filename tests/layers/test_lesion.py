@@ -10,10 +10,10 @@ from torch import nn
 
 from clearhead.analyses.lesion import lesions, whole, without
 from clearhead.data.image_io import DataError
-from clearhead.layers import blocks_of, units_of
+from clearhead.layers import find_branches, group_blocks
 from tests.cases import MODELS, classifier
 from tests.layers.conftest import build, images_of, small
-from tests.layers.test_units import Handmade
+from tests.layers.test_branches import Handmade
 
 
 def last_layers(name, module):
@@ -29,7 +29,7 @@ def last_layers(name, module):
 @pytest.mark.parametrize("name", ["vit", "resnet", "torchvision-swin"])
 def test_without_a_unit_is_with_its_last_weights_zero(name, folder):
     model = small(name)
-    units, (images, _) = units_of(model), images_of(model, folder)
+    units, (images, _) = find_branches(model), images_of(model, folder)
     for i in range(1, len(units)):
         zeroed = copy.deepcopy(model.module)
         last = last_layers(name, zeroed)[i - 1]
@@ -42,7 +42,7 @@ def test_without_a_unit_is_with_its_last_weights_zero(name, folder):
 @pytest.mark.parametrize("name", [*MODELS, "resnet", "resnet-preact", "pit", "convnext", "torchvision-swin"])
 def test_to_go_on_from_the_shortcut_is_to_run_it_all(name):
     model = classifier(name) if name in MODELS else small(name)
-    units = [unit for unit in units_of(model) if unit.kind != "embed"]
+    units = [unit for unit in find_branches(model) if unit.kind != "embed"]
     images = torch.randn(3, 3, 32, 32)
     _, starts = whole(model, images, units)
     for i in range(len(units)):
@@ -55,13 +55,13 @@ def test_lesions_are_paired_differences(name, folder):
     model = small(name) if name != "timm-swin" else classifier(name)
     folder = replace(folder, classes=model.classes)  # swin has two more
     found = lesions(model, folder, batch_size=5)
-    units = [unit for unit in units_of(model) if unit.kind != "embed"]
+    units = [unit for unit in find_branches(model) if unit.kind != "embed"]
     images, labels = images_of(model, folder)
     with torch.inference_mode():
         whole = model(images)
     assert found.accuracy.value == pytest.approx((whole.argmax(-1) == labels).float().mean().item())
     assert found.nll.value == pytest.approx(F.cross_entropy(whole, labels).item(), rel=1e-4)
-    expected = [[i] for i in range(len(units))] + [block for block in blocks_of(units) if len(block) > 1]
+    expected = [[i] for i in range(len(units))] + [block for block in group_blocks(units) if len(block) > 1]
     assert len(found.units + found.blocks) == len(expected)
     for lesion, removed in zip(found.units + found.blocks, expected, strict=True):
         logits = without(model, images, units, removed)
@@ -100,4 +100,4 @@ def test_a_model_that_looks_back_is_run_whole(folder):
 def test_the_embedding_cannot_be_removed():
     model = small("vit")
     with pytest.raises(ValueError, match="the embedding has no shortcut"):
-        without(model, torch.randn(2, 3, 32, 32), units_of(model), [0])
+        without(model, torch.randn(2, 3, 32, 32), find_branches(model), [0])

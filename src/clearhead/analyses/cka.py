@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.loading import ImageDataset, loader
-from clearhead.layers.units import LayersError, Unit, forward, still, units_of
+from clearhead.layers.branches import LayersError, ResidualBranch, find_branches, hooked_forward, repeatable_forward
 from clearhead.models import Classifier
 
 
@@ -72,8 +72,8 @@ def cka(
     rounds: Iterable = zip(*loaders, strict=True)
     with ExitStack() as stack:
         for one in models:
-            stack.enter_context(still(one))
-        units = [units_of(one) for one in models]
+            stack.enter_context(repeatable_forward(one))
+        units = [find_branches(one) for one in models]
         for batches in progress(rounds, len(loaders[0])) if progress else rounds:
             if len(batches[0]["image"]) < size:
                 break
@@ -87,7 +87,7 @@ def cka(
     return Similarity(names[0], names[-1], alike.tolist(), count // size * size, size)
 
 
-def _grams(model: Classifier, units: list[Unit], images: Tensor) -> Tensor:
+def _grams(model: Classifier, units: list[ResidualBranch], images: Tensor) -> Tensor:
     """The U-centred Gram matrix of the images at each unit: units x n², in float64; its products are n (n - 3) HSIC."""
     found: list[Tensor] = []
 
@@ -98,7 +98,7 @@ def _grams(model: Classifier, units: list[Unit], images: Tensor) -> Tensor:
         found.append(centred(x @ x.T).flatten())
         return made
 
-    forward(model, images.to(next(model.module.parameters()).device, non_blocking=True), units, measure)
+    hooked_forward(model, images.to(next(model.module.parameters()).device, non_blocking=True), units, measure)
     return torch.stack(found)
 
 

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.loading import ImageDataset, loader
-from clearhead.layers.units import LayersError, Unit, forward, positions, still, units_of
+from clearhead.layers.branches import (
+    LayersError,
+    ResidualBranch,
+    find_branches,
+    flatten_positions,
+    hooked_forward,
+    repeatable_forward,
+)
 from clearhead.metrics.statistics import Estimate, mean
 from clearhead.models import Classifier
 
@@ -27,7 +34,7 @@ class FeatureMap:
     """The feature map of one unit, over images.
 
     Attributes:
-        unit, kind, depth: which unit, as in ``Unit``.
+        unit, kind, depth: which unit, as in ``ResidualBranch``.
         height, width: its grid of positions.
         frequency: of each amplitude, in units of π (radians a position).
         amplitude: relative log amplitude at each frequency, mean over images; 0 at frequency 0.
@@ -136,8 +143,8 @@ def feature_maps(
     """
     device = next(model.module.parameters()).device
     batches = loader(ImageDataset(folder, model.preprocess), batch_size, workers)
-    with still(model):
-        every = units_of(model)
+    with repeatable_forward(model):
+        every = find_branches(model)
         units = [unit for unit in every if unit.layout]
         if not units:
             shape = " x ".join(map(str, every[-1].shape))
@@ -150,18 +157,18 @@ def feature_maps(
         def measure(i: int, value: Callable[[], Tensor], _shortcut: Tensor | None) -> Tensor:
             made, layout = value(), units[i].layout
             assert layout
-            x = positions(made, layout)
+            x = flatten_positions(made, layout)
             found[i]["amplitude"].append(log_amplitudes(x, layout.height, layout.width))
             found[i]["variance"].append(variances(x))
             return made
 
         for batch in progress(batches, len(batches)) if progress else batches:
-            forward(model, batch["image"].to(device, non_blocking=True), units, measure)
+            hooked_forward(model, batch["image"].to(device, non_blocking=True), units, measure)
     numbers = [{name: torch.cat(values).double().cpu().numpy() for name, values in each.items()} for each in found]
     return _summed_up(every, numbers, seed)
 
 
-def _summed_up(every: list[Unit], numbers: list[dict[str, np.ndarray]], seed: int) -> FeatureMaps:
+def _summed_up(every: list[ResidualBranch], numbers: list[dict[str, np.ndarray]], seed: int) -> FeatureMaps:
     """`numbers` are those of the units that have a grid, in order."""
     maps, before, rest = [], None, iter(numbers)
     changes: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)

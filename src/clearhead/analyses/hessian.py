@@ -15,8 +15,8 @@ import numpy as np
 from clearhead.data.augment import Augmentation, augmentation, mixed
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.loading import ImageDataset, loader
-from clearhead.landscape.hessian import LandscapeError, eigenvalues, hessian, loss_of
-from clearhead.landscape.spectral_density import Density, Trace, density, trace
+from clearhead.landscape.hessian import LandscapeError, eigenvalues, hessian, loss_closure
+from clearhead.landscape.spectrum import SpectralDensity, Trace, spectral_density, trace
 from clearhead.metrics.statistics import Estimate, mean
 from clearhead.models import Classifier
 
@@ -34,7 +34,7 @@ class BatchSpectrum:
     highest: float
     products: int
     error: float
-    density: Density | None = None
+    density: SpectralDensity | None = None
     trace: Trace | None = None
 
 
@@ -115,11 +115,11 @@ def spectra(
         if mixup or cutmix or label_smoothing:
             soft = {"mixup": mixup, "cutmix": cutmix, "label_smoothing": label_smoothing}
             image, target = mixed(image, target, len(model.classes), **soft, seed=(seed, number))
-        loss = loss_of(model, image.to(device), target.to(device))
+        loss = loss_closure(model, image.to(device), target.to(device))
         with hessian(model.module, loss, weight_decay=weight_decay) as matrix:
             e = eigenvalues(matrix, k, tolerance=tolerance, seed=seed)
             probe = seed + number  # other random vectors for each batch: their errors do not add up
-            bulk = (density(matrix, seed=probe), trace(matrix, seed=probe)) if whole else (None, None)
+            bulk = (spectral_density(matrix, seed=probe), trace(matrix, seed=probe)) if whole else (None, None)
             return BatchSpectrum(matrix.loss, e.values, e.lowest, e.highest, e.products, e.error, *bulk)
 
     found = [of_batch(number, batch) for number, batch in enumerate(progress(drawn, count) if progress else drawn)]

@@ -15,8 +15,8 @@ from torch import Tensor
 from clearhead.data.dataset import ImageIndex, require_classes
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.errors import ClearheadError
+from clearhead.layers.branches import ResidualBranch, find_branches, group_blocks, hooked_forward, repeatable_forward
 from clearhead.layers.prefix_caching import Outline, stand_in
-from clearhead.layers.units import Unit, blocks_of, forward, still, units_of
 from clearhead.metrics.statistics import Estimate, accuracy_difference, mean, mean_difference, proportion
 from clearhead.models import Classifier
 from clearhead.models.classifier import require_not_nan
@@ -85,9 +85,9 @@ def lesions(
     require_classes(folder, model.classes)
     device = next(model.module.parameters()).device
     batches = loader(ImageDataset(folder, model.preprocess), batch_size, workers)
-    with still(model):
-        units = [unit for unit in units_of(model) if unit.kind != "embed"]
-        blocks = [block for block in blocks_of(units) if len(block) > 1]
+    with repeatable_forward(model):
+        units = [unit for unit in find_branches(model) if unit.kind != "embed"]
+        blocks = [block for block in group_blocks(units) if len(block) > 1]
         cut = [[i] for i in range(len(units))] + blocks
         resumes = _resumes(model, units)
         found: list[list[Tensor]] = [[] for _ in range(1 + len(cut))]
@@ -118,7 +118,7 @@ class Starts:
     outline: Outline
 
 
-def whole(model: Classifier, images: Tensor, units: Sequence[Unit]) -> tuple[Tensor, Starts]:
+def whole(model: Classifier, images: Tensor, units: Sequence[ResidualBranch]) -> tuple[Tensor, Starts]:
     """The logits (B x classes) of the whole model, and what ``without`` can go on from for these images."""
     starts = Starts([], Outline())
 
@@ -126,18 +126,22 @@ def whole(model: Classifier, images: Tensor, units: Sequence[Unit]) -> tuple[Ten
         starts.shortcuts.append(images[:0] if shortcut is None else shortcut.clone())
         return value()
 
-    return forward(model, images, units, keep, starts.outline.note), starts
+    return hooked_forward(model, images, units, keep, starts.outline.note), starts
 
 
 def without(
-    model: Classifier, images: Tensor, units: Sequence[Unit], removed: Sequence[int], starts: Starts | None = None
+    model: Classifier,
+    images: Tensor,
+    units: Sequence[ResidualBranch],
+    removed: Sequence[int],
+    starts: Starts | None = None,
 ) -> Tensor:
     """The logits (B x classes) of the model without some of its units.
 
     Args:
         model: the classifier.
         images: B x 3 x H x W.
-        units: as ``units_of`` gives them.
+        units: as ``find_branches`` gives them.
         removed: positions in `units`, the first one first; the embedding cannot be removed.
         starts: from ``whole`` for the same images: then all before the first one is not computed again.
 
@@ -156,12 +160,12 @@ def without(
         return (starts.shortcuts[first] if starts and i == first else shortcut).clone()
 
     if starts is None:
-        return forward(model, images, units, at)
-    return forward(model, stand_in(images), units, at, starts.outline.from_call(units[first].call))
+        return hooked_forward(model, images, units, at)
+    return hooked_forward(model, stand_in(images), units, at, starts.outline.from_call(units[first].call))
 
 
 @torch.inference_mode()
-def _resumes(model: Classifier, units: Sequence[Unit]) -> list[bool]:
+def _resumes(model: Classifier, units: Sequence[ResidualBranch]) -> list[bool]:
     """For each unit whether the model without it gives the same gone on from there as from the start: tried out."""
     like = next(model.module.parameters())
     images = torch.randn(2, 3, *model.preprocess.size, generator=torch.Generator().manual_seed(1)).to(like)
@@ -185,5 +189,5 @@ def _scores(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([right.float(), F.cross_entropy(logits, labels, reduction="none")])
 
 
-def _block_name(units: Sequence[Unit], block: Sequence[int]) -> str:
+def _block_name(units: Sequence[ResidualBranch], block: Sequence[int]) -> str:
     return min((units[i].module for i in block), key=len)

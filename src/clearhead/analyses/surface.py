@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.errors import ClearheadError
-from clearhead.landscape.hessian import LandscapeError, eigenvalues, hessian, loss_of
+from clearhead.landscape.hessian import LandscapeError, eigenvalues, hessian, loss_closure
 from clearhead.models import Classifier
 from clearhead.models.classifier import copied, logits
 
@@ -151,7 +151,7 @@ def surface(
     if along == "random":
         directions = random_directions(module, dims, seed=seed)
     else:
-        directions, curvature = eigenvector_directions(module, loss_of(model, *batches[0]), dims, seed=seed)
+        directions, curvature = eigenvector_directions(module, loss_closure(model, *batches[0]), dims, seed=seed)
     steps = np.linspace(-span, span, points).tolist()
     grid = list(itertools.product(steps, repeat=dims))
     centre = torch.stack(on_points(module, directions, [(0.0,) * dims], batches))

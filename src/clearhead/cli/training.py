@@ -200,17 +200,17 @@ def repair(
         str | None, typer.Option(help="Last, all, or positions; last for exhaustive, else all.", rich_help_panel=_HEADS)
     ] = None,
     objective: Annotated[
-        Literal["accuracy", "worst-group", "foreground"] | None,
+        Literal["accuracy", "worst-group", "relevance-mass"] | None,
         typer.Option(help="What is to be highest; by default what groups and masks allow.", rich_help_panel=_HEADS),
     ] = None,
     ablation: Annotated[
         Literal["rescale", "mean"],
         typer.Option(help="Scale the kept heads, or put a removed head's mean output.", rich_help_panel=_HEADS),
     ] = "rescale",
-    shrink: Annotated[
+    prune: Annotated[
         bool,
         typer.Option(
-            "--shrink", help="With --search importance: a smaller model (Hugging Face's).", rich_help_panel=_HEADS
+            "--prune", help="With --search importance: a smaller model (Hugging Face's).", rich_help_panel=_HEADS
         ),
     ] = False,
     mixed_precision: Precision = "no",
@@ -245,7 +245,7 @@ def repair(
     loss = mask_loss(method, terms)
     if method == "heads":
         options |= {"search": search, "objective": objective, "ablation": ablation, "seed": seed, "workers": workers}
-        options |= {"layers": None if layers is None else layers_of(layers), "shrink": shrink}
+        options |= {"layers": None if layers is None else layers_of(layers), "prune": prune}
         console.tell_training(workflows.run_select(model, data, folder, **options), folder)
         return
     settings = TrainConfig(

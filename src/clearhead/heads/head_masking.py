@@ -70,7 +70,7 @@ def attention_layers(model: Classifier, images: Tensor) -> list[Layer]:
 
 @dataclass(frozen=True)
 class HeadMaskRunner:
-    """A layer of a model, ready to be run under many scalings: made by `branch`.
+    """A layer of a model, ready to be run under many scalings: made by `head_mask_runner`.
 
     Attributes:
         model: the classifier.
@@ -90,14 +90,14 @@ class HeadMaskRunner:
     def logits(self, images: Tensor, heads: HeadMask) -> Tensor:
         """Logits of B images under each of S scalings, S x B x classes."""
         if self.block is None:
-            return torch.cat([self._whole(images, heads[i : i + 1]) for i in range(len(heads.scales))])
+            return torch.cat([self._full_pass(images, heads[i : i + 1]) for i in range(len(heads.scales))])
         grid = self.model.grid
         tokens = self.tokens or (grid.prefix + grid.height * grid.width if grid else 256)
         count = len(heads.scales)
         width = min(len(images), max(1, _ROWS // (tokens * count)))
         depth = max(1, _ROWS // (tokens * width))
         parts = [
-            torch.cat([self._branched(part, heads[i : i + depth]) for i in range(0, count, depth)])
+            torch.cat([self._expanded(part, heads[i : i + depth]) for i in range(0, count, depth)])
             for part in images.split(width)
         ]
         return torch.cat(parts, 1)
@@ -105,11 +105,11 @@ class HeadMaskRunner:
     def _fixed(self) -> dict[str | int, HeadIntervention]:
         return {name: _one(heads) for name, heads in self.others.items()}
 
-    def _whole(self, images: Tensor, heads: HeadMask) -> Tensor:
+    def _full_pass(self, images: Tensor, heads: HeadMask) -> Tensor:
         with tap(self.model.module, heads=self._fixed() | {self.layer.name: _one(heads)}):
             return self.model(images)[None]
 
-    def _branched(self, images: Tensor, heads: HeadMask) -> Tensor:
+    def _expanded(self, images: Tensor, heads: HeadMask) -> Tensor:
         """One pass in which the images become S x B rows where the block begins."""
         block, rows = self.model.module.get_submodule(str(self.block)), slice(0, self.tokens)
         outputs: list[Tensor] = []
@@ -140,7 +140,7 @@ class HeadMaskRunner:
             handle.remove()
 
 
-def branch(model: Classifier, layer: Layer, images: Tensor) -> HeadMaskRunner:
+def head_mask_runner(model: Classifier, layer: Layer, images: Tensor) -> HeadMaskRunner:
     """A layer ready to be run under many scalings, in the cheapest way that gives this model's logits on two images."""
     slow = HeadMaskRunner(model, layer)
     images = images[:2]

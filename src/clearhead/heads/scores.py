@@ -22,7 +22,7 @@ from clearhead.data.image_io import DataError
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.heads.diversity import similarity
 from clearhead.heads.gradients import Layers, by_image, pick, through_heads
-from clearhead.heads.head_masking import HeadMask, HeadMaskRunner, Layer, attention_layers, branch
+from clearhead.heads.head_masking import HeadMask, HeadMaskRunner, Layer, attention_layers, head_mask_runner
 from clearhead.metrics.statistics import Estimate, proportion
 from clearhead.models import Classifier
 from clearhead.models.classifier import evaluation_mode, require_not_nan
@@ -143,19 +143,19 @@ def score_heads(
     attributes = attributes or {}
     batches = loader(ImageDataset(folder, model.preprocess), batch_size, workers)
     device = next(model.module.parameters()).device
-    branches: list[HeadMaskRunner] = []
+    runners: list[HeadMaskRunner] = []
     sums: dict[str, list[Tensor]] = defaultdict(list)
     right: list[Tensor] = []
     given: list[list[Tensor]] = []
     with evaluation_mode(model.module):
         for batch in progress(batches, len(batches)) if progress else batches:
             images, labels = batch["image"].to(device), batch["label"].to(device)
-            if not branches:
+            if not runners:
                 found = attention_layers(model, images)
-                branches = [branch(model, layer, images) for layer in pick(found, layers)]
-            logits = _look(model, images, labels, batch["mask"].to(device), batch["has_mask"], branches, sums)
+                runners = [head_mask_runner(model, layer, images) for layer in pick(found, layers)]
+            logits = _look(model, images, labels, batch["mask"].to(device), batch["has_mask"], runners, sums)
             right.append((require_not_nan(logits).argmax(-1) == labels).cpu())
-            given.append([b.logits(images, _variants(b.layer)).argmax(-1).cpu() for b in branches])
+            given.append([b.logits(images, _variants(b.layer)).argmax(-1).cpu() for b in runners])
     answers = [torch.cat(parts, 1).numpy() for parts in zip(*given, strict=True)]  # 2H x N a layer
     labels_all = np.array([sample.label for sample in folder.samples])
     expected = {
@@ -164,7 +164,7 @@ def score_heads(
     }
     area = torch.cat(sums.pop("area")) if sums.get("area") else None
     heads, alike = [], {}
-    for b, predicted in zip(branches, answers, strict=True):
+    for b, predicted in zip(runners, answers, strict=True):
         layer = b.layer
         means = {key: torch.cat(sums[f"{key} {layer.index}"]).nanmean(0) for key in _LOOKED}
         alike[str(layer.index)] = torch.cat(sums[f"similarity {layer.index}"]).mean(0).tolist()
@@ -215,13 +215,13 @@ def _look(
     labels: Tensor,
     mask: Tensor,
     has_mask: Tensor,
-    branches: list[HeadMaskRunner],
+    runners: list[HeadMaskRunner],
     sums: dict[str, list[Tensor]],
 ) -> Tensor:
     """What one recorded pass and its gradients tell of each head of each image, added to `sums`; the logits."""
     with torch.inference_mode(False), torch.enable_grad(), tap(model.module, needs_grad=True) as record:
         logits = model(images.clone().requires_grad_())
-        chosen = [record[b.layer.index] for b in branches]
+        chosen = [record[b.layer.index] for b in runners]
         outputs = [layer.output for layer in chosen]
         loss = F.cross_entropy(logits, labels, reduction="sum")
         of_loss = torch.autograd.grad(loss, outputs, retain_graph=True)
@@ -234,7 +234,7 @@ def _look(
         inside = _on_grid(model, mask, has_mask)
         if inside is not None and has_mask.any():
             sums["area"].append(inside[has_mask.to(inside.device)].mean(1).cpu())
-        for b, layer, to_loss, to_logit, cosines in zip(branches, chosen, of_loss, of_logit, alike, strict=True):
+        for b, layer, to_loss, to_logit, cosines in zip(runners, chosen, of_loss, of_logit, alike, strict=True):
             found = {"importance": _importance(layer, to_loss, len(images))}
             found["similarity"] = by_image(cosines, len(images)).mean(1)
             found |= _attended(model, layer, to_logit, inside, len(images))

@@ -27,7 +27,7 @@ from clearhead.data.loading import ImageDataset, loader
 from clearhead.errors import ClearheadError
 from clearhead.heads.fold import fold_heads
 from clearhead.heads.gradients import Layers, pick
-from clearhead.heads.head_masking import HeadMask, HeadMaskRunner, attention_layers, branch
+from clearhead.heads.head_masking import HeadMask, HeadMaskRunner, attention_layers, head_mask_runner
 from clearhead.heads.scores import head_importance
 from clearhead.models import Classifier
 from clearhead.models.classifier import evaluation_mode, require_not_nan
@@ -35,13 +35,13 @@ from clearhead.prediction.predict import foreground_shares
 from clearhead.tap import tap
 
 Search = Literal["exhaustive", "greedy", "importance"]
-Objective = Literal["accuracy", "worst-group", "foreground"]
+Objective = Literal["accuracy", "worst-group", "relevance-mass"]
 Progress = Callable[[Iterable, int, str], Iterable]
 
 MOST_EXHAUSTIVE = 12
 """Heads of a layer whose every subset is tried."""
 MOST_EXHAUSTIVE_BY_MAPS = 4
-"""The same where each candidate takes a map of every image (foreground)."""
+"""The same where each candidate takes a map of every image (relevance-mass)."""
 _FOLDS, _REPEATS = 5, 20
 
 
@@ -52,10 +52,10 @@ class Selection:
     Attributes:
         search: how they were searched for.
         objective: what was to be highest.
-        kept: for each layer searched, by its module's name, whether each head is kept.
+        kept_heads: for each layer searched, by its module's name, whether each head is kept.
         before: the objective on the selection images with all heads.
         after: and with the kept ones.
-        optimism: by how much `after` is expected to be too high; None where it was not estimated (foreground).
+        optimism: by how much `after` is expected to be too high; None where it was not estimated (relevance-mass).
         tried: number of candidates.
         images: number of images the choice was made on.
         smallest: number in the smallest group, where groups are the objective; else all of them.
@@ -63,7 +63,7 @@ class Selection:
 
     search: Search
     objective: Objective
-    kept: dict[str, list[bool]]
+    kept_heads: dict[str, list[bool]]
     before: float
     after: float
     optimism: float | None
@@ -83,7 +83,7 @@ class _Task:
     model: Classifier
     folder: ImageIndex
     first: Tensor
-    branches: list[HeadMaskRunner]
+    runners: list[HeadMaskRunner]
     objective: Objective
     parts: list[np.ndarray]
     labels: np.ndarray
@@ -152,8 +152,9 @@ def select_heads(
         folder: images to choose by, of the shifted distribution if there are any; never the test images.
         search: ``exhaustive`` (one layer of at most 12 heads), ``greedy`` or ``importance``.
         layers: which; by default the last for exhaustive and all for the others.
-        objective: ``accuracy``, ``worst-group`` (accuracy of the worst group) or ``foreground`` (share of the relevance
-            in the foreground); by default worst-group where there are groups, else foreground where there are masks.
+        objective: ``accuracy``, ``worst-group`` (accuracy of the worst group) or ``relevance-mass`` (share of
+            the relevance in the foreground); default: worst-group with groups, else relevance-mass with masks, else
+            accuracy.
         group_columns: metadata columns that make the groups, None for all.
         ablation: ``rescale`` scales the kept heads by H / kept, ``mean`` puts the mean output of a removed head over
             images and tokens in its place.
@@ -178,8 +179,8 @@ def select_heads(
             "objective worst-group needs groups: no column of metadata.csv besides file and split (or of those named) "
             "divides the images of a class"
         )
-    if objective == "foreground" and not any(sample.mask for sample in folder.samples):
-        raise DataError("objective foreground needs images with masks; there is accuracy and worst-group besides")
+    if objective == "relevance-mass" and not any(sample.mask for sample in folder.samples):
+        raise DataError("objective relevance-mass needs images with masks; there is accuracy and worst-group besides")
     device = next(model.module.parameters()).device
     first = next(iter(loader(ImageDataset(folder, model.preprocess), min(2, len(folder.samples)), 0)))["image"].to(
         device
@@ -192,12 +193,12 @@ def select_heads(
         chosen = pick(attention_layers(model, first), default if layers is None else layers)
         whole_layers = {layer.name: HeadMask(torch.ones(1, layer.num_heads)) for layer in chosen}
         fold_heads(model, whole_layers, first)  # refuses what could not be folded after the search
-        branches = [branch(model, layer, first) for layer in chosen]
+        runners = [head_mask_runner(model, layer, first) for layer in chosen]
         parts = [np.arange(len(labels))]
         if objective == "worst-group":
             parts = [np.flatnonzero(groups == name) for name in np.unique(groups)]
         task = _Task(
-            model, folder, first, branches, objective, parts, labels, {}, batch_size, workers, progress, uniform
+            model, folder, first, runners, objective, parts, labels, {}, batch_size, workers, progress, uniform
         )
         if ablation == "mean":
             task = replace(task, fills=_mean_outputs(task))
@@ -208,7 +209,7 @@ def select_heads(
         selection = Selection(
             search=search,
             objective=objective,
-            kept={name: list(keep) for name, keep in masks[best].items()},
+            kept_heads={name: list(keep) for name, keep in masks[best].items()},
             before=float(values[whole]),
             after=float(values[best]),
             optimism=None if correct is None else _optimism(task, counts, correct, seed),
@@ -222,7 +223,7 @@ def select_heads(
 def _default_objective(folder: ImageIndex, groups: np.ndarray, labels: np.ndarray) -> Objective:
     if len(np.unique(groups)) > len(np.unique(labels)):
         return "worst-group"
-    return "foreground" if any(sample.mask for sample in folder.samples) else "accuracy"
+    return "relevance-mass" if any(sample.mask for sample in folder.samples) else "accuracy"
 
 
 def _count(mask: Mask) -> int:
@@ -239,10 +240,10 @@ Found = tuple[list[Mask], np.ndarray | None, np.ndarray]
 
 
 def _exhaustive(task: _Task) -> Found:
-    if len(task.branches) > 1:
-        raise ClearheadError(f"search exhaustive: one layer at a time, got {len(task.branches)}; greedy takes several")
-    layer = task.branches[0].layer
-    most = MOST_EXHAUSTIVE_BY_MAPS if task.objective == "foreground" else MOST_EXHAUSTIVE
+    if len(task.runners) > 1:
+        raise ClearheadError(f"search exhaustive: one layer at a time, got {len(task.runners)}; greedy takes several")
+    layer = task.runners[0].layer
+    most = MOST_EXHAUSTIVE_BY_MAPS if task.objective == "relevance-mass" else MOST_EXHAUSTIVE
     if layer.num_heads > most:
         raise ClearheadError(
             f"search exhaustive: '{layer.name}' has {layer.num_heads} heads, and {2**layer.num_heads - 1} subsets are "
@@ -268,7 +269,7 @@ def _greedy(task: _Task) -> Found:
 
 
 def _all_heads(task: _Task) -> Mask:
-    return {b.layer.name: (True,) * b.layer.num_heads for b in task.branches}
+    return {b.layer.name: (True,) * b.layer.num_heads for b in task.runners}
 
 
 def _one_fewer(mask: Mask) -> list[Mask]:
@@ -282,7 +283,7 @@ def _one_fewer(mask: Mask) -> list[Mask]:
 
 
 def _importance(task: _Task) -> Found:
-    layers = [b.layer.index for b in task.branches]
+    layers = [b.layer.index for b in task.runners]
     found = head_importance(task.model, task.folder, layers, task.batch_size, task.workers)
     # as Michel et al., by the length of a layer's importances: without it whole layers would go first
     ranked = sorted(
@@ -318,7 +319,7 @@ _SEARCHES: dict[Search, Callable[[_Task], Found]] = {
 
 def _measured(task: _Task, masks: list[Mask], title: str) -> Found:
     """The candidates and their objective. Those that differ in one layer only share the passes before it."""
-    if task.objective == "foreground":
+    if task.objective == "relevance-mass":
         tracked = task.progress(masks, len(masks), title) if task.progress else masks
         return masks, None, np.array([_foreground(task, mask) for mask in tracked])
     jobs = _jobs(task, masks)
@@ -337,13 +338,13 @@ def _jobs(task: _Task, masks: list[Mask]) -> list[tuple[HeadMaskRunner, list[int
     """Candidates that differ in one layer only put together at that layer; those left over each for itself."""
     jobs: list[tuple[HeadMaskRunner, list[int]]] = []
     left = dict(enumerate(masks))
-    for ready in reversed(task.branches):
+    for ready in reversed(task.runners):
         name = ready.layer.name
         alike: dict[tuple, list[int]] = {}
         for i, mask in left.items():
             alike.setdefault(tuple((n, keep) for n, keep in mask.items() if n != name), []).append(i)
         for others, members in alike.items():
-            if len(members) > 1 or ready is task.branches[0]:
+            if len(members) > 1 or ready is task.runners[0]:
                 jobs.append((replace(ready, others=task.fixed(dict(others))), members))
                 left = {i: mask for i, mask in left.items() if i not in members}
     return jobs
@@ -366,7 +367,7 @@ def _mean_outputs(task: _Task) -> dict[str, Tensor]:
     for batch in task.batches("mean outputs"):
         with tap(task.model.module) as record:
             task.model(batch["image"].to(device))
-        for ready in task.branches:
+        for ready in task.runners:
             output = record[ready.layer.index].output
             sums[ready.layer.name] = sums.get(ready.layer.name, torch.zeros(1, device=device)) + output.mean(-2).sum(0)
             rows[ready.layer.name] += len(output)

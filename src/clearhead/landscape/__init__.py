@@ -1,22 +1,22 @@
 """The loss as a function of the weights: Hessian products, the density of the spectrum, the training trajectory."""
 
-from clearhead.landscape.hessian import Check, Eigenvalues, Hessian, LandscapeError, check, eigenvalues, hessian
-from clearhead.landscape.spectral_density import Density, Trace, density, together, trace
+from clearhead.landscape.hessian import Eigenvalues, Hessian, HvpCheck, LandscapeError, check_hvp, eigenvalues, hessian
+from clearhead.landscape.spectrum import SpectralDensity, Trace, pool_densities, spectral_density, trace
 from clearhead.landscape.trajectory import Trajectory, trajectory, weight_vector
 
 __all__ = [
-    "Check",
-    "Density",
     "Eigenvalues",
     "Hessian",
+    "HvpCheck",
     "LandscapeError",
+    "SpectralDensity",
     "Trace",
     "Trajectory",
-    "check",
-    "density",
+    "check_hvp",
     "eigenvalues",
     "hessian",
-    "together",
+    "pool_densities",
+    "spectral_density",
     "trace",
     "trajectory",
     "weight_vector",

@@ -137,7 +137,9 @@ def hessian(module: nn.Module, loss: Callable[[], Tensor], *, weight_decay: floa
 
         def gradient_at(v: Tensor) -> Tensor:
             parts = v.split([p.numel() for p in parameters])
-            with moved(module, parameters, [part.view_as(p) for p, part in zip(parameters, parts, strict=True)]):
+            with shifted_weights(
+                module, parameters, [part.view_as(p) for p, part in zip(parameters, parts, strict=True)]
+            ):
                 found = torch.autograd.grad(loss(), parameters, materialize_grads=True)
                 here = torch.cat([p.data.flatten() for p in parameters])
             return torch.cat([part.flatten() for part in found]).add_(here, alpha=weight_decay)
@@ -148,7 +150,7 @@ def hessian(module: nn.Module, loss: Callable[[], Tensor], *, weight_decay: floa
 
 
 @contextmanager
-def moved(module: nn.Module, parameters: Sequence[nn.Parameter], by: Sequence[Tensor]) -> Iterator[None]:
+def shifted_weights(module: nn.Module, parameters: Sequence[nn.Parameter], by: Sequence[Tensor]) -> Iterator[None]:
     """A block in which parameters of a module in eval mode are moved.
 
     Other tensors stand in for them, so a graph that is kept still holds.
@@ -165,7 +167,7 @@ def moved(module: nn.Module, parameters: Sequence[nn.Parameter], by: Sequence[Te
         module.eval()
 
 
-def loss_of(model: Classifier, image: Tensor, label: Tensor) -> Callable[[], Tensor]:
+def loss_closure(model: Classifier, image: Tensor, label: Tensor) -> Callable[[], Tensor]:
     """The mean cross-entropy of a batch (B x 3 x H x W; B, or B x classes), to be computed anew at each call."""
     return lambda: F.cross_entropy(model(image), label)
 
@@ -271,14 +273,14 @@ _EVERY = 5
 
 
 @dataclass(frozen=True)
-class Check:
-    """How far products with a Hessian are from what they must be; see ``check``."""
+class HvpCheck:
+    """How far products with a Hessian are from what they must be; see ``check_hvp``."""
 
     symmetry: float
     difference: float
 
 
-def check(matrix: Hessian, *, seed: int = 0) -> Check:
+def check_hvp(matrix: Hessian, *, seed: int = 0) -> HvpCheck:
     """Whether the products with a Hessian can be trusted, for a model or a loss not met before.
 
     symmetry is |<u, Hv> - <v, Hu>| over |u| |Hv|. difference is |Hv - (g(hv) - g(-hv)) / 2h| over |Hv|, taken for each
@@ -305,4 +307,4 @@ def check(matrix: Hessian, *, seed: int = 0) -> Check:
     lengths = torch.stack([part.norm() for part in hv.split(sizes)])
     counted = lengths >= 1e-4 * lengths.max()
     relative = errors[counted] / lengths[counted].clamp(min=torch.finfo(v.dtype).tiny)
-    return Check(float(symmetry), float(relative.max()))
+    return HvpCheck(float(symmetry), float(relative.max()))

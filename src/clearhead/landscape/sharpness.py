@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from clearhead.landscape.hessian import LandscapeError, moved
+from clearhead.landscape.hessian import LandscapeError, shifted_weights
 from clearhead.models.classifier import evaluation_mode
 
 
@@ -31,5 +31,5 @@ def sharpness(module: nn.Module, loss: Callable[[], Tensor], *, radius: float = 
         if not torch.isfinite(value):
             raise LandscapeError(f"the loss is {value.item()}: it has no sharpness there")
         norm = torch.stack([part.norm() for part in gradient]).norm().clamp(min=torch.finfo(value.dtype).tiny)
-        with torch.no_grad(), moved(module, parameters, [part * (radius / norm) for part in gradient]):
+        with torch.no_grad(), shifted_weights(module, parameters, [part * (radius / norm) for part in gradient]):
             return (loss() - value).item()

@@ -1,5 +1,23 @@
 """The residual branches of a model, found by watching one forward pass, and a forward pass that stops at each."""
 
-from clearhead.layers.units import LayersError, Layout, Unit, blocks_of, forward, positions, still, units_of
+from clearhead.layers.branches import (
+    LayersError,
+    Layout,
+    ResidualBranch,
+    find_branches,
+    flatten_positions,
+    group_blocks,
+    hooked_forward,
+    repeatable_forward,
+)
 
-__all__ = ["LayersError", "Layout", "Unit", "blocks_of", "forward", "positions", "still", "units_of"]
+__all__ = [
+    "LayersError",
+    "Layout",
+    "ResidualBranch",
+    "find_branches",
+    "flatten_positions",
+    "group_blocks",
+    "hooked_forward",
+    "repeatable_forward",
+]

@@ -1,7 +1,7 @@
 """One forward pass, watched: which tensors stem from which, and which additions are residual sums.
 
-A residual sum adds to a tensor, the shortcut, what was computed from it, the branch. That shows in the lineage of the
-two operands alone, whatever the module is called: the branch has been worked on (by a linear layer, a convolution,
+A residual sum adds to a tensor, the shortcut, what was computed from it, the branch. That shows in the provenance of
+the two operands alone, whatever the module is called: the branch has been worked on (by a linear layer, a convolution,
 attention, ...) since their common ancestor, and the shortcut has not, or less. The sums of GELU's formula, of rotary
 position embeddings, of position biases and masks are no residual sums by this test; of nested sums the outer counts.
 """
@@ -90,7 +90,7 @@ class Calls(TorchFunctionMode):
         return self.act(call, name, lambda: func(*args, **kwargs), (*args, *kwargs.values()))
 
 
-class Lineage:
+class Provenance:
     """What stems from what. A node is a tensor that stems from the input; sets of nodes are the bits of an integer."""
 
     def __init__(self, module: nn.Module, images: Tensor) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import gaussian_kde
 
 from clearhead.analyses.surface import Surface
-from clearhead.landscape import Density, Trajectory, together
+from clearhead.landscape import SpectralDensity, Trajectory, pool_densities
 from clearhead.metrics.statistics import Estimate, number
 from clearhead.report import plots
 from clearhead.report.page import Figure, Row, Section, Table
@@ -41,7 +41,7 @@ def spectrum_sections(run: SpectrumResults) -> list[Section]:
             plot = plots.lines(points, title, across, "density", unit="", markers=False, log=log)
             sections.append(Figure(title, text + of, plot))
     whole = {
-        name: together(b.density for b in found.batches if b.density)
+        name: pool_densities(b.density for b in found.batches if b.density)
         for name, found in shown.items()
         if found.batches[0].density
     }
@@ -112,7 +112,7 @@ def _density(values: np.ndarray, log: bool) -> list[tuple[float, float, float]]:
     return [(float(x), float(y), 0.0) for x, y in zip(10**grid if log else grid, gaussian_kde(at)(grid), strict=True)]
 
 
-def _whole(densities: Mapping[str, Density]) -> dict[str, list[tuple[float, float, float]]]:
+def _whole(densities: Mapping[str, SpectralDensity]) -> dict[str, list[tuple[float, float, float]]]:
     """Smooth densities on one grid, cut off a little below the lowest bump of a node at either end."""
     every = np.concatenate([part for d in densities.values() for part in d.nodes])
     low, high = float(every.min()), float(every.max())

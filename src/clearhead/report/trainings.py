@@ -63,10 +63,10 @@ def _selection(found: Selection) -> list[Section]:
         f"Of {found.tried:,} candidates ({found.search}) this choice has the highest {found.objective} on the "
         f"{found.images:,} validation images{small}. Chosen on them, it looks better there than it is."
     )
-    heads = max(map(len, found.kept.values()))
+    heads = max(map(len, found.kept_heads.values()))
     kept = [
         Row(name, ["kept" if h < len(keep) and keep[h] else "" for h in range(heads)])
-        for name, keep in found.kept.items()
+        for name, keep in found.kept_heads.items()
         if not all(keep)
     ]
     sections: list[Section] = [Table("Heads kept: what they do", ["all heads", "kept heads"], rows, text)]

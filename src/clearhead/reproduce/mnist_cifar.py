@@ -21,7 +21,7 @@ from torch import Tensor
 from clearhead.data.mnist_cifar import Part, mnist_cifar
 from clearhead.distributed import run_all
 from clearhead.heads import DiversityLoss
-from clearhead.heads.head_masking import HeadMask, attention_layers, branch
+from clearhead.heads.head_masking import HeadMask, attention_layers, head_mask_runner
 from clearhead.models import Classifier, Preprocessing, from_module
 from clearhead.runs import begin, written
 from clearhead.training.loop import Loss, cross_entropy
@@ -166,7 +166,7 @@ def _measure(model: Classifier, data: dict[str, tuple[Tensor, Tensor]]) -> list[
     kept = torch.tensor(SUBSETS, dtype=torch.float32)
     heads = HeadMask(kept * 4 / kept.sum(1, keepdim=True))
     first = data["id-val"][0][:2].float() / 255
-    ready = branch(model, attention_layers(model, first)[-1], first)
+    ready = head_mask_runner(model, attention_layers(model, first)[-1], first)
     columns = []
     for name in PARTS:
         images, labels = data[name]

@@ -228,7 +228,7 @@ def run_select(
     layers: str | Sequence[int] | None = None,
     objective: Objective | None = None,
     ablation: Literal["rescale", "mean"] = "rescale",
-    shrink: bool = False,
+    prune: bool = False,
     validation_split: str = "val",
     test_split: str | None = None,
     groups: list[str] | None = None,
@@ -241,7 +241,7 @@ def run_select(
 ) -> TrainingResults:
     """Keep the attention heads that hold up on the validation images. ``clearhead repair --method heads``.
 
-    The arguments are those of ``clearhead.heads.selection.select_heads``; `test_split` as in `run_repair`. `shrink`
+    The arguments are those of ``clearhead.heads.selection.select_heads``; `test_split` as in `run_repair`. `prune`
     takes the removed heads out of the model (``clearhead.heads.prune``).
     """
     arguments = given(locals()) | {"method": "heads"}
@@ -261,8 +261,8 @@ def run_select(
             "workers": workers,
             "progress": progress,
         }
-        repaired, selection = select_heads(on_device(classifier, device), validation, **options, uniform=shrink)
-        repaired = prune_heads(repaired, selection.kept) if shrink else repaired
+        repaired, selection = select_heads(on_device(classifier, device), validation, **options, uniform=prune)
+        repaired = prune_heads(repaired, selection.kept_heads) if prune else repaired
         check = _Check(groups, margin, seed, workers, test, device, progress)
         results = TrainingResults(method="heads", selection=selection)
         _conclude(out, arguments, started, classifier, repaired, [validation], results, check)

@@ -9,7 +9,7 @@ from clearhead.analyses.hessian import spectra
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.data.splits import sample_n
-from clearhead.landscape.hessian import loss_of
+from clearhead.landscape.hessian import loss_closure
 from clearhead.landscape.sharpness import sharpness
 from clearhead.metrics.calibration import expected_calibration_error
 from clearhead.metrics.statistics import Estimate, mean, proportion
@@ -76,5 +76,5 @@ def _sharpness(model: Classifier, folder: ImageIndex, batches: int, seed: int, b
     for batch in drawn:
         if found and len(batch["label"]) < batch_size:  # a smaller batch is sharper
             break
-        found.append(sharpness(model.module, loss_of(model, batch["image"].to(device), batch["label"].to(device))))
+        found.append(sharpness(model.module, loss_closure(model, batch["image"].to(device), batch["label"].to(device))))
     return np.array(found)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clearhead.landscape import Hessian, check, hessian
+from clearhead.landscape import Hessian, check_hvp, hessian
 from clearhead.models.classifier import logits
 from tests import cases
 
@@ -34,7 +34,7 @@ def test_products_pass_on_every_kind_of_layer(name):
     before = {key: value.clone() for key, value in module.state_dict().items()}
     with hessian(module, lambda: F.cross_entropy(logits(module(images)), torch.tensor([0, 1]))) as matrix:
         first = matrix(torch.ones(matrix.size, dtype=torch.float64))
-        found = check(matrix)
+        found = check_hvp(matrix)
         assert torch.equal(first, matrix(torch.ones(matrix.size, dtype=torch.float64)))  # the graph is whole
     assert found.symmetry < 1e-9
     assert found.difference < 1e-5
@@ -47,15 +47,15 @@ def test_a_product_that_is_wrong_for_norms_alone_is_found():
         [torch.full((p.numel(),), 1.03 if "norm" in name else 1.0) for name, p in module.named_parameters()]
     )
     with hessian(module, lambda: F.cross_entropy(module(images), torch.tensor([0, 1])), weight_decay=0.1) as matrix:
-        assert check(matrix).difference < 1e-5
-        found = check(replace(matrix, product=lambda v: wrong * matrix(v)))
+        assert check_hvp(matrix).difference < 1e-5
+        found = check_hvp(replace(matrix, product=lambda v: wrong * matrix(v)))
     assert found.difference == pytest.approx(0.03, rel=0.05)
     assert found.symmetry > 1e-6
 
 
 def test_a_matrix_without_a_gradient_is_refused():
     with pytest.raises(ValueError, match=r"one made by hessian\(\) is needed"):
-        check(Hessian(2, 0.0, torch.empty(0), lambda v: v))
+        check_hvp(Hessian(2, 0.0, torch.empty(0), lambda v: v))
 
 
 @pytest.mark.slow

@@ -6,8 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clearhead.landscape import Density, Hessian, LandscapeError, density, hessian, together, trace
-from tests.landscape.test_hessian import batch, dense, loss_of, vit
+from clearhead.landscape import (
+    Hessian,
+    LandscapeError,
+    SpectralDensity,
+    hessian,
+    pool_densities,
+    spectral_density,
+    trace,
+)
+from tests.landscape.test_hessian import batch, dense, loss_closure, vit
 
 
 def matrix_of(values, seed=0):
@@ -32,14 +40,14 @@ def moments(found, most):
 def test_it_is_a_gauss_quadrature(seed, size, steps):
     rng = np.random.default_rng(seed)
     matrix = matrix_of(rng.uniform(-1, 1, size), seed)
-    some, every = (density(matrix, steps=n, seed=seed) for n in (steps, size))
+    some, every = (spectral_density(matrix, steps=n, seed=seed) for n in (steps, size))
     exact = 2 * min(steps, size) - 1
     assert moments(some, exact) == pytest.approx(moments(every, exact), abs=1e-8)
 
 
 def test_as_many_steps_as_dimensions_find_every_eigenvalue():
     true = np.linspace(-1, 3, 20)
-    found = density(matrix_of(true), probes=400, steps=99)
+    found = spectral_density(matrix_of(true), probes=400, steps=99)
     assert np.allclose(found.nodes, true)
     shares = np.mean(found.weights, 0)
     assert np.allclose(shares.sum(), 1)
@@ -49,8 +57,8 @@ def test_as_many_steps_as_dimensions_find_every_eigenvalue():
 def test_moments_are_those_of_the_dense_hessian():
     module, (images, labels) = vit(), batch()
     full = dense()
-    with hessian(module, loss_of(module, images, labels)) as matrix:
-        found = density(matrix, probes=40, steps=12)
+    with hessian(module, loss_closure(module, images, labels)) as matrix:
+        found = spectral_density(matrix, probes=40, steps=12)
         total = trace(matrix, products=60)
     true = [full.trace().item() / len(full), full.square().sum().item() / len(full)]
     for j, expected in enumerate(true, 1):
@@ -62,13 +70,13 @@ def test_moments_are_those_of_the_dense_hessian():
 
 
 def test_smoothed_it_is_a_density_of_that_width():
-    found = density(matrix_of([0.0] * 9 + [5.0]), probes=3, steps=4)
+    found = spectral_density(matrix_of([0.0] * 9 + [5.0]), probes=3, steps=4)
     grid = np.linspace(-2, 7, 2000)
     curve = found.smooth(grid, 0.2)
     assert np.trapezoid(curve, grid) == pytest.approx(1, abs=1e-6)
-    one = Density([[5.0]], [[1.0]]).smooth(grid, 0.2)
+    one = SpectralDensity([[5.0]], [[1.0]]).smooth(grid, 0.2)
     assert np.trapezoid(one * (grid - 5) ** 2, grid) == pytest.approx(0.04, rel=1e-3)
-    assert np.allclose(together([found, found]).smooth(grid, 0.2), curve)
+    assert np.allclose(pool_densities([found, found]).smooth(grid, 0.2), curve)
     with pytest.raises(ValueError, match="width"):
         found.smooth(grid, 0)
 
@@ -95,10 +103,10 @@ def test_the_error_of_a_trace_is_its_spread():
 def test_what_cannot_be_is_refused():
     matrix = matrix_of([1.0, 2.0])
     with pytest.raises(ValueError, match="at least 1 of each"):
-        density(matrix, probes=0)
+        spectral_density(matrix, probes=0)
     with pytest.raises(ValueError, match="at least 6"):
         trace(matrix, products=5)
     broken = Hessian(4, 0.0, torch.empty(0), lambda v: v * torch.nan)
-    for instrument in (density, trace):
+    for instrument in (spectral_density, trace):
         with pytest.raises(LandscapeError, match="not finite"):
             instrument(broken)

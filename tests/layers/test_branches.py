@@ -8,7 +8,7 @@ from torch import nn
 from clearhead.analyses.cka import cka
 from clearhead.analyses.fourier import feature_maps
 from clearhead.analyses.lesion import lesions
-from clearhead.layers import LayersError, Layout, blocks_of, forward, positions, units_of
+from clearhead.layers import LayersError, Layout, find_branches, flatten_positions, group_blocks, hooked_forward
 from tests.cases import MODELS, classifier
 from tests.layers.conftest import build, small
 
@@ -16,11 +16,11 @@ from tests.layers.conftest import build, small
 @pytest.mark.parametrize("name", MODELS)
 def test_transformers_are_an_embedding_then_attention_and_mlp_in_turn(name):
     model = classifier(name)
-    units = units_of(model)
+    units = find_branches(model)
     layers = 4 if name == "timm-swin" else 2
     assert [unit.kind for unit in units] == ["embed", *["attention", "mlp"] * layers]
     assert [unit.depth for unit in units] == pytest.approx([i / (2 * layers) for i in range(2 * layers + 1)])
-    assert blocks_of(units) == [[1 + 2 * i, 2 + 2 * i] for i in range(layers)]
+    assert group_blocks(units) == [[1 + 2 * i, 2 + 2 * i] for i in range(layers)]
     sides = [(u.layout.height, u.layout.width) for u in units]
     if model.grid:
         assert sides == [(model.grid.height, model.grid.width)] * len(units)
@@ -43,14 +43,14 @@ def test_transformers_are_an_embedding_then_attention_and_mlp_in_turn(name):
     ],
 )
 def test_other_architectures(name, kinds, layouts):
-    units = units_of(small(name))
+    units = find_branches(small(name))
     assert units[0].kind == "embed"
     assert "".join(unit.kind[0] for unit in units[1:]) == kinds[1:]
     assert [unit.layout for unit in units] == layouts
 
 
 def test_names_are_those_of_the_modules_that_add():
-    assert [unit.name for unit in units_of(small("resnet"))] == [
+    assert [unit.name for unit in find_branches(small("resnet"))] == [
         "embedding",
         "layer1.0 conv",
         "layer1.1 conv",
@@ -58,26 +58,30 @@ def test_names_are_those_of_the_modules_that_add():
         "layer3.0 conv",
         "layer4.0 conv",
     ]
-    assert [unit.name for unit in units_of(small("vit"))][:3] == ["embedding", "blocks.0 attention", "blocks.0 mlp"]
+    assert [unit.name for unit in find_branches(small("vit"))][:3] == [
+        "embedding",
+        "blocks.0 attention",
+        "blocks.0 mlp",
+    ]
 
 
 @pytest.mark.parametrize("name", ["resnet", "resnet-preact", "vit", "pit", "convnext"])
 def test_the_maps_are_what_the_blocks_give(name):
     model, found, expected = small(name), [], []
-    units = units_of(model)
+    units = find_branches(model)
     images = torch.randn(2, 3, *model.preprocess.size)
 
     def keep(_i, value, _shortcut):
         found.append(value().clone())
         return found[-1]
 
-    logits = forward(model, images, units, keep)
+    logits = hooked_forward(model, images, units, keep)
     blocks = {unit.module for unit in units if unit.module}
     for block in blocks:
         model.module.get_submodule(block).register_forward_hook(lambda _m, _i, output: expected.append(output.clone()))
     with torch.inference_mode():
         torch.testing.assert_close(logits, model(images))
-    last = [found[block[-1]] for block in blocks_of(units)]
+    last = [found[block[-1]] for block in group_blocks(units)]
     assert len(last) == len(expected)
     for ours, theirs in zip(last, expected, strict=True):
         torch.testing.assert_close(ours.relu() if name == "resnet" else ours, theirs)  # whose block ends in a ReLU
@@ -142,7 +146,7 @@ def parallel(m, x):
     ],
 )
 def test_only_residual_sums_count(branch, kinds, skips):
-    units = units_of(build(Handmade(branch)))
+    units = find_branches(build(Handmade(branch)))
     assert [unit.kind for unit in units] == ["embed", *kinds]
     assert [unit.skip for unit in units] == [None, *skips]
 
@@ -150,11 +154,11 @@ def test_only_residual_sums_count(branch, kinds, skips):
 def test_what_has_no_units_is_refused():
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     with pytest.raises(LayersError, match="no residual sum was seen in Sequential"):
-        units_of(build(plain))
+        find_branches(build(plain))
     model = build(Handmade(nested))
     model.module.one = torch.jit.script(model.module.one)
     with pytest.raises(LayersError, match="compiled"):
-        units_of(model)
+        find_branches(model)
 
 
 def test_a_model_that_goes_another_way_at_each_call_is_refused():
@@ -167,20 +171,20 @@ def test_a_model_that_goes_another_way_at_each_call_is_refused():
         return x + m.one(x)
 
     with pytest.raises(LayersError, match="does not do the same at every call"):
-        units_of(build(Handmade(fickle)))
+        find_branches(build(Handmade(fickle)))
 
 
 def test_the_model_is_left_as_it_was():
     model = small("vit")
     model.module.train()
-    units_of(model)
+    find_branches(model)
     assert model.module.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.module.modules())
     assert torch.backends.mha.get_fastpath_enabled()
 
 
 def logits_at(model, _folder):
-    forward(model, torch.randn(2, 3, 64, 64), units_of(model), lambda _i, value, _shortcut: value())
+    hooked_forward(model, torch.randn(2, 3, 64, 64), find_branches(model), lambda _i, value, _shortcut: value())
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -198,6 +202,6 @@ def test_what_a_model_keeps_in_eval_mode_does_not_outlast_an_instrument(instrume
 
 def test_positions_are_rows_then_columns():
     x = torch.arange(24.0).reshape(1, 2, 3, 4)
-    assert torch.equal(positions(x, Layout("first", 3, 4)), x.flatten(2).transpose(1, 2))
-    assert torch.equal(positions(x, Layout("last", 2, 3)), x.flatten(1, 2))
-    assert torch.equal(positions(x[0], Layout("last", 1, 2, 1)), x[0][:, 1:])
+    assert torch.equal(flatten_positions(x, Layout("first", 3, 4)), x.flatten(2).transpose(1, 2))
+    assert torch.equal(flatten_positions(x, Layout("last", 2, 3)), x.flatten(1, 2))
+    assert torch.equal(flatten_positions(x[0], Layout("last", 1, 2, 1)), x[0][:, 1:])

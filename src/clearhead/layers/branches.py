@@ -1,8 +1,8 @@
-"""The units of a model: its embedding and its residual sums, and a forward pass that stops at each of them.
+"""Find the residual branches of a model, and run forward passes with a hook at each of them.
 
-A unit is what a residual sum adds: an attention, an MLP, a block of convolutions. Its feature map is the sum. Units are
-found on any module by watching one forward pass (``lineage``); nothing is known of any architecture, and no module is
-changed.
+A residual branch computes what a residual connection adds: an attention, an MLP, a block of convolutions. Its feature
+map is the sum, after the addition. The embedding, the input of the first branch, is listed first. Branches are found by
+recording one forward pass (``provenance``), without knowledge of the architecture and without changing any module.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clearhead.errors import ClearheadError
 from clearhead.layers.prefix_caching import stands_in
-from clearhead.layers.provenance import Calls, Lineage, ResidualAdd
+from clearhead.layers.provenance import Calls, Provenance, ResidualAdd
 from clearhead.models import Classifier, TokenGrid
 from clearhead.models.classifier import evaluation_mode, logits
 
@@ -42,7 +42,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Unit:
+class ResidualBranch:
     """A residual sum, or the embedding.
 
     Attributes:
@@ -80,7 +80,7 @@ _PROBED = 2
 """Images that units are found on."""
 
 
-def units_of(model: Classifier) -> list[Unit]:
+def find_branches(model: Classifier) -> list[ResidualBranch]:
     """The embedding, where there is one, and the residual sums, in call order.
 
     Found on images of noise in eval mode, by three small forward passes.
@@ -88,29 +88,31 @@ def units_of(model: Classifier) -> list[Unit]:
     Raises:
         LayersError: for a model without residual sums, a compiled one, or one that does not do the same at every call.
     """
-    with still(model):
+    with repeatable_forward(model):
         watched = _noise(model, _PROBED)
-        lineage = Lineage(model.module, watched)
-        with _plain(), lineage.watched():
+        provenance = Provenance(model.module, watched)
+        with _plain(), provenance.watched():
             output = logits(model.module(watched))
-        sums = lineage.sums(output)
+        sums = provenance.sums(output)
         if not sums:
             raise LayersError(
                 f"{model.name}: no residual sum was seen in {type(model.module).__name__}: a model is told apart into "
                 "layers where it adds to an activation (B x N x D, B x H x W x D or B x C x H x W) what it computed "
                 "from it"
             )
-        found = _units(sums, model.preprocess.size, model.grid)
+        found = _as_branches(sums, model.preprocess.size, model.grid)
         # raises where it goes another way
-        forward(model, _noise(model, _PROBED + 1), found, lambda _unit, value, _shortcut: value())
+        hooked_forward(model, _noise(model, _PROBED + 1), found, lambda _unit, value, _shortcut: value())
     return found
 
 
-def forward(model: Classifier, images: Tensor, units: Sequence[Unit], at: At, around: Around | None = None) -> Tensor:
+def hooked_forward(
+    model: Classifier, images: Tensor, units: Sequence[ResidualBranch], at: At, around: Around | None = None
+) -> Tensor:
     """The logits (B x classes) of a forward pass in which ``at`` has its say at each unit, ``around`` at every call.
 
-    In eval mode and without gradients; outside ``still`` a small pass comes first. Raises LayersError if the pass does
-    not come by all units as they were found.
+    In eval mode and without gradients; outside ``repeatable_forward`` a small pass comes first. Raises LayersError if
+    the pass does not come by all units as they were found.
     """
     by_call = {unit.call: (i, unit) for i, unit in enumerate(units)}
     seen = 0
@@ -122,32 +124,32 @@ def forward(model: Classifier, images: Tensor, units: Sequence[Unit], at: At, ar
             return made()
         i, unit = by_call[call]
         if name != unit.function:
-            raise _wayward(model, unit)
+            raise _inconsistent_forward(model, unit)
         seen += 1
         if unit.skip is None:
             return at(i, made, None)
         value = at(i, made, args[unit.skip])
         if tuple(value.shape[1:]) != unit.shape:
-            raise _wayward(model, unit)
+            raise _inconsistent_forward(model, unit)
         if name in ("add_", "__iadd__") and value is not args[0] and not stands_in(args[0]):
             return args[0].copy_(value)  # who holds the tensor that is added to sees it too
         return value
 
-    with still(model), _plain(), Calls(act):
+    with repeatable_forward(model), _plain(), Calls(act):
         output = logits(model.module(images))
     if seen != len(units):
-        raise _wayward(model, next(unit for unit in units if unit.call == sorted(by_call)[seen]))
+        raise _inconsistent_forward(model, next(unit for unit in units if unit.call == sorted(by_call)[seen]))
     return output
 
 
-def positions(values: Tensor, layout: Layout) -> Tensor:
+def flatten_positions(values: Tensor, layout: Layout) -> Tensor:
     """The feature map as B x positions x C, without prefix tokens; a view where there can be one."""
     if layout.channels == "first":
         return values.flatten(2).mT
     return (values.flatten(1, 2) if values.ndim == 4 else values)[:, layout.prefix :]
 
 
-def blocks_of(units: Sequence[Unit]) -> list[list[int]]:
+def group_blocks(units: Sequence[ResidualBranch]) -> list[list[int]]:
     """The positions of units that make a block: those next to each other whose modules are the same or nested."""
     blocks: list[list[int]] = []
     for i, unit in enumerate(units):
@@ -165,18 +167,20 @@ def _nested(a: str, b: str) -> bool:
     return a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.")
 
 
-def _units(sums: Sequence[ResidualAdd], size: tuple[int, int], grid: TokenGrid | None) -> list[Unit]:
+def _as_branches(sums: Sequence[ResidualAdd], size: tuple[int, int], grid: TokenGrid | None) -> list[ResidualBranch]:
     found = []
     for i, s in enumerate(sums, 1):
         layout = _layout(s.shape, size, grid, s.convolves)
         name = f"{s.module} {s.kind}".strip()
-        found.append(Unit(name, s.kind, i / len(sums), s.module, s.shape[1:], layout, s.call, s.function, s.skip))
+        found.append(
+            ResidualBranch(name, s.kind, i / len(sums), s.module, s.shape[1:], layout, s.call, s.function, s.skip)
+        )
     start = sums[0].start
     if start is None or len(start[2]) not in (3, 4) or start[2][0] != sums[0].shape[0]:
         return found
     call, function, shape = start
     layout = _layout(shape, size, grid, sums[0].convolves)
-    return [Unit("embedding", "embed", 0.0, "", shape[1:], layout, call, function, None), *found]
+    return [ResidualBranch("embedding", "embed", 0.0, "", shape[1:], layout, call, function, None), *found]
 
 
 _MOST_PREFIX_TOKENS = 5
@@ -219,29 +223,29 @@ def _refuse_compiled(model: Classifier) -> None:
             )
 
 
-_STILL: ContextVar[tuple[nn.Module, ...]] = ContextVar("_STILL", default=())
+_REPEATABLE: ContextVar[tuple[nn.Module, ...]] = ContextVar("_REPEATABLE", default=())
 
 
 @contextmanager
-def still(model: Classifier) -> Iterator[None]:
+def repeatable_forward(model: Classifier) -> Iterator[None]:
     """A block in which a model is in eval mode and all forward passes do the same, after which it is as it was.
 
     Some models make at their first pass what they keep until they are told their mode again: here they are told once,
     then run once on noise. A block within another one of the same model does nothing. Raises LayersError for a
     compiled model.
     """
-    if model.module in _STILL.get():
+    if model.module in _REPEATABLE.get():
         yield
         return
     _refuse_compiled(model)
     with evaluation_mode(model.module):
-        token = _STILL.set((*_STILL.get(), model.module))
+        token = _REPEATABLE.set((*_REPEATABLE.get(), model.module))
         try:
             with _plain():
                 model(_noise(model, _PROBED))
             yield
         finally:
-            _STILL.reset(token)
+            _REPEATABLE.reset(token)
 
 
 @contextmanager
@@ -262,7 +266,7 @@ def _noise(model: Classifier, count: int) -> Tensor:
     return torch.randn(count, 3, *model.preprocess.size, generator=generator).to(like)
 
 
-def _wayward(model: Classifier, unit: Unit) -> LayersError:
+def _inconsistent_forward(model: Classifier, unit: ResidualBranch) -> LayersError:
     return LayersError(
         f"{model.name}: '{unit.name}' was not where it was at an earlier forward pass: the model does not do the same "
         "at every call (layers skipped at random or by input?), so its units cannot be told apart"

@@ -17,7 +17,7 @@ from clearhead.landscape.hessian import Hessian, LandscapeError, lanczos
 
 
 @dataclass(frozen=True)
-class Density:
+class SpectralDensity:
     """The density of a spectrum, as points with weights: for each probe a list of nodes and one of their weights.
 
     For each probe v the weights sum to 1, and the sum of weight times node^j is vᵀ H^j v / vᵀ v for j < 2 steps, whose
@@ -39,7 +39,7 @@ class Density:
         return bumps @ weights / len(self.nodes)
 
 
-def density(matrix: Hessian, *, probes: int = 1, steps: int = 80, seed: int = 0) -> Density:
+def spectral_density(matrix: Hessian, *, probes: int = 1, steps: int = 80, seed: int = 0) -> SpectralDensity:
     """The density of the spectrum of a symmetric matrix, in probes x steps products.
 
     Args:
@@ -63,13 +63,13 @@ def density(matrix: Hessian, *, probes: int = 1, steps: int = 80, seed: int = 0)
         values, small, _ = found.ritz()
         nodes.append(values.tolist())
         weights.append((small[0] ** 2).tolist())
-    return Density(nodes, weights)
+    return SpectralDensity(nodes, weights)
 
 
-def together(densities: Iterable[Density]) -> Density:
+def pool_densities(densities: Iterable[SpectralDensity]) -> SpectralDensity:
     """The mean of several densities, each probe counting alike."""
     every = list(densities)
-    return Density([part for d in every for part in d.nodes], [part for d in every for part in d.weights])
+    return SpectralDensity([part for d in every for part in d.nodes], [part for d in every for part in d.weights])
 
 
 @dataclass(frozen=True)
