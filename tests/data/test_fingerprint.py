@@ -14,7 +14,7 @@ from clearhead.data.dataset import ImageIndex
 from clearhead.data.fingerprint import fingerprint
 from clearhead.data.folder import read_folder
 from clearhead.data.image_io import DataError
-from clearhead.data.shards import read_images
+from clearhead.data.images import read_images
 
 
 def save_image(path: Path, colour: int = 90) -> None:

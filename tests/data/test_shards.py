@@ -23,8 +23,9 @@ from PIL import Image
 
 from clearhead.data.folder import read_folder
 from clearhead.data.image_io import DataError, load_image
+from clearhead.data.images import absolute_source, as_image_index, read_images, source_name
 from clearhead.data.loading import ImageDataset, loader
-from clearhead.data.shards import absolute_source, read_images, source_name, splits_in
+from clearhead.data.shards import splits_in
 from clearhead.data.splits import splits_of, train_and_validation
 
 NAMES = ("cat", "dog", "blue jay")
@@ -457,3 +458,15 @@ def test_relative_absolute_and_linked_paths_are_the_same_source(
     sources.append(f"file://{tmp_path}/link")
     assert {absolute_source(source) for source in sources} == {str(tmp_path / "data")}
     assert absolute_source("../link/*.tar") == str(tmp_path / "data" / "*.tar")
+
+
+def test_an_index_is_taken_as_it_is_and_a_source_is_read(tmp_path: Path) -> None:
+    source = parquet(tmp_path / "train-00000-of-00001.parquet", [encoded(i) for i in range(3)], [0, 1, 2])
+    index = read_images(source)
+    assert as_image_index(index) is index
+    assert as_image_index(index, classes=NAMES) is index
+    assert as_image_index(str(source), split="train", classes=NAMES, check=False) == index
+    with pytest.raises(DataError, match=r"split: 'train' needs a path or URL"):
+        as_image_index(index, split="train")
+    with pytest.raises(DataError, match="classes"):
+        as_image_index(index, classes=["cat", "dog"])

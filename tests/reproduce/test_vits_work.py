@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from clearhead.data.image_io import DataError
-from clearhead.data.shards import read_images
+from clearhead.data.images import read_images
 from clearhead.metrics.statistics import Estimate
 from clearhead.models import load_model
 from clearhead.reproduce.vits_work import SIZES, reproduce

@@ -52,7 +52,7 @@ _LONGEST = 120
 
 def default_out(command: str, data: str | Path, *models: str) -> Path:
     """runs/COMMAND-MODEL-DATA; of many models the beginning, and letters that tell it from others that begin so."""
-    from clearhead.data.shards import source_name
+    from clearhead.data.images import source_name
     from clearhead.workflows import model_name
 
     parts = [command, *map(model_name, models), source_name(data)]

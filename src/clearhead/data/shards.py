@@ -35,7 +35,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from clearhead.data.dataset import DataIssue, ImageIndex, Sample, check_samples, listed, require_samples
-from clearhead.data.folder import image_files, plain_name, read_folder, wordnet_ids
+from clearhead.data.folder import image_files, plain_name, wordnet_ids
 from clearhead.data.image_io import DataError
 from clearhead.data.image_refs import forget
 from clearhead.data.shard_files import Entry, Shard, contents_of, npz_splits, reading
@@ -46,29 +46,10 @@ _NAME_FILES = ("names.txt", "classnames.txt")
 _SPLITS = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test", "eval": "test"}
 
 
-def read_images(
+def read_sharded(
     source: str | Path, *, split: str | None = None, classes: Sequence[str] | None = None, check: bool = True
 ) -> ImageIndex:
-    """Read images from wherever they are.
-
-    Args:
-        source: a folder of class folders (``read_folder``); a .parquet, .tar or .npz file, a folder of the first two, a
-            glob or numbers in braces (``val-{000..063}.tar``), local or a URL that fsspec opens (s3://, https://,
-            hf://); ``hf-dataset:OWNER/NAME`` or ``hf-dataset:OWNER/NAME/CONFIG``, a set of the Hugging Face Hub.
-        split: in metadata.csv, or of files as their names tell it: ``train-00000-of-00002.parquet``,
-            ``test/0000.parquet``, ``imagenet-val-07.tar``. All by default. ``validation`` and ``val`` are one.
-        classes: the model's class names, in the order of its outputs. Classes of the set are found among them by name:
-            the whole one, case aside and ``_`` = space; WordNet ids where there are 1000; else the part before the
-            first comma. Where both have as many classes and most agree in place, the others are taken by place. Labels
-            without names are the model's where there are as many. Without `classes` the set has its own.
-        check: decode every image, and leave out those that cannot be.
-
-    Raises:
-        DataError: for a source that does not exist or cannot be opened, one without such columns or members, classes
-            that are not the model's, a split that does not exist, no usable image.
-    """
-    if not is_sharded(source):
-        return read_folder(source, split=split, classes=classes, check=check)
+    """Read images from Parquet, tar or .npz files; arguments and errors as in ``clearhead.data.images.read_images``."""
     forget()
     shards = _of_split(source, _shards(source), split)
     with ThreadPoolExecutor(8) as pool:
@@ -109,28 +90,6 @@ def is_sharded(source: str | Path) -> bool:
 def plain_split(split: str) -> str:
     """A split by the name it has here: ``validation``, ``valid`` and ``dev`` are ``val``."""
     return _SPLITS.get(split.lower(), split.lower())
-
-
-def plain_source(source: str | Path) -> str:
-    """A source as text, the same however its path was written."""
-    return str(source) if "://" in str(source) else str(Path(source))
-
-
-def absolute_source(source: str | Path, folder: Path = Path()) -> str:
-    """Return a source as text that does not depend on how it is written: local paths absolute, symlinks resolved.
-
-    A relative path is relative to `folder`. URLs and sets of the Hub are returned as they are.
-    """
-    text = str(source).removeprefix("file://")
-    return text if text.startswith(HUB) or "://" in text else str((folder / text).resolve())
-
-
-def source_name(source: str | Path) -> str:
-    """How people call a source: the name of a file or folder, OWNER/NAME of a set of the Hub."""
-    text = str(source).rstrip("/")
-    if text.startswith(HUB):
-        return text.removeprefix(HUB)
-    return text.rsplit("/", 1)[-1] if "://" in text else Path(text).resolve().name
 
 
 def _shards(source: str | Path) -> list[Shard]:

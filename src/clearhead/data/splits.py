@@ -11,7 +11,8 @@ import numpy as np
 
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.image_io import DataError
-from clearhead.data.shards import is_sharded, plain_split, read_images, splits_in
+from clearhead.data.images import read_images
+from clearhead.data.shards import is_sharded, plain_split, splits_in
 
 HELD_OUT = 0.2
 

@@ -42,7 +42,7 @@ from pathlib import Path, PurePosixPath
 from clearhead.data.dataset import DataIssue, ImageIndex, listed
 from clearhead.data.folder import image_files, read_folder, wordnet_ids
 from clearhead.data.image_io import DataError
-from clearhead.data.shards import read_images
+from clearhead.data.images import read_images
 from clearhead.shifts.sets import ClassMapping, ShiftedDataset, plain
 
 PLACES: dict[str, tuple[str, ...]] = {

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from clearhead.data.dataset import ImageIndex, listed
 from clearhead.data.image_io import DataError
-from clearhead.data.shards import is_sharded, read_images
+from clearhead.data.images import read_images
+from clearhead.data.shards import is_sharded
 from clearhead.errors import ClearheadError
 from clearhead.shifts.adversarial import attack, require_toolbox
 from clearhead.shifts.corruption_benchmarks import read_cifar_c, read_imagenet_c

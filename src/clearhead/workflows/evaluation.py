@@ -16,7 +16,7 @@ from clearhead.analyses.localisation import segment
 from clearhead.attribution import methods_for
 from clearhead.data.dataset import ImageIndex, attribute_columns
 from clearhead.data.image_io import DataError
-from clearhead.data.shards import read_images
+from clearhead.data.images import read_images
 from clearhead.data.splits import require_apart, splits_of
 from clearhead.errors import ClearheadError
 from clearhead.heads.scores import HeadScores, implied_classes, score_heads

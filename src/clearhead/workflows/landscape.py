@@ -10,7 +10,7 @@ from clearhead.analyses.hessian import Spectrum, spectra
 from clearhead.analyses.surface import Surface, surface
 from clearhead.data.augment import Augmentation
 from clearhead.data.dataset import ImageIndex
-from clearhead.data.shards import read_images
+from clearhead.data.images import read_images
 from clearhead.landscape import LandscapeError, trajectory, weight_vector
 from clearhead.models import load_model
 from clearhead.results import Results, SpectrumResults, SurfaceResults, TrajectoryResults, once

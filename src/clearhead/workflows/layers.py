@@ -10,7 +10,7 @@ from clearhead.analyses.cka import cka
 from clearhead.analyses.fourier import FeatureMaps, feature_maps
 from clearhead.analyses.lesion import Lesions, lesions
 from clearhead.data.dataset import ImageIndex
-from clearhead.data.shards import read_images
+from clearhead.data.images import read_images
 from clearhead.data.splits import sample_n
 from clearhead.layers import LayersError
 from clearhead.models import load_model

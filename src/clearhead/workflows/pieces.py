@@ -18,8 +18,8 @@ from PIL import Image
 from clearhead.attribution import explain_with_logits
 from clearhead.data.dataset import ImageIndex, Sample
 from clearhead.data.image_io import DataError
+from clearhead.data.images import plain_source, source_name
 from clearhead.data.loading import ImageDataset, loader
-from clearhead.data.shards import plain_source, source_name
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier, NoHeadError, load_model
 from clearhead.models.classifier import fingerprint, on_device

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from clearhead.analyses.slices import find_slices
 from clearhead.attribution import explain_with_logits
 from clearhead.data.dataset import ImageIndex, attribute_columns
+from clearhead.data.images import read_images
 from clearhead.data.loading import ImageDataset, loader
-from clearhead.data.shards import read_images
 from clearhead.metrics.statistics import proportion
 from clearhead.models import Classifier, load_model
 from clearhead.models.classifier import on_device

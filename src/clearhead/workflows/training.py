@@ -11,7 +11,7 @@ import torch
 from clearhead.analyses.compare import Comparison, compare
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.image_io import DataError
-from clearhead.data.shards import read_images
+from clearhead.data.images import read_images
 from clearhead.data.splits import require_apart, train_and_validation
 from clearhead.distributed import barrier, rank_and_size
 from clearhead.errors import ClearheadError

@@ -10,7 +10,7 @@ import pyarrow.parquet
 
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.image_io import DataError, load_image
-from clearhead.data.shards import read_images
+from clearhead.data.images import read_images
 from clearhead.data.splits import sample_n, split_off, splits_of, subsample_fraction
 from clearhead.reproduce.vits_work.sizes import Size, percent
 from clearhead.runs import begin, write_results

@@ -25,7 +25,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from clearhead.data.shards import absolute_source
+from clearhead.data.images import absolute_source
 from clearhead.study.files import Listed, Name, Seeds, StudyError, read_yaml, slug
 from clearhead.training.config import TrainConfig
 from clearhead.training.optimizers import require

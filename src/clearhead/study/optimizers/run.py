@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from clearhead.data.dataset import ImageIndex
-from clearhead.data.shards import read_images
+from clearhead.data.images import read_images
 from clearhead.data.splits import split_off, splits_of, subsample_fraction
 from clearhead.distributed import run_all
 from clearhead.models import Classifier, load_model, save_model

@@ -28,7 +28,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from clearhead.data.shards import absolute_source
+from clearhead.data.images import absolute_source
 from clearhead.repair import mask_loss
 from clearhead.study.files import Counts, Name, Seeds, StudyError, read_yaml, slug
 from clearhead.training.loop import Loss, TrainConfig, cross_entropy

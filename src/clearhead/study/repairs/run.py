@@ -14,8 +14,8 @@ import pyarrow.parquet
 
 from clearhead.data.dataset import ImageIndex, Sample
 from clearhead.data.image_io import ImageRef
+from clearhead.data.images import absolute_source, read_images
 from clearhead.data.interventions import INTERVENTIONS
-from clearhead.data.shards import absolute_source, read_images
 from clearhead.data.splits import splits_of
 from clearhead.distributed import run_all
 from clearhead.metrics.statistics import Estimate, mean

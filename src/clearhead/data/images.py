@@ -1,0 +1,78 @@
+"""Read images from any source: a folder of class folders, shards on disk or behind a URL, a set of the Hub."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from clearhead.data.dataset import ImageIndex, require_classes
+from clearhead.data.folder import read_folder
+from clearhead.data.image_io import DataError
+from clearhead.data.shards import HUB, is_sharded, read_sharded
+
+
+def read_images(
+    source: str | Path, *, split: str | None = None, classes: Sequence[str] | None = None, check: bool = True
+) -> ImageIndex:
+    """Read images from wherever they are.
+
+    Args:
+        source: a folder of class folders (``read_folder``); a .parquet, .tar or .npz file, a folder of the first two, a
+            glob or numbers in braces (``val-{000..063}.tar``), local or a URL that fsspec opens (s3://, https://,
+            hf://); ``hf-dataset:OWNER/NAME`` or ``hf-dataset:OWNER/NAME/CONFIG``, a set of the Hugging Face Hub.
+        split: in metadata.csv, or of files as their names tell it: ``train-00000-of-00002.parquet``,
+            ``test/0000.parquet``, ``imagenet-val-07.tar``. All by default. ``validation`` and ``val`` are one.
+        classes: the model's class names, in the order of its outputs. Classes of the set are found among them by name:
+            the whole one, case aside and ``_`` = space; WordNet ids where there are 1000; else the part before the
+            first comma. Where both have as many classes and most agree in place, the others are taken by place. Labels
+            without names are the model's where there are as many. Without `classes` the set has its own.
+        check: decode every image, and leave out those that cannot be.
+
+    Raises:
+        DataError: for a source that does not exist or cannot be opened, one without such columns or members, classes
+            that are not the model's, a split that does not exist, no usable image.
+    """
+    if not is_sharded(source):
+        return read_folder(source, split=split, classes=classes, check=check)
+    return read_sharded(source, split=split, classes=classes, check=check)
+
+
+def as_image_index(
+    data: ImageIndex | str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    split: str | None = None,
+    check: bool = True,
+) -> ImageIndex:
+    """Return the index of a data set: `data` itself if it is one, else what ``read_images`` reads from that source.
+
+    Raises:
+        DataError: as ``read_images``; for an index with other classes than `classes`, or together with `split`.
+    """
+    if not isinstance(data, ImageIndex):
+        return read_images(data, split=split, classes=classes, check=check)
+    if split is not None:
+        raise DataError(f"split: {split!r} needs a path or URL as data; an ImageIndex is used as a whole")
+    if classes is not None:
+        require_classes(data, classes)
+    return data
+
+
+def plain_source(source: str | Path) -> str:
+    """A source as text, the same however its path was written."""
+    return str(source) if "://" in str(source) else str(Path(source))
+
+
+def absolute_source(source: str | Path, folder: Path = Path()) -> str:
+    """Return a source as text that does not depend on how it is written: local paths absolute, symlinks resolved.
+
+    A relative path is relative to `folder`. URLs and sets of the Hub are returned as they are.
+    """
+    text = str(source).removeprefix("file://")
+    return text if text.startswith(HUB) or "://" in text else str((folder / text).resolve())
+
+
+def source_name(source: str | Path) -> str:
+    """How people call a source: the name of a file or folder, OWNER/NAME of a set of the Hub."""
+    text = str(source).rstrip("/")
+    if text.startswith(HUB):
+        return text.removeprefix(HUB)
+    return text.rsplit("/", 1)[-1] if "://" in text else Path(text).resolve().name
