@@ -41,12 +41,12 @@ def noise(folder: Path, count: int, size: int) -> ImageIndex:
     return read_folder(folder)
 
 
-def measure(model: Classifier, folder: ImageIndex, settings: TrainConfig) -> dict[str, float]:
+def measure(model: Classifier, folder: ImageIndex, config: TrainConfig) -> dict[str, float]:
     """Median seconds of an epoch."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    batches = loader(ImageDataset(folder, model.preprocess), settings.batch_size, settings.workers, shuffle=True)
+    batches = loader(ImageDataset(folder, model.preprocess), config.batch_size, config.workers, shuffle=True)
     module = copy.deepcopy(model.module).to(device).train()
-    optimizer = optimizers.make(settings.optimizer, module, settings.lr, settings.weight_decay)
+    optimizer = optimizers.make(config.optimizer, module, config.lr, config.weight_decay)
     spent: dict[str, list[float]] = {"bare loop": [], "fit": [], "loader alone": []}
 
     def bare() -> None:
@@ -62,7 +62,7 @@ def measure(model: Classifier, folder: ImageIndex, settings: TrainConfig) -> dic
         for _ in batches:
             pass
 
-    def after(history: list[Epoch], _: Classifier) -> None:
+    def on_epoch_end(history: list[Epoch], _: Classifier) -> None:
         if len(history) > 2:  # the first epoch warms up
             spent["fit"].append(history[-1].seconds)
         for name, function in (("bare loop", bare), ("loader alone", alone)):
@@ -72,16 +72,16 @@ def measure(model: Classifier, folder: ImageIndex, settings: TrainConfig) -> dic
                 spent[name].append(time.perf_counter() - start)
 
     few = replace(folder, samples=folder.samples[:2])
-    fit(model, cross_entropy, folder, few, settings, after=after)
+    fit(model, cross_entropy, folder, few, config, on_epoch_end=on_epoch_end)
     return {name: statistics.median(values) for name, values in spent.items()}
 
 
 def main(name: str, size: int, batch_size: int, optimizer: str, count: int, epochs: int) -> None:
     options = {} if name.startswith("zoo:") else {"image_size": size}
     model = load_model(name, num_classes=2, classes=["a", "b"], pretrained=False, **options)
-    settings = TrainConfig(epochs=epochs, lr=1e-4, batch_size=batch_size, optimizer=optimizer, augment="none")
+    config = TrainConfig(epochs=epochs, lr=1e-4, batch_size=batch_size, optimizer=optimizer, augment="none")
     with tempfile.TemporaryDirectory() as place:
-        times = measure(model, noise(Path(place), count, size), settings)
+        times = measure(model, noise(Path(place), count, size), config)
     steps, load = -(-count // batch_size), times["loader alone"]
     print(f"{name}, {sum(p.numel() for p in model.module.parameters()):,} parameters, {optimizer}, {size} px\n")
     print(f"| | ms a batch of {batch_size} | images/s |\n|---|---|---|")

@@ -180,12 +180,12 @@ def test_every_method_of_repair_leaves_a_checkpoint_and_both_checks(place, metho
 
 
 def test_terms_are_switched_and_written_down(place):
-    options = ["--preset", "DeiT-S", "--epochs", 1, "--bg", 0, "--target", "truth", "--source", "rollout"]
+    options = ["--preset", "DeiT-S", "--epochs", 1, "--background", 0, "--target", "truth", "--attribution", "rollout"]
     run = clearhead("repair", "model", "data", *options, "--out", "terms", cwd=place)
     assert run.returncode == 0, run.stderr
     arguments = yaml.safe_load((place / "terms" / "config.yaml").read_text())["arguments"]
     assert (arguments["settings"]["lr"], arguments["settings"]["epochs"]) == (1e-6, 1)
-    chosen = {"background": 0.0, "temperature": 0.55, "target": "truth", "source": "rollout", "foreground": 0.3}
+    chosen = {"background": 0.0, "temperature": 0.55, "target": "truth", "attribution": "rollout", "foreground": 0.3}
     assert chosen.items() <= arguments["loss"].items()
     history = json.loads((place / "terms" / "results.json").read_text())["history"]
     parts = history[1]["validation"]
@@ -385,10 +385,16 @@ def test_bad_images_are_named_and_left_out(place):
         (["data", "masks", "maskless"], "give one of the two"),
         (["reproduce", "relevance", "--model", "ViT-L", "--images", "data", "--test", "A=data"], "no weights of ViT-L"),
         (["study", "repairs", "nothing.yaml"], "cannot be read as YAML"),
-        (["repair", "model", "data", "--source", "lime"], "there is gae, rollout"),
-        (["repair", "model", "data", "--method", "gradmask", "--fg", "1"], "foreground: not a term of the method"),
+        (["repair", "model", "data", "--attribution", "lime"], "choose from gae, rollout"),
+        (
+            ["repair", "model", "data", "--method", "gradmask", "--foreground", "1"],
+            "foreground: not a term of the method",
+        ),
         (["repair", "model", "data", "--method", "rrr", "--preset", "ViT-B"], "relevance, not rrr"),
-        (["repair", "model", "data", "--method", "heads", "--bg", "3"], "background: not a term of the method heads"),
+        (
+            ["repair", "model", "data", "--method", "heads", "--background", "3"],
+            "background: not a term of the method heads",
+        ),
         (["train", "model", "data", "--linear", "--diversity", "1"], "last layer alone"),
         (["repair", "model", "data", "--preset", "ViT-H"], "there is ViT-B"),
         (["data", "mnist-cifar", "new", "--mnist", "data", "--cifar", "data"], "data"),

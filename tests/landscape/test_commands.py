@@ -13,7 +13,7 @@ from tests.cli.test_cli import clearhead, told
 
 @pytest.fixture(scope="module")
 def run(place):
-    """What ``train --keep 1,3,10`` leaves behind: checkpoints of weights that move on."""
+    """What ``train --save-epochs 1,3,10`` leaves behind: checkpoints of weights that move on."""
     model = load_model(str(place / "model"))
     torch.manual_seed(1)
     for epoch in (1, 3, 10):

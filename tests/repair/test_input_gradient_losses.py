@@ -61,11 +61,11 @@ def test_the_gradient_of_the_penalty_is_not_zero_and_is_right(method: str) -> No
     assert found.item() == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("source", ["rollout", "attention", "input-gradient", "input-x-gradient"])
-def test_the_relevance_loss_flows_through_other_sources(source: str) -> None:
+@pytest.mark.parametrize("attribution", ["rollout", "attention", "input-gradient", "input-x-gradient"])
+def test_the_relevance_loss_flows_through_other_attributions(attribution: str) -> None:
     torch.manual_seed(0)
     model, data = classifier("timm-vit", torch.float64), batch()
-    loss = RelevanceLoss(source=source)
+    loss = RelevanceLoss(attribution=attribution)
     parts = loss(model, data)
     parts["background"].backward()
     gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.module.named_parameters()}
@@ -76,13 +76,13 @@ def test_the_relevance_loss_flows_through_other_sources(source: str) -> None:
     assert found == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("source", ["rollout", "attention", "input-gradient", "input-x-gradient"])
-def test_the_loss_sees_the_map_that_explain_shows(source: str) -> None:
+@pytest.mark.parametrize("attribution", ["rollout", "attention", "input-gradient", "input-x-gradient"])
+def test_the_loss_sees_the_map_that_explain_shows(attribution: str) -> None:
     from clearhead.attribution import explain
 
     model, data = classifier("timm-vit", torch.float64), batch()
-    maps, _ = relevance_maps(model, data["image"], LABEL, source)
-    torch.testing.assert_close(maps.detach(), explain(model, data["image"], LABEL, source))
+    maps, _ = relevance_maps(model, data["image"], LABEL, attribution)
+    torch.testing.assert_close(maps.detach(), explain(model, data["image"], LABEL, attribution))
 
 
 @pytest.mark.parametrize("loss", [GradMaskLoss(classification=0.0), RRRLoss(classification=0.0)])
@@ -112,7 +112,7 @@ def test_images_without_a_mask_and_full_masks_add_nothing(loss: GradMaskLoss | R
     assert all(p.grad.isfinite().all() for p in model.module.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("wrong", [{"source": "lime"}, {"source": "rollout", "second_order": True}])
-def test_a_source_that_makes_no_sense_is_refused(wrong: dict) -> None:
-    with pytest.raises(ValueError, match=r"source: got|second_order: is of"):
+@pytest.mark.parametrize("wrong", [{"attribution": "lime"}, {"attribution": "rollout", "second_order": True}])
+def test_an_invalid_attribution_raises_an_error(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=r"attribution: 'lime' is unknown|second_order: requires"):
         RelevanceLoss(**wrong)

@@ -71,7 +71,7 @@ class Mixed(nn.Module):
             return self.model(x).float()
 
 
-LOSSES = {source: RelevanceLoss(source=source) for source in ("gae", "rollout", "attention")}
+LOSSES = {name: RelevanceLoss(attribution=name) for name in ("gae", "rollout", "attention")}
 LOSSES |= {"diversity": DiversityLoss(layers="all")}
 
 

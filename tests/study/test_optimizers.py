@@ -129,7 +129,7 @@ def test_it_keeps_the_best_setting_stops_none_twice_and_grows(plan_of, tmp_path)
 
 
 def test_a_loss_that_is_no_longer_finite_ends_its_setting(plan_of, tmp_path):
-    plan = plan_of("clip: null, optimizers: {SGD: {optimizer: sgd, lr: 1.0e+6}}")
+    plan = plan_of("max_grad_norm: null, optimizers: {SGD: {optimizer: sgd, lr: 1.0e+6}}")
     found = run_study(plan, tmp_path / "study", device="cpu")
     assert [trial.ended for trial in found.trials] == ["diverged"]
     assert found.cells == []

@@ -60,7 +60,8 @@ def test_it_learns_and_leaves_the_model_it_was_given_alone(folder):
 
 RECIPES = {
     "plain": {},
-    "strong": {"augment": "strong", "mixup": 1.0, "cutmix": 0.8, "label_smoothing": 0.1, "clip": 5.0, "warmup": 1},
+    "strong": {"augment": "strong", "mixup": 1.0, "cutmix": 0.8, "label_smoothing": 0.1, "max_grad_norm": 5.0}
+    | {"warmup": 1},
     "weak": {"optimizer": "sgd", "schedule": "steps", "augment": "weak"},
     "workers": {"workers": 1},
     **{name: {"optimizer": name} for name in ("lion", "muon", "schedulefree-adamw", "sam-sgd", "asam-adamw")},
@@ -69,8 +70,8 @@ RECIPES = {
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_stopped_run_ends_with_the_same_weights(folder, tmp_path, monkeypatch, recipe):
-    settings = replace(SETTINGS, **recipe)
-    whole, history = fit(model(), cross_entropy, folder, folder, settings)
+    config = replace(SETTINGS, **recipe)
+    whole, history = fit(model(), cross_entropy, folder, folder, config)
     keep, calls = train._keep, []
 
     def stop_after_two(*arguments):
@@ -81,9 +82,9 @@ def test_a_stopped_run_ends_with_the_same_weights(folder, tmp_path, monkeypatch,
 
     monkeypatch.setattr(train, "_keep", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
-        fit(model(), cross_entropy, folder, folder, settings, tmp_path / "state")
+        fit(model(), cross_entropy, folder, folder, config, tmp_path / "state")
     monkeypatch.setattr(train, "_keep", keep)
-    resumed, again = fit(model(), cross_entropy, folder, folder, settings, tmp_path / "state")
+    resumed, again = fit(model(), cross_entropy, folder, folder, config, tmp_path / "state")
     assert torch.equal(weights(resumed), weights(whole))
     assert again == history
     assert len(history) == 5
@@ -96,29 +97,29 @@ def normed():
     return replace(model(), module=module.eval())
 
 
-def by_hand(start, folder, settings, step):
+def by_hand(start, folder, config, step):
     """Train by a loop of PyTorch's alone, over the same batches."""
     found = replace(start, module=start.module.train())
-    batches = loader(ImageDataset(folder, start.preprocess), settings.batch_size, 0, shuffle=True, seed=settings.seed)
-    optimizer = torch.optim.SGD(found.module.parameters(), settings.lr, momentum=0.9, weight_decay=1e-4)
-    for _ in range(settings.epochs):
+    batches = loader(ImageDataset(folder, start.preprocess), config.batch_size, 0, shuffle=True, seed=config.seed)
+    optimizer = torch.optim.SGD(found.module.parameters(), config.lr, momentum=0.9, weight_decay=1e-4)
+    for _ in range(config.epochs):
         for batch in batches:
             step(found.module, batch["image"], batch["label"], optimizer)
 
 
-def assert_trained_to(true, settings, folder):
+def assert_trained_to(true, config, folder):
     """That the last epoch, kept or not, ends with these weights and statistics."""
     seen = []
-    after = lambda _, found: seen.append({k: v.clone() for k, v in found.module.state_dict().items()})  # noqa: E731
-    fit(normed(), cross_entropy, folder, folder, settings, device="cpu", after=after)
-    assert len(seen) == settings.epochs + 1
+    on_epoch_end = lambda _, trained: seen.append({k: v.clone() for k, v in trained.module.state_dict().items()})  # noqa: E731
+    fit(normed(), cross_entropy, folder, folder, config, device="cpu", on_epoch_end=on_epoch_end)
+    assert len(seen) == config.epochs + 1
     for name in ("1.weight", "2.running_mean", "2.running_var", "4.bias"):
         torch.testing.assert_close(seen[-1][name], true.module.state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
 def test_smoothed_labels_and_a_short_gradient_by_hand(folder):
-    settings = replace(SETTINGS, optimizer="sgd", schedule="constant", augment="none", lr=0.1)
-    settings = replace(settings, label_smoothing=0.1, clip=0.5)
+    config = replace(SETTINGS, optimizer="sgd", schedule="constant", augment="none", lr=0.1)
+    config = replace(config, label_smoothing=0.1, max_grad_norm=0.5)
 
     def step(module, images, labels, optimizer):
         optimizer.zero_grad()
@@ -127,13 +128,13 @@ def test_smoothed_labels_and_a_short_gradient_by_hand(folder):
         optimizer.step()
 
     lengths, hand = [], normed()
-    by_hand(hand, folder, settings, step)
+    by_hand(hand, folder, config, step)
     assert min(lengths) < 0.5 < max(lengths)
-    assert_trained_to(hand, settings, folder)
+    assert_trained_to(hand, config, folder)
 
 
 def test_a_sharpness_aware_step_counts_a_batch_once(folder):
-    settings = replace(SETTINGS, optimizer="sam-sgd", schedule="constant", augment="none", lr=0.01, epochs=2)
+    config = replace(SETTINGS, optimizer="sam-sgd", schedule="constant", augment="none", lr=0.01, epochs=2)
 
     def step(module, images, labels, optimizer):
         norm, parameters = module[2], list(module.parameters())
@@ -153,8 +154,8 @@ def test_a_sharpness_aware_step_counts_a_batch_once(folder):
         optimizer.step()
 
     hand = normed()
-    by_hand(hand, folder, settings, step)
-    assert_trained_to(hand, settings, folder)
+    by_hand(hand, folder, config, step)
+    assert_trained_to(hand, config, folder)
 
 
 class Dropped(nn.Module):
@@ -203,8 +204,8 @@ def test_both_passes_of_a_sharpness_aware_step_are_one_to_a_loss_with_state(fold
 
 
 def test_a_schedule_free_model_has_the_statistics_of_its_average(folder):
-    settings = replace(SETTINGS, optimizer="schedulefree-adamw", augment="none", lr=0.01)
-    trained, history = fit(normed(), cross_entropy, folder, folder, settings, device="cpu")
+    config = replace(SETTINGS, optimizer="schedulefree-adamw", augment="none", lr=0.01)
+    trained, history = fit(normed(), cross_entropy, folder, folder, config, device="cpu")
     assert best_epoch(history).number > 0
     images = torch.stack([trained.preprocess.image(Image.open(sample.path)) for sample in folder.samples])
     with torch.no_grad():
@@ -214,20 +215,20 @@ def test_a_schedule_free_model_has_the_statistics_of_its_average(folder):
 @pytest.mark.parametrize("name", ["sgd", "lion", "muon", "schedulefree-sgd", "sam-adamw"])
 def test_it_learns_with_every_family(folder, name):
     lr = {"sgd": 0.01, "schedulefree-sgd": 0.05, "muon": 5e-3}.get(name, 1e-3)
-    settings = replace(SETTINGS, optimizer=name, lr=lr, mixup=0.2, label_smoothing=0.1, augment="weak")
-    _, history = fit(model(), cross_entropy, folder, folder, settings, device="cpu")
+    config = replace(SETTINGS, optimizer=name, lr=lr, mixup=0.2, label_smoothing=0.1, augment="weak")
+    _, history = fit(model(), cross_entropy, folder, folder, config, device="cpu")
     assert best_epoch(history).validation["loss"] < 0.7 * history[0].validation["loss"]
 
 
 def test_after_every_epoch_the_model_as_it_is_then(folder):
     seen = []
 
-    def after(history, found):
+    def on_epoch_end(history, found):
         assert not found.module.training
         seen.append((history[-1].number, weights(found).clone()))
 
     start = model()
-    trained, history = fit(start, cross_entropy, folder, folder, SETTINGS, device="cpu", after=after)
+    trained, history = fit(start, cross_entropy, folder, folder, SETTINGS, device="cpu", on_epoch_end=on_epoch_end)
     assert [number for number, _ in seen] == [0, 1, 2, 3, 4]
     assert torch.equal(seen[0][1], weights(start))
     assert torch.equal(seen[best_epoch(history).number][1], weights(trained))
@@ -239,13 +240,14 @@ def test_after_every_epoch_the_model_as_it_is_then(folder):
 def test_training_ends_where_it_is_told_to_and_stays_ended(folder, tmp_path):
     calls = []
 
-    def after(history, _):
+    def on_epoch_end(history, _):
         calls.append(len(history))
         return len(history) == 3
 
     for _ in range(2):
+        state = tmp_path / "state"
         _, history = fit(
-            model(), cross_entropy, folder, folder, SETTINGS, tmp_path / "state", device="cpu", after=after
+            model(), cross_entropy, folder, folder, SETTINGS, state, device="cpu", on_epoch_end=on_epoch_end
         )
         assert [epoch.number for epoch in history] == [0, 1, 2]
     assert calls == [1, 2, 3]
@@ -255,7 +257,7 @@ def test_training_ends_where_it_is_told_to_and_stays_ended(folder, tmp_path):
 
 def test_a_state_of_an_earlier_version_can_be_gone_on_with(folder, tmp_path):
     state = tmp_path / "state"
-    fit(model(), cross_entropy, folder, folder, SETTINGS, state, device="cpu", after=lambda h, _: len(h) == 3)
+    fit(model(), cross_entropy, folder, folder, SETTINGS, state, device="cpu", on_epoch_end=lambda h, _: len(h) == 3)
     (state / "ended").unlink()
     history = json.loads((state / "history.json").read_text())
     older = [{key: epoch[key] for key in ("number", "train", "validation")} for epoch in history]
@@ -265,7 +267,7 @@ def test_a_state_of_an_earlier_version_can_be_gone_on_with(folder, tmp_path):
 
 
 def test_kept_epochs_are_ordinary_checkpoints_and_outlive_a_stop(place, monkeypatch):
-    settings = TrainConfig(epochs=3, lr=1e-3, batch_size=4)
+    config = TrainConfig(epochs=3, lr=1e-3, batch_size=4)
     data, out = place / "data", place / "snapshots"
     keep = train._keep
 
@@ -275,10 +277,10 @@ def test_kept_epochs_are_ordinary_checkpoints_and_outlive_a_stop(place, monkeypa
 
     monkeypatch.setattr(train, "_keep", stop)
     with pytest.raises(KeyboardInterrupt):
-        run_train(str(place / "model"), data, out, settings, keep=(0, 1, 3), device="cpu")
+        run_train(str(place / "model"), data, out, config, save_epochs=(0, 1, 3), device="cpu")
     assert sorted(path.name for path in (out / "epochs").iterdir()) == ["0", "1"]
     monkeypatch.setattr(train, "_keep", keep)
-    results = run_train(str(place / "model"), data, out, settings, keep=(0, 1, 3), device="cpu")
+    results = run_train(str(place / "model"), data, out, config, save_epochs=(0, 1, 3), device="cpu")
     assert sorted(path.name for path in (out / "epochs").iterdir()) == ["0", "1", "3"]
     assert torch.equal(weights(load_model(str(out / "epochs" / "0"))), weights(load_model(str(place / "model"))))
     best = best_epoch(results.history).number
@@ -288,8 +290,9 @@ def test_kept_epochs_are_ordinary_checkpoints_and_outlive_a_stop(place, monkeypa
 
 
 def test_a_recipe_by_its_options(place):
-    options = "--optimizer sam-sgd --lr 0.01 --clip 5 --label-smoothing 0.1 --mixup 1 --cutmix 0.8 --augment strong"
-    more = "--epochs 2 --schedule steps --warmup 1 --batch-size 5 --keep 0,2 --out recipe --device cpu"
+    options = "--optimizer sam-sgd --lr 0.01 --max-grad-norm 5 --label-smoothing 0.1 --mixup 1 --cutmix 0.8"
+    more = "--augment strong --epochs 2 --schedule steps --warmup 1 --batch-size 5"
+    more += " --save-epochs 0,2 --out recipe --device cpu"
     run = clearhead("train", "model", "data", *options.split(), *more.split(), cwd=place)
     assert run.returncode == 0, run.stderr
     assert sorted(path.name for path in (place / "recipe" / "epochs").iterdir()) == ["0", "2"]
@@ -300,12 +303,12 @@ def test_a_recipe_by_its_options(place):
     [
         ("--optimizer admw", "did you mean adamw"),
         ("--optimizer sam-sgd --mixed-precision fp16", "give bf16 or no"),
-        ("--clip 0", "clip: got 0.0"),
+        ("--max-grad-norm 0", "max_grad_norm: got 0.0"),
         ("--epochs 3 --warmup 4", "warmup: got 4"),
-        ("--epochs 3 --keep 1,4", "there is no epoch 4 in 0..3"),
-        ("--keep first", "whole numbers with commas"),
+        ("--epochs 3 --save-epochs 1,4", "there is no epoch 4 in 0..3"),
+        ("--save-epochs first", "whole numbers with commas"),
         ("--mixup 1 --diversity 1", "for plain cross-entropy"),
-        ("--linear --keep 1", "not trained in epochs"),
+        ("--linear --save-epochs 1", "not trained in epochs"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(place, arguments, said):
@@ -314,16 +317,16 @@ def test_a_recipe_that_cannot_be_is_refused(place, arguments, said):
 
 
 @pytest.mark.parametrize(
-    ("settings", "method", "said"),
+    ("config", "method", "said"),
     [
         ({"mixup": 0.8}, "reweight", "reweight takes images as they are"),
         ({"label_smoothing": 0.1}, "relevance", "for plain cross-entropy"),
         ({"augment": "strong"}, "rrr", "strong does not move the masks"),
     ],
 )
-def test_a_repair_whose_recipe_would_not_be_looked_at_is_refused(place, tmp_path, settings, method, said):
+def test_a_repair_whose_recipe_would_not_be_looked_at_is_refused(place, tmp_path, config, method, said):
     with pytest.raises(ValueError, match=said):
-        run_repair(str(place / "model"), place / "data", tmp_path / "out", replace(SETTINGS, **settings), method=method)
+        run_repair(str(place / "model"), place / "data", tmp_path / "out", replace(SETTINGS, **config), method=method)
     assert not (tmp_path / "out").exists()
 
 
@@ -379,8 +382,8 @@ def by_group(found, folder):
 
 @pytest.mark.parametrize("batch_size", [3, 4])
 def test_the_validation_knows_its_worst_group(lit, batch_size):
-    start, settings = model(), replace(SETTINGS, epochs=1, batch_size=batch_size)
-    _, history = fit(start, cross_entropy, *lit, settings, device="cpu", group_columns=["light"])
+    start, config = model(), replace(SETTINGS, epochs=1, batch_size=batch_size)
+    _, history = fit(start, cross_entropy, *lit, config, device="cpu", group_columns=["light"])
     start.module.eval()  # no dropout
     expected = by_group(start, lit[1])
     assert len(expected) == 4

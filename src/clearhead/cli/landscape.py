@@ -9,7 +9,7 @@ from clearhead.cli.options import BatchSize, Data, Device, Out, Seed, Split, Wor
 
 Models = Annotated[
     list[str],
-    typer.Argument(help="Models, named as for audit; a run of train --keep stands for the epochs it kept."),
+    typer.Argument(help="Models, named as for audit; a run of train --save-epochs stands for the epochs it kept."),
 ]
 landscape_app = typer.Typer(no_args_is_help=True, help="The loss around the weights.")
 
@@ -90,7 +90,8 @@ def landscape_surface(
 
 @landscape_app.command("trajectory")
 def landscape_trajectory(
-    run: Annotated[Path, typer.Argument(help="Folder of a run of train --keep.", show_default=False)], out: Out = None
+    run: Annotated[Path, typer.Argument(help="Folder of a run of train --save-epochs.", show_default=False)],
+    out: Out = None,
 ) -> None:
     """How far and how straight did the weights go? Distances and angles over the epochs that a training run kept."""
     from clearhead import console, workflows

@@ -58,7 +58,7 @@ def train(
             min=0, help="Epochs in which the learning rate rises; a tenth for cosine, else 0.", rich_help_panel=_RECIPE
         ),
     ] = None,
-    clip: Annotated[
+    max_grad_norm: Annotated[
         float | None, typer.Option(min=0, help="Largest norm of the gradient.", rich_help_panel=_RECIPE)
     ] = None,
     augment: Annotated[
@@ -78,7 +78,7 @@ def train(
         float, typer.Option(min=0, help="Put a window of one into another: likewise.", rich_help_panel=_RECIPE)
     ] = 0.0,
     mixed_precision: Precision = "no",
-    keep: Annotated[
+    save_epochs: Annotated[
         str | None,
         typer.Option(help="Epochs, with commas, after which the model is kept in epochs/; 0 is before training."),
     ] = None,
@@ -107,7 +107,7 @@ def train(
     if linear and diversity:
         raise typer.BadParameter("--linear trains the last layer alone: --diversity has no heads to train")
     folder = out or default_out("train", data, model)
-    settings = TrainConfig(
+    config = TrainConfig(
         epochs=epochs,
         lr=lr,
         batch_size=batch_size,
@@ -119,7 +119,7 @@ def train(
         label_smoothing=label_smoothing,
         mixup=mixup,
         cutmix=cutmix,
-        clip=clip,
+        max_grad_norm=max_grad_norm,
         mixed_precision=mixed_precision,
         workers=workers,
         seed=seed,
@@ -128,11 +128,11 @@ def train(
     options |= {
         "linear": linear,
         "pretrained": pretrained,
-        "keep": numbers_of(keep) if keep else (),
+        "save_epochs": numbers_of(save_epochs) if save_epochs else (),
         "loss": DiversityLoss(diversity, layers_of(layers)) if diversity else None,
     }
     console.tell_training(
-        workflows.run_train(model, data, folder, settings, **options, progress=console.progress), folder
+        workflows.run_train(model, data, folder, config, **options, progress=console.progress), folder
     )
 
 
@@ -154,14 +154,14 @@ def repair(
     ] = None,
     lr: Annotated[float | None, typer.Option(min=0, help="Learning rate; 1e-5, or the preset's.")] = None,
     batch_size: BatchSize = 8,
-    bg: Annotated[
+    background: Annotated[
         float | None,
         typer.Option(min=0, help="Weight of the background term; 0 leaves it out.", rich_help_panel=_TERMS),
     ] = None,
-    fg: Annotated[
+    foreground: Annotated[
         float | None, typer.Option(min=0, help="Weight of relevance's foreground term.", rich_help_panel=_TERMS)
     ] = None,
-    cls: Annotated[
+    classification: Annotated[
         float | None, typer.Option(min=0, help="Weight of the classification term.", rich_help_panel=_TERMS)
     ] = None,
     temperature: Annotated[
@@ -174,7 +174,7 @@ def repair(
             help="Relevance's classification term aims at it; the model's by default.", rich_help_panel=_TERMS
         ),
     ] = None,
-    source: Annotated[
+    attribution: Annotated[
         str | None,
         typer.Option(
             help="Map of relevance: gae, rollout, attention, input-gradient, input-x-gradient.", rich_help_panel=_TERMS
@@ -234,12 +234,12 @@ def repair(
     if preset and method != "relevance":
         raise typer.BadParameter(f"--preset {preset}: the paper's settings are for --method relevance, not {method}")
     known = preset_named(preset)
-    terms: dict[str, Any] = {"background": bg, "foreground": fg, "classification": cls}
+    terms: dict[str, Any] = {"background": background, "foreground": foreground, "classification": classification}
     terms |= {
         "temperature": temperature or known.temperature,
         "target": target,
-        "source": source,
-        "exchange": background_swap,
+        "attribution": attribution,
+        "background_swap": background_swap,
         "second_order": second_order,
     }
     loss = mask_loss(method, terms)
@@ -248,15 +248,15 @@ def repair(
         options |= {"layers": None if layers is None else layers_of(layers), "prune": prune}
         console.tell_training(workflows.run_select(model, data, folder, **options), folder)
         return
-    settings = TrainConfig(
+    config = TrainConfig(
         epochs=epochs or known.epochs,
         lr=known.lr if lr is None else lr,
         batch_size=batch_size,
         schedule="decay",
-        crop=0.75,
+        min_crop_area=0.75,
         mixed_precision=mixed_precision,
         workers=workers,
         seed=seed,
     )
     options |= {"method": method, "train_split": train_split, "loss": loss}
-    console.tell_training(workflows.run_repair(model, data, folder, settings, **options), folder)
+    console.tell_training(workflows.run_repair(model, data, folder, config, **options), folder)

@@ -11,7 +11,7 @@ from clearhead.workflows import Progress, run_audit, run_compare, run_repair, ru
 MODEL = Path(__file__).parents[1] / "assets" / "demo"
 """A timm checkpoint made by scripts/train_demo.py: a ViT that has learned to read the ground."""
 
-SETTINGS = TrainConfig(epochs=3, lr=5e-4, batch_size=64, schedule="cosine", crop=0.8)
+SETTINGS = TrainConfig(epochs=3, lr=5e-4, batch_size=64, schedule="cosine", min_crop_area=0.8)
 LOSS = RelevanceLoss(target="truth", background_swap=0.5)
 
 

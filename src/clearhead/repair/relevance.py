@@ -4,13 +4,13 @@ Chefer, Schwartz and Wolf, arXiv 2206.01161, section 3. With R the scaled map of
 
     L = 0.8 (2 mean((R (1 - S))²) + 0.3 mean((R S - S)²)) + 0.2 CE(logits / T, ŷ)
 
-The means go over pixels, ŷ is the model's own prediction (no label is needed for that term; it keeps the model sure of
-what it says). R is GAE's map, or that of another source. The gradient of attention dA inside GAE is taken as a
-constant, as in the public code: the loss flows through the attention A alone. ``second_order=True`` follows dA too, at
-about twice the cost.
+The means are taken over pixels; ŷ is the model's own prediction, so this term needs no label and preserves the model's
+confidence. R is the map of GAE, or of another attribution method. The gradient of attention dA inside GAE is treated as
+a constant, as in the public code: the gradient of the loss flows through the attention A only. ``second_order=True``
+differentiates through dA too, at about twice the cost.
 
-``exchange`` goes beyond the paper: that share of the images is shown on another image's background. The map says where
-the evidence seems to come from; on a background of another class, following it costs accuracy.
+``background_swap`` goes beyond the paper: this fraction of the images is placed on another image's background. The map
+shows where the evidence seems to come from; on a background of another class, following the background costs accuracy.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ from clearhead.models.classifier import chosen_logit, logit_gradients
 from clearhead.repair.input_gradient_losses import pixel_gradient
 from clearhead.tap import tap
 
-Source = Literal["gae", "rollout", "attention", "input-gradient", "input-x-gradient"]
+DifferentiableAttribution = Literal["gae", "rollout", "attention", "input-gradient", "input-x-gradient"]
 """The maps that a loss can be put on."""
 
 
@@ -51,10 +51,10 @@ class RelevanceLoss:
         classification: weight of the cross-entropy.
         temperature: T, divides the logits.
         target: what the cross-entropy aims at: the model's own ``predicted`` class, or the ``truth``.
-        source: where the map comes from; the gradient sources are always of second order.
+        attribution: where the map comes from; the gradient sources are always of second order.
         second_order: with GAE, also differentiate through dA.
-        exchange: share of the images with masks that are shown on the background of another one; needs the target
-            ``truth``.
+        background_swap: fraction of the images with masks that are placed on another image's background; requires
+            ``target="truth"``.
     """
 
     background: float = 2.0
@@ -63,14 +63,14 @@ class RelevanceLoss:
     classification: float = 0.2
     temperature: float = 1.0
     target: Literal["predicted", "truth"] = "predicted"
-    source: Source = "gae"
+    attribution: DifferentiableAttribution = "gae"
     second_order: bool = False
     background_swap: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.background_swap <= 1:
             raise ClearheadError(
-                f"background_swap: a share of the images in 0..1 is needed, got {self.background_swap}"
+                f"background_swap: got {self.background_swap}; a fraction of the images in 0..1 is needed"
             )
         if self.background_swap and self.target != "truth":
             raise ClearheadError(
@@ -78,27 +78,28 @@ class RelevanceLoss:
             )
         if self.target not in ("predicted", "truth"):
             raise ClearheadError(f"target: got {self.target!r}; there is predicted and truth")
-        if self.source not in get_args(Source):
-            raise ClearheadError(f"source: got {self.source!r}; there is {', '.join(get_args(Source))}")
-        if self.second_order and self.source != "gae":
-            raise ClearheadError(f"second_order: is of the source gae, got {self.source!r}")
+        if self.attribution not in get_args(DifferentiableAttribution):
+            known = ", ".join(get_args(DifferentiableAttribution))
+            raise ClearheadError(f"attribution: {self.attribution!r} is unknown; choose from {known}")
+        if self.second_order and self.attribution != "gae":
+            raise ClearheadError(f"second_order: requires attribution gae, got {self.attribution!r}")
 
     def __call__(self, model: Classifier, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Parts of the loss of a batch (image, label, mask, has_mask), its total under ``loss``, and ``logits``.
 
         Images without a mask count in the classification term alone. Raises ClearheadError for a model without a grid,
-        where the source needs one.
+        where the attribution needs one.
         """
         if self.background_swap and rank_and_size()[1] > 1:
             raise ClearheadError(
                 "background_swap: images change backgrounds within a batch, which one process must hold whole"
             )
         images = (
-            _exchanged(batch, self.background_swap)
+            _swapped_backgrounds(batch, self.background_swap)
             if self.background_swap and model.module.training
             else batch["image"]
         )
-        maps, logits = relevance_maps(model, images, batch["label"], self.source, self.second_order)
+        maps, logits = relevance_maps(model, images, batch["label"], self.attribution, self.second_order)
         mask, masked = batch["mask"][:, 0], batch["has_mask"]
         background = batch_mean(((maps * (1 - mask)) ** 2).mean((1, 2)), batch, masked)
         foreground = batch_mean(((maps * mask - mask) ** 2).mean((1, 2)), batch, masked)
@@ -110,7 +111,7 @@ class RelevanceLoss:
         return {"loss": total, "logits": logits} | parts
 
 
-def _exchanged(batch: Mapping[str, Any], share: float) -> Tensor:
+def _swapped_backgrounds(batch: Mapping[str, Any], share: float) -> Tensor:
     """The images, a share of those with masks (the first of the shuffled batch) on the background of the one before."""
     images, which = batch["image"].clone(), batch["has_mask"].nonzero()[:, 0]
     shown = which[: round(share * len(which))]
@@ -120,20 +121,24 @@ def _exchanged(batch: Mapping[str, Any], share: float) -> Tensor:
 
 
 def relevance_maps(
-    model: Classifier, images: Tensor, target: Tensor, source: Source = "gae", second_order: bool = False
+    model: Classifier,
+    images: Tensor,
+    target: Tensor,
+    attribution: DifferentiableAttribution = "gae",
+    second_order: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Scaled maps (B x H x W in 0..1) that carry a graph to the parameters, and the logits of the same pass.
 
-    One forward pass and, where the source has gradients, one backward pass, for all layers at once.
+    One forward pass and, where the attribution has gradients, one backward pass, for all layers at once.
     """
-    if source in _FROM_PIXELS:
+    if attribution in _FROM_PIXELS:
         gradient, images, logits = pixel_gradient(model, images, lambda logits: chosen_logit(logits, target))
-        maps = _FROM_PIXELS[source](gradient, images)
-    elif source in _FROM_LAYERS:
-        grid = token_grid(model, source, images)
+        maps = _FROM_PIXELS[attribution](gradient, images)
+    elif attribution in _FROM_LAYERS:
+        grid = token_grid(model, attribution, images)
         with torch.enable_grad(), tap(model.module) as record:
             logits = model(images)
-            maps = _FROM_LAYERS[source](list(record), grid)
+            maps = _FROM_LAYERS[attribution](list(record), grid)
     else:
         maps, logits = _gae(model, images, target, second_order)
     return scale(maps, (images.shape[-2], images.shape[-1])), logits

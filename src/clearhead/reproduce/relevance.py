@@ -43,8 +43,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "without foreground": {"foreground": 0},
     "without classification": {"classification": 0},
     "true labels": {"target": "truth"},
-    "rollout": {"source": "rollout"},
-    "attention": {"source": "attention"},
+    "rollout": {"attribution": "rollout"},
+    "attention": {"attribution": "attention"},
 }
 """Tables 8 and 9: relevance with one thing changed."""
 

@@ -27,13 +27,13 @@ class TrainConfig:
             schedule-free optimizer always has.
         warmup: epochs in which the learning rate rises from 0 in a line; None is a tenth of the steps for ``cosine``,
             none for the others.
-        crop: smallest window of a training image, as a share of its area, for ``augment="crop"``.
+        min_crop_area: smallest window of a training image, as a share of its area, for ``augment="crop"``.
         augment: ``crop`` (random windows), ``weak`` (moved by up to an eighth of the side), both with mirroring;
             ``strong`` (weak, then RandAugment m9-n2-mstd1.0; without masks) or ``none``.
         label_smoothing: share of a label that is spread over all classes.
         mixup: parameter of the Beta distribution that decides how two images are mixed; 0 is no mixing.
         cutmix: the same for windows cut from one image and put into another.
-        clip: largest norm of the gradient; None leaves it.
+        max_grad_norm: largest norm of the gradient; None leaves it.
         mixed_precision: ``no``, ``bf16`` or ``fp16``.
         workers: processes that load images.
         seed: of order, augmentation and dropout.
@@ -48,12 +48,12 @@ class TrainConfig:
     weight_decay: float = 1e-4
     schedule: Schedule = "cosine"
     warmup: int | None = None
-    crop: float = 0.5
+    min_crop_area: float = 0.5
     augment: Augmentation = "crop"
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
-    clip: float | None = None
+    max_grad_norm: float | None = None
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     workers: int = 0
     seed: int = 0
@@ -71,8 +71,8 @@ class TrainConfig:
             raise ClearheadError(f"lr: got {self.lr}; a number of at least 0 is needed, such as 1e-4")
         if self.batch_size < 1:
             raise ClearheadError(f"batch_size: got {self.batch_size}; at least 1 is needed")
-        if not 0 < self.crop <= 1:
-            raise ClearheadError(f"crop: got {self.crop}; a share of the area above 0 and up to 1 is needed")
+        if not 0 < self.min_crop_area <= 1:
+            raise ClearheadError(f"min_crop_area: got {self.min_crop_area}; a fraction above 0 and up to 1 is needed")
         if not 0 <= self.label_smoothing < 1:
             raise ClearheadError(f"label_smoothing: got {self.label_smoothing}; a share below 1 is needed, such as 0.1")
         for name in ("mixup", "cutmix"):
@@ -80,19 +80,21 @@ class TrainConfig:
                 raise ClearheadError(
                     f"{name}: got {getattr(self, name)}; a number of at least 0 is needed, such as 1.0"
                 )
-        if self.clip is not None and not self.clip > 0:
-            raise ClearheadError(f"clip: got {self.clip}; a norm above 0 is needed, such as 5.0, or None")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ClearheadError(
+                f"max_grad_norm: got {self.max_grad_norm}; a norm above 0 is needed, such as 5.0, or None"
+            )
         if self.mixed_precision == "fp16" and optimizers.is_sharpness_aware(self.optimizer):
             raise ClearheadError(
                 f"mixed_precision: fp16 scales the gradient that {self.optimizer} follows; give bf16 or no"
             )
 
     @property
-    def soft(self) -> bool:
+    def has_soft_targets(self) -> bool:
         """Whether an image may be of several classes: its target is then a distribution."""
         return bool(self.label_smoothing or self.mixup or self.cutmix)
 
-    def factor(self, steps: int) -> Callable[[int], float]:
+    def lr_lambda(self, steps: int) -> Callable[[int], float]:
         """Factor of the learning rate at each step, of `steps` an epoch."""
         total = self.epochs * steps
         warm = 0 if self.warmup is None else self.warmup * steps

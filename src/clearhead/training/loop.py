@@ -80,7 +80,7 @@ class Epoch:
     images: int = 0
 
 
-After = Callable[[list[Epoch], Classifier], bool | None]
+OnEpochEnd = Callable[[list[Epoch], Classifier], bool | None]
 
 
 def cross_entropy(model: Classifier, batch: Batch) -> dict[str, Tensor]:
@@ -94,34 +94,34 @@ def fit(
     loss: Loss,
     train: ImageIndex,
     validation: ImageIndex,
-    settings: TrainConfig,
+    config: TrainConfig,
     state: Path | None = None,
     progress: Progress | None = None,
     device: str | None = None,
     group_columns: list[str] | None = None,
     monitor: Monitor = "loss",
-    balanced: bool = False,
-    after: After | None = None,
+    balance_groups: bool = False,
+    on_epoch_end: OnEpochEnd | None = None,
 ) -> tuple[Classifier, list[Epoch]]:
     """Train a copy of the model, and return it as it was after its best epoch, with the history.
 
     Args:
         model: where to start from; it is not changed.
         loss: what to minimise; its result holds ``loss`` and ``logits`` and any parts to log. One that has a
-            ``state_dict`` and a ``load_state_dict`` is kept in `state` with the rest. Where the settings make soft
+            ``state_dict`` and a ``load_state_dict`` is kept in `state` with the rest. Where the config make soft
             labels, training batches have ``target``, B x classes, which it has to aim at, as ``cross_entropy`` does.
         train: the training images.
         validation: the images that decide which epoch is kept.
-        settings: how to train.
+        config: how to train.
         state: a folder to keep the state of the last epoch in; if it holds one, training goes on from there and ends
             with the same weights as if it had never stopped.
-        track: wraps an iterable to show progress: ``track(batches, count, title)``.
+        progress: wraps an iterable to show progress: ``progress(batches, count, title)``.
         device: ``cpu`` to leave a GPU alone; else Accelerate chooses.
         group_columns: metadata columns that make the groups, None for all those that do in `train`.
-        balanced: draw the training images group by group, each as often, in place of each image once an epoch.
+        balance_groups: draw the training images group by group, each as often, in place of each image once an epoch.
         monitor: the mean over the validation images whose lowest value decides which epoch is kept.
-        after: called after each epoch's validation, before training too (epoch 0), with the history and the model as
-            it is then, which it must not change; True ends the training. In several processes it is called in each.
+        on_epoch_end: called after each epoch's validation, before training too (epoch 0), with the history and the
+            model as it is then, which it must not change; True ends the training. It is called in each process.
             If the run is stopped in it or soon after, it is called for the same epoch again.
 
     Raises:
@@ -135,25 +135,25 @@ def fit(
     if device is not None and torch.device(device).index is not None and torch.device(device).type == "cuda":
         torch.cuda.set_device(device)  # the one that accelerate takes
     AcceleratorState._reset_state()  # else a process can train at one precision only
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=device == "cpu")
-    set_seed(settings.seed)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=device == "cpu")
+    set_seed(config.seed)
     module = copied(model.module).to(accelerator.device)
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         raise TrainingError(f"{model.name} has no parameter that requires a gradient: nothing to train")
-    optimizer: Any = optimizers.make(settings.optimizer, module, settings.lr, settings.weight_decay)
+    optimizer: Any = optimizers.make(config.optimizer, module, config.lr, config.weight_decay)
     group_columns = shared_columns(train, validation) if group_columns is None else group_columns
-    augmented = ImageDataset(train, model.preprocess, augmentation(settings.augment, settings.crop), group_columns)
+    augmented = ImageDataset(train, model.preprocess, augmentation(config.augment, config.min_crop_area), group_columns)
     plain = ImageDataset(validation, model.preprocess, group_columns=group_columns)
     groups = sorted({*augmented.groups, *plain.groups})  # the same in all processes
-    size, workers = settings.batch_size, settings.workers
-    batches = loader(augmented, size, workers, shuffle=True, seed=settings.seed, balanced=balanced, shared=True)
+    size, workers = config.batch_size, config.workers
+    batches = loader(augmented, size, workers, shuffle=True, seed=config.seed, balanced=balance_groups, shared=True)
     held_out = loader(plain, size, workers, shared=True)
     order: SeededSampler = batches.batch_sampler.order  # type: ignore[union-attr]
     module, prepared = accelerator.prepare(module, optimizer)
     if accelerator.scaler is not None:
         optimizer = prepared  # else left alone: at each step it looks for packages that may be installed
-    schedule = torch.optim.lr_scheduler.LambdaLR(prepared.optimizer, settings.factor(len(batches)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(prepared.optimizer, config.lr_lambda(len(batches)))
     accelerator.register_for_checkpointing(schedule)
     if _has_state(loss):
         accelerator.register_for_checkpointing(loss)
@@ -167,8 +167,8 @@ def fit(
         optimizer.zero_grad()
         parts = loss(trained, batch)
         accelerator.backward(parts["loss"])
-        if settings.clip is not None:
-            accelerator.clip_grad_norm_(parameters, settings.clip)
+        if config.max_grad_norm is not None:
+            accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
         return parts
 
     def sharpness_aware_step(batch: Batch) -> dict[str, Tensor]:
@@ -183,40 +183,40 @@ def fit(
         optimizer.step()
         return parts
 
-    step = sharpness_aware_step if optimizers.is_sharpness_aware(settings.optimizer) else plain_step
+    step = sharpness_aware_step if optimizers.is_sharpness_aware(config.optimizer) else plain_step
     history, best, ended = _resume(accelerator, state)
     if not history:
         module.eval()
         history = [Epoch(0, {}, validated("before"))]
         best = _weights(accelerator, module)
-        ended = bool(after and after(history, measured))
-    while not ended and len(history) <= settings.epochs:
+        ended = bool(on_epoch_end and on_epoch_end(history, measured))
+    while not ended and len(history) <= config.epochs:
         number = len(history)
-        title = f"epoch {number}/{settings.epochs}"
+        title = f"epoch {number}/{config.epochs}"
         order.set_epoch(number - 1)
         sums, began = _Means(accelerator), time.perf_counter()
         module.train()
         prepared.train()
         for i, batch in enumerate(_tracked(batches, progress, title)):
             batch = send_to_device(batch, accelerator.device, non_blocking=True)
-            if settings.soft:
-                batch = _softened(batch, len(model.classes), settings, [settings.seed, number, i])
+            if config.has_soft_targets:
+                batch = _softened(batch, len(model.classes), config, [config.seed, number, i])
             sums.add(step(batch), batch)
             schedule.step()
             if i % _LOOK == 0:
-                _require_finite(sums.sums["loss"].item(), history, settings)
+                _require_finite(sums.sums["loss"].item(), history, config)
         means = sums.means()
-        _require_finite(means["loss"], history, settings)
+        _require_finite(means["loss"], history, config)
         module.eval()
         prepared.eval()
-        if optimizers.is_schedule_free(settings.optimizer):
+        if optimizers.is_schedule_free(config.optimizer):
             update_bn(_images(batches, accelerator.device), measured.module)
         seconds = time.perf_counter() - began
         epoch = Epoch(number, means, validated(title), seconds, len(augmented))
         if epoch.validation[monitor] < min(e.validation[monitor] for e in history):
             best = _weights(accelerator, module)
         history.append(epoch)
-        ended = bool(after and after(history, measured))
+        ended = bool(on_epoch_end and on_epoch_end(history, measured))
         _keep(accelerator, state, history, best, ended)
     chosen = copied(model.module)
     chosen.load_state_dict(best)
@@ -298,15 +298,15 @@ def _validate(
     return sums.means()
 
 
-def _softened(batch: Batch, classes: int, settings: TrainConfig, seed: list[int]) -> Batch:
-    """The batch with its ``target``, its images mixed where the settings say so."""
+def _softened(batch: Batch, classes: int, config: TrainConfig, seed: list[int]) -> Batch:
+    """The batch with its ``target``, its images mixed where the config say so."""
     images, target = mixed(
         batch["image"],
         batch["label"],
         classes,
-        mixup=settings.mixup,
-        cutmix=settings.cutmix,
-        label_smoothing=settings.label_smoothing,
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+        label_smoothing=config.label_smoothing,
         seed=seed,
     )
     return {**batch, "image": images, "target": target}
@@ -318,11 +318,11 @@ def _images(batches: Iterable, device: torch.device) -> Iterator[Tensor]:
         yield batch["image"].to(device)
 
 
-def _require_finite(value: float, history: list[Epoch], settings: TrainConfig) -> None:
+def _require_finite(value: float, history: list[Epoch], config: TrainConfig) -> None:
     if not math.isfinite(value):
         raise DivergedError(
-            f"the loss is {value} in epoch {len(history)}: try a smaller learning rate than {settings.lr:g}"
-            + ("" if settings.mixed_precision == "no" else ", or mixed_precision no")
+            f"the loss is {value} in epoch {len(history)}: try a smaller learning rate than {config.lr:g}"
+            + ("" if config.mixed_precision == "no" else ", or mixed_precision no")
             + "; the state of the epoch before is kept",
             history,
         )

@@ -52,7 +52,7 @@ def run_hessian(
     """The largest eigenvalues of the loss on mini-batches, models side by side. ``clearhead landscape hessian``.
 
     The arguments are those of ``clearhead.analyses.hessian``; each model reads the data by its own classes. A run
-    of ``train --keep`` among `models` stands for the epochs it kept and its checkpoint.
+    of ``train --save-epochs`` among `models` stands for the epochs it kept and its checkpoint.
     """
     arguments = given(locals())
     if not begin(out, "landscape hessian", arguments):
@@ -125,7 +125,9 @@ def run_trajectory(run: str | Path, out: Path, *, progress: Progress | None = No
         started = time.perf_counter()
         kept = _epochs(Path(run))
         if len(kept) < 2:
-            raise LandscapeError(f"{run}: {len(kept)} kept epochs, at least 2 are needed: train with --keep 1,5,10,...")
+            raise LandscapeError(
+                f"{run}: {len(kept)} saved epochs, at least 2 are needed: train with --save-epochs 1,5,10,..."
+            )
         snapshots = progress(kept, len(kept), "snapshots") if progress else kept
         way = trajectory(weight_vector(load_model(str(folder)).module) for folder in snapshots)
         provenance = {"run": str(run), "time": f"{time.perf_counter() - started:.0f} s", "versions": versions_told()}

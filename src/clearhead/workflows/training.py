@@ -72,7 +72,7 @@ def run_train(
     train_split: str = "train",
     validation_split: str = "val",
     pretrained: bool = True,
-    keep: Sequence[int] = (),
+    save_epochs: Sequence[int] = (),
     device: str | None = None,
     progress: Progress | None = None,
 ) -> TrainingResults:
@@ -82,14 +82,15 @@ def run_train(
     on frozen features (``clearhead.training.linear_probe``); of the settings it takes the seed, the batch size and the
     workers.
 
-    The model as it is after each epoch of `keep` (0: before training) is left in ``out/epochs/EPOCH``, an ordinary
-    checkpoint. Raises ClearheadError for an epoch there is not, or soft labels where they would not be looked at.
+    The model as it is after each epoch of `save_epochs` (0: before training) is left in ``out/epochs/EPOCH``,
+    an ordinary checkpoint. Raises ClearheadError for an epoch outside the training, or soft labels where they would
+    not be used.
     """
-    if linear and keep:
-        raise ClearheadError("keep: the last layer alone is not trained in epochs; leave linear out")
-    if absent := [epoch for epoch in keep if not 0 <= epoch <= settings.epochs]:
-        raise ClearheadError(f"keep: there is no epoch {absent[0]} in 0..{settings.epochs}")
-    if settings.soft and (loss is not None or linear):
+    if linear and save_epochs:
+        raise ClearheadError("save_epochs: the last layer alone is not trained in epochs; leave linear out")
+    if absent := [epoch for epoch in save_epochs if not 0 <= epoch <= settings.epochs]:
+        raise ClearheadError(f"save_epochs: there is no epoch {absent[0]} in 0..{settings.epochs}")
+    if settings.has_soft_targets and (loss is not None or linear):
         raise ClearheadError("label_smoothing, mixup, cutmix: for plain cross-entropy; leave out diversity, or linear")
     arguments = given(locals())
     if not begin(out, "train", arguments, shared=not linear):
@@ -117,8 +118,8 @@ def run_train(
             results = replace(results, linear=found)
         else:
 
-            def after(epochs: list[Epoch], model: Classifier) -> None:
-                if epochs[-1].number in keep and rank_and_size()[0] == 0:
+            def on_epoch_end(epochs: list[Epoch], model: Classifier) -> None:
+                if epochs[-1].number in save_epochs and rank_and_size()[0] == 0:
                     save_model(model, out / "epochs" / str(epochs[-1].number))
 
             trained, history = fit(
@@ -130,7 +131,7 @@ def run_train(
                 out / "state",
                 progress,
                 device,
-                after=after,
+                on_epoch_end=on_epoch_end,
             )
             results = replace(results, history=history)
         if rank_and_size()[0] == 0:
@@ -164,7 +165,7 @@ def run_repair(
     """
     if method not in get_args(Method):
         raise ClearheadError(f"method: {method!r} is unknown; there is {', '.join(get_args(Method))}")
-    if settings.soft:
+    if settings.has_soft_targets:
         raise ClearheadError(
             f"label_smoothing, mixup, cutmix: for plain cross-entropy; {method} takes images as they are"
         )
@@ -210,7 +211,7 @@ def run_repair(
                 device,
                 group_columns=groups,
                 monitor=monitor,
-                balanced=method == "groupdro",
+                balance_groups=method == "groupdro",
             )
             results = replace(results, history=history, monitor=monitor)
         if rank_and_size()[0] == 0:

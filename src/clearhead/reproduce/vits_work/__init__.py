@@ -62,7 +62,7 @@ def reproduce(
     for name, training in chosen.trainings.items():
         kept[name] = (chosen.early, chosen.last(name)) if name in chosen.main else (chosen.last(name),)
         part, how = data / percent(training.fraction), training.settings(chosen.settings)
-        workflows.run_train(training.model, part, out / name, how, pretrained=False, keep=kept[name], **run)
+        workflows.run_train(training.model, part, out / name, how, pretrained=False, save_epochs=kept[name], **run)
     spectra = _spectra(out, data, chosen, kept, run)
 
     checkpoints = [str(out / name / "checkpoint") for name in chosen.main]

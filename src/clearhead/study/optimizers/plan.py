@@ -76,7 +76,7 @@ class Plan(BaseModel):
     epochs: Annotated[int, Field(ge=1)] = 30
     batch_size: Annotated[int, Field(ge=1)] = 96
     target: Annotated[float, Field(gt=0, lt=1)] = 0.6
-    clip: Positive | None = 5.0
+    max_grad_norm: Positive | None = 5.0
     eigenvalue_batches: Annotated[int, Field(ge=2)] = 8
 
     def cells(self) -> list[Cell]:
@@ -100,7 +100,7 @@ class Plan(BaseModel):
             batch_size=self.batch_size,
             optimizer=self.optimizers[cell.optimizer].optimizer,
             weight_decay=weight_decay,
-            clip=self.clip,
+            max_grad_norm=self.max_grad_norm,
             augment=cell.augment,
             label_smoothing=0.1 if strong else 0.0,
             mixup=1.0 if strong else 0.0,

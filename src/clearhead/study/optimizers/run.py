@@ -153,7 +153,7 @@ def run_study(
 def _arguments(plan: Plan, cell: Cell) -> dict[str, Any]:
     """What decides the numbers of a cell, but for the settings, of which there may be more later."""
     own = {"model": plan.models[cell.model], "optimizer": plan.optimizers[cell.optimizer].optimizer}
-    fixed = {"epochs": plan.epochs, "batch_size": plan.batch_size, "clip": plan.clip}
+    fixed = {"epochs": plan.epochs, "batch_size": plan.batch_size, "max_grad_norm": plan.max_grad_norm}
     return {"data": str(plan.data), "cell": vars(cell), **own, **fixed, "eigenvalue_batches": plan.eigenvalue_batches}
 
 
@@ -271,7 +271,7 @@ def _try(trial: "optuna.Trial", plan: Plan, cell: Cell, out: Path, device: str |
             plan.settings(cell, lr, weight_decay),
             folder / "state",
             device=device,
-            after=behind,
+            on_epoch_end=behind,
         )
         finite = isfinite(history[-1].validation["loss"])
         ended = "stopped" if history[-1].number < plan.epochs else "finished" if finite else "diverged"

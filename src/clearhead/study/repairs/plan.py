@@ -13,7 +13,7 @@
     methods:
       relevance: {method: relevance}
       no foreground: {method: relevance, foreground: 0}
-      rollout: {method: relevance, source: rollout}
+      rollout: {method: relevance, attribution: rollout}
       RRR: {method: rrr, background: 0.5, lr: 2.0e-6}
       fine-tuning: {method: train}
 
@@ -96,7 +96,7 @@ class Plan(BaseModel):
         """How a variant is trained: as arXiv 2206.01161 trains."""
         own = self.methods[variant.name]
         chosen = {key: getattr(own, key) or getattr(self, key) for key in _SETTINGS}
-        return TrainConfig(**chosen, schedule="decay", crop=0.75, seed=variant.seed)
+        return TrainConfig(**chosen, schedule="decay", min_crop_area=0.75, seed=variant.seed)
 
 
 _SETTINGS = ("epochs", "lr", "batch_size")
