@@ -29,7 +29,7 @@ from clearhead.data.image_io import load_mask
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.masks import Limits, write_masks
 from clearhead.masks.tokencut import TAU, affinity, cut, iou, second_eigenvector, similarity
-from clearhead.metrics.statistics import interval, mean, number
+from clearhead.metrics.statistics import format_interval, format_value, mean
 from clearhead.models import Classifier, load_model
 
 
@@ -102,12 +102,12 @@ def overlaps(model: Classifier, data: Path, batch_size: int) -> None:
     print("| IoU with true masks | mean |\n|---|---|")
     for name, estimate in (("patches", done.patches), ("refined", done.made), ("refined and kept", done.kept)):
         assert estimate is not None
-        print(f"| {name} | {number(estimate.value)} {interval(estimate)} (n = {estimate.count}) |")
+        print(f"| {name} | {format_value(estimate.value)} {format_interval(estimate)} (n = {estimate.count}) |")
 
 
 def _told(values: np.ndarray) -> str:
     estimate = mean(values)
-    return f"{number(estimate.value)} {interval(estimate)}"
+    return f"{format_value(estimate.value)} {format_interval(estimate)}"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from clearhead.analyses.audit import Audit, audit
 from clearhead.data.folder import read_folder
 from clearhead.demo.data import make_demo
 from clearhead.demo.run import LOSS, MODEL, SETTINGS
-from clearhead.metrics.statistics import Estimate, interval, number
+from clearhead.metrics.statistics import Estimate, format_interval, format_value
 from clearhead.models import Classifier, load_model
 from clearhead.prediction.predict import predict
 from clearhead.training.loop import best_epoch, fit
@@ -31,7 +31,7 @@ VARIANTS = {
 
 def said(estimate: Estimate) -> str:
     """A number with its interval."""
-    return f"{number(estimate.value, estimate.unit)} {interval(estimate)}"
+    return f"{format_value(estimate.value, estimate.unit)} {format_interval(estimate)}"
 
 
 def main(out: Path) -> None:
@@ -44,7 +44,7 @@ def main(out: Path) -> None:
     def numbers(found: Classifier) -> Audit:
         return audit(predict(found, test, batch_size=100), model.classes)
 
-    print("| | epoch | average | worst group | relevance in the foreground |\n|---|---|---|---|---|")
+    print("| | epoch | average | worst group | foreground relevance |\n|---|---|---|---|---|")
     results = [("as it ships", "", numbers(model))]
     for name, loss in VARIANTS.items():
         state = out / "state" / name
@@ -56,8 +56,8 @@ def main(out: Path) -> None:
         if kept < SETTINGS.epochs:
             results.append((name, f"{SETTINGS.epochs}, the last", numbers(replace(model, module=last.eval()))))
     for name, kept, found in results:
-        if found.worst_group and found.foreground:
-            cells = (found.accuracy, found.worst_group[1], found.foreground)
+        if found.worst_group and found.relevance_mass:
+            cells = (found.accuracy, found.worst_group[1], found.relevance_mass)
             print(f"| {name} | {kept} | {' | '.join(said(cell) for cell in cells)} |", flush=True)
 
 

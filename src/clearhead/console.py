@@ -13,7 +13,7 @@ from clearhead.analyses.audit import Audit
 from clearhead.data.dataset import DataIssue
 from clearhead.distributed import rank_and_size
 from clearhead.masks import MasksWritten
-from clearhead.metrics.statistics import Estimate, interval, number
+from clearhead.metrics.statistics import Estimate, format_interval, format_value
 from clearhead.report.calibration import calibration_rows
 from clearhead.report.heads import MOST_HEADS
 from clearhead.report.landscape import SURFACE_COLUMNS, TRAJECTORY_COLUMNS, surface_cells, trajectory_cells
@@ -44,7 +44,7 @@ _quiet = rank_and_size()[0] > 0  # of several processes the first one speaks
 err = Console(stderr=True, highlight=False, soft_wrap=True, quiet=_quiet)
 out = Console(highlight=False, soft_wrap=True, quiet=_quiet)
 
-_COLOURS = {"helped": "green", "harmed": "red", "cannot tell": "yellow"}
+_COLOURS = {"improved": "green", "regressed": "red", "inconclusive": "yellow"}
 
 MOST_UNITS = 8
 """Lesions that are told of each model."""
@@ -69,9 +69,11 @@ def tell_audit(results: AuditResults, folder: Path) -> None:
     rows = _audited(results.audit)
     if scaled := results.rescaled:
         after = calibration_rows(scaled.calibration).items()
-        rows += [(f"{name}, temperature {number(scaled.temperature)}", estimate) for name, estimate in after]
+        rows += [(f"{name}, temperature {format_value(scaled.temperature)}", estimate) for name, estimate in after]
     for name, estimate in rows:
-        table.add_row(escape(name), number(estimate.value, estimate.unit), interval(estimate), f"{estimate.count:,}")
+        table.add_row(
+            escape(name), format_value(estimate.value, estimate.unit), format_interval(estimate), f"{estimate.count:,}"
+        )
     out.print(table)
     if scaled:
         out.print(f"temperature fitted on the {scaled.images:,} images of {escape(scaled.split)}")
@@ -83,9 +85,9 @@ def _audited(audit: Audit) -> list[tuple[str, Estimate]]:
     if audit.worst_group:
         rows.append((f"worst group ({audit.worst_group[0]})", audit.worst_group[1]))
     rows += calibration_rows(audit.calibration).items()
-    if audit.foreground and audit.area:
-        rows += [("relevance in the foreground", audit.foreground), ("area of the foreground", audit.area)]
-    return rows + [(f"accuracy, {name}", value) for name, value in audit.intervened.items() if name != "as it is"]
+    if audit.relevance_mass and audit.area:
+        rows += [("foreground relevance", audit.relevance_mass), ("mask area", audit.area)]
+    return rows + [(f"accuracy, {name}", value) for name, value in audit.interventions.items() if name != "clean"]
 
 
 def tell_comparison(results: ComparisonResults, folder: Path) -> None:
@@ -94,7 +96,9 @@ def tell_comparison(results: ComparisonResults, folder: Path) -> None:
     tell_verdict(results)
     table = _table("difference", "95% interval", "n")
     for name, estimate in results.comparison.differences.items():
-        table.add_row(escape(name), number(estimate.value, estimate.unit), interval(estimate), f"{estimate.count:,}")
+        table.add_row(
+            escape(name), format_value(estimate.value, estimate.unit), format_interval(estimate), f"{estimate.count:,}"
+        )
     out.print(table)
     _tell_page(folder)
 
@@ -154,11 +158,16 @@ def tell_heads(results: HeadsResults, folder: Path) -> None:
     """The most important heads."""
     tell_problems(results.issues)
     scores = results.scores
-    out.print(f"accuracy {number(scores.accuracy.value, '%')} {interval(scores.accuracy)}, {len(scores.heads)} heads")
+    out.print(
+        f"accuracy {format_value(scores.accuracy.value, '%')} {format_interval(scores.accuracy)}, "
+        f"{len(scores.heads)} heads"
+    )
     table = _table("alone", "without", *(f"follows {name}" for name in scores.attributes), "importance")
     for head in sorted(scores.heads, key=lambda head: -head.importance)[:MOST_HEADS]:
         cells = [head.alone, head.without, *head.agreement.values()]
-        table.add_row(f"{head.layer}.{head.head}", *(number(c.value, c.unit) for c in cells), f"{head.importance:.3g}")
+        table.add_row(
+            f"{head.layer}.{head.head}", *(format_value(c.value, c.unit) for c in cells), f"{head.importance:.3g}"
+        )
     out.print(table)
     if len(scores.heads) > MOST_HEADS:
         out.print(f"the {MOST_HEADS} most important of {len(scores.heads)} heads (layer.head)")
@@ -169,11 +178,11 @@ def tell_evaluation(results: EvaluationResults, folder: Path) -> None:
     """The main numbers of each part."""
     tell_problems(results.issues)
     if results.faithfulness:
-        table = _table("positive", "negative", "gap", "95% interval", "n")
+        table = _table("MIF AUC", "LIF AUC", "faithfulness gap", "95% interval", "n")
         for model, found in results.faithfulness.items():
             for method, m in found.methods.items():
-                cells = [number(e.value, e.unit) for e in (m.positive_area, m.negative_area, m.gap)]
-                table.add_row(escape(f"{model}, {method}"), *cells, interval(m.gap), f"{m.gap.count:,}")
+                cells = [format_value(e.value, e.unit) for e in (m.mif_auc, m.lif_auc, m.gap)]
+                table.add_row(escape(f"{model}, {method}"), *cells, format_interval(m.gap), f"{m.gap.count:,}")
         out.print("faithfulness: area under top-1 accuracy, 10 to 90% of the pixels removed")
         out.print(table)
     if results.segmentation:
@@ -181,14 +190,16 @@ def tell_evaluation(results: EvaluationResults, folder: Path) -> None:
         table = _table(*first, "n")
         for model, methods in results.segmentation.items():
             for method, numbers in methods.items():
-                cells = [number(e.value, e.unit) for e in numbers.values()]
+                cells = [format_value(e.value, e.unit) for e in numbers.values()]
                 table.add_row(escape(f"{model}, {method}"), *cells, f"{next(iter(numbers.values())).count:,}")
         out.print("maps as segmentations")
         out.print(table)
     if results.knn:
         table = _table(*(f"k = {k}" for k in next(iter(results.knn.values()))))
         for model, by_k in results.knn.items():
-            table.add_row(escape(model), *(f"{number(e.value, e.unit)} {interval(e)}" for e in by_k.values()))
+            table.add_row(
+                escape(model), *(f"{format_value(e.value, e.unit)} {format_interval(e)}" for e in by_k.values())
+            )
         out.print("nearest neighbours")
         out.print(table)
     _tell_page(folder)
@@ -203,18 +214,18 @@ def tell_suite(results: SuiteResults, folder: Path) -> None:
     for row in results.rows:
         if not row.family and row.model == results.models[0]:
             rows = [top1[model, row.set, row.scoring] for model in results.models]
-            cells = [number(r.top1.value, "%") for r in rows]
+            cells = [format_value(r.top1.value, "%") for r in rows]
             if alone:
-                top5 = number(row.top5.value, "%") if row.top5 else ""
-                cells += [interval(row.top1), top5, f"{row.images:,}"]
+                top5 = format_value(row.top5.value, "%") if row.top5 else ""
+                cells += [format_interval(row.top1), top5, f"{row.images:,}"]
             table.add_row(escape(f"{row.set}, {row.scoring}"), *cells)
     for family in dict.fromkeys(row.family for row in results.rows if row.family):
         each = [[r.top1.value for r in results.rows if (r.model, r.family) == (m, family)] for m in results.models]
-        table.add_row(escape(f"{family}, mean of {len(each[0])}"), *(number(sum(v) / len(v), "%") for v in each))
+        table.add_row(escape(f"{family}, mean of {len(each[0])}"), *(format_value(sum(v) / len(v), "%") for v in each))
     for name in dict.fromkeys(name for found in results.summaries.values() for name in found):
         each_one = [found.get(name) for found in results.summaries.values()]
-        cells = [number(e.value, e.unit) if e else "" for e in each_one]
-        table.add_row(name, *cells, *([interval(e) for e in each_one if e] if alone else []))
+        cells = [format_value(e.value, e.unit) if e else "" for e in each_one]
+        table.add_row(name, *cells, *([format_interval(e) for e in each_one if e] if alone else []))
     out.print(table)
     for verdict in verdicts(results):
         out.print(f"[bold {_COLOURS[verdict.word]}]{verdict.word}[/]: {escape(verdict.sentence)}")
@@ -231,9 +242,13 @@ def tell_slices(results: SlicesResults, folder: Path) -> None:
     if worse:
         table = _table("errors", "95% interval", "n", "rest of the class", "p", "taken for")
         for part in worse:
-            told = number(part.error.value, "%"), interval(part.error), f"{part.error.count:,}"
+            told = format_value(part.error.value, "%"), format_interval(part.error), f"{part.error.count:,}"
             table.add_row(
-                escape(part.name), *told, number(part.rest.value, "%"), f"{part.p_value:.1g}", escape(part.mistaken_for)
+                escape(part.name),
+                *told,
+                format_value(part.rest.value, "%"),
+                f"{part.p_value:.1g}",
+                escape(part.mistaken_for),
             )
         out.print(table)
     out.print(
@@ -251,7 +266,7 @@ def tell_spectra(results: SpectrumResults, folder: Path) -> None:
     for name, found in results.spectra.items():
         cells = [found.largest, found.lowest, found.negative, found.positive, found.loss]
         cells += [found.trace] if found.trace else []
-        table.add_row(escape(name), *(number(e.value, e.unit) for e in cells), str(len(found.batches)))
+        table.add_row(escape(name), *(format_value(e.value, e.unit) for e in cells), str(len(found.batches)))
     out.print(table)
     _tell_page(folder)
 
@@ -306,7 +321,7 @@ def tell_lesions(results: LesionResults, folder: Path) -> None:
 
 def _with_intervals(*estimates: Estimate) -> list[str]:
     """Cells of estimates of the same images: each and its interval, at the end the count."""
-    cells = [cell for e in estimates for cell in (number(e.value, e.unit), interval(e))]
+    cells = [cell for e in estimates for cell in (format_value(e.value, e.unit), format_interval(e))]
     return [*cells, f"{estimates[0].count:,}"]
 
 
@@ -323,7 +338,7 @@ def tell_sufficient(results: SufficientResults, folder: Path) -> None:
     table = _table("label", "whole image", "pixels kept", "from them alone")
     for strip, labels in zip(results.examples, results.images, strict=True):
         for found in labels:
-            cells = [number(value, "%") for value in (found.whole, found.share, found.confidence)]
+            cells = [format_value(value, "%") for value in (found.whole, found.share, found.confidence)]
             table.add_row(escape(strip.title), escape(found.label), *cells)
     out.print(table)
     enough = [found.reached for labels in results.images for found in labels]
@@ -335,7 +350,7 @@ def tell_study(results: StudyResults, folder: Path) -> None:
     """What each method changed on each test set."""
     table = _table("test", "measure", "change", "95% interval", "seeds")
     for row in results.rows:
-        change = number(row.change.value, row.change.unit), interval(row.change)
+        change = format_value(row.change.value, row.change.unit), format_interval(row.change)
         name = f"{row.name}, {row.samples} x {row.classes}"
         table.add_row(escape(name), escape(row.test), row.measure, *change, str(row.seeds))
     out.print(table)
@@ -344,7 +359,7 @@ def tell_study(results: StudyResults, folder: Path) -> None:
 
 def tell_optimizers(results: OptimizerResults, folder: Path) -> None:
     """The setting kept in each cell, how long it took to the target, and what it came to."""
-    table = _table("kept", f"s to {number(results.target, '%')}", "accuracy", "95% interval", "eigenvalue")
+    table = _table("kept", f"s to {format_value(results.target, '%')}", "accuracy", "95% interval", "eigenvalue")
     names = names_of([key_of(found.best.cell) for found in results.cells])
     seeds = {found.best.cell.seed for found in results.cells}
     for found in results.cells:
@@ -352,9 +367,9 @@ def tell_optimizers(results: OptimizerResults, folder: Path) -> None:
         reached = best.reached(results.target)
         name = names[key_of(best.cell)] + (f", seed {best.cell.seed}" if len(seeds) > 1 else "")
         kept = f"lr {best.lr:g}, wd {best.weight_decay:g}"
-        accuracy = number(measures.accuracy.value, "%"), interval(measures.accuracy)
+        accuracy = format_value(measures.accuracy.value, "%"), format_interval(measures.accuracy)
         seconds = f"{reached.seconds:,.0f}" if reached else "never"
-        table.add_row(escape(name), kept, seconds, *accuracy, number(measures.eigenvalue.value))
+        table.add_row(escape(name), kept, seconds, *accuracy, format_value(measures.eigenvalue.value))
     out.print(table)
     counts = Counter(trial.ended for trial in results.trials)
     out.print(", ".join(f"{count} settings {ended}" for ended, count in counts.items()))
@@ -364,12 +379,13 @@ def tell_optimizers(results: OptimizerResults, folder: Path) -> None:
 def tell_masks(written: MasksWritten) -> None:
     """How many images have a mask, what was dropped, and how good they are where that is known."""
     tell_problems(written.issues)
-    area = f"{number(written.area.value, '%')} of the image on average"
+    area = f"{format_value(written.area.value, '%')} of the image on average"
     out.print(f"{written.masks:,} of {written.images:,} images have a mask, {area}")
     for name, overlap in (("patches", written.patches), ("all masks", written.made), ("masks kept", written.kept)):
         if overlap:
             out.print(
-                f"IoU with the true masks, {name}: {number(overlap.value)} {interval(overlap)}, n {overlap.count:,}"
+                f"IoU with the true masks, {name}: {format_value(overlap.value)} {format_interval(overlap)}, "
+                f"n {overlap.count:,}"
             )
     out.print(f"data: {escape(str(written.folder))}")
 

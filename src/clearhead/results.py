@@ -17,7 +17,7 @@ from clearhead.data.dataset import DataIssue
 from clearhead.heads.scores import HeadScores
 from clearhead.heads.selection import Selection
 from clearhead.landscape import Trajectory
-from clearhead.metrics.calibration import Rescaled
+from clearhead.metrics.calibration import TemperatureScaling
 from clearhead.metrics.statistics import Estimate
 from clearhead.repair import LastLayer
 from clearhead.study.optimizers import CellResult, Trial
@@ -43,11 +43,11 @@ class AuditResults:
     model: str
     data: str
     audit: Audit
-    least: list[ExampleImages]
+    lowest_relevance_mass: list[ExampleImages]
     issues: list[DataIssue]
     provenance: dict[str, str]
     heads: HeadScores | None = None
-    rescaled: Rescaled | None = None
+    rescaled: TemperatureScaling | None = None
 
 
 @dataclass(frozen=True)
@@ -99,17 +99,17 @@ class HeadsResults:
 
 @dataclass(frozen=True)
 class ComparisonResults:
-    """Two models on one folder; `sample` shows images drawn at random, `first_lost` flips of the worst classes."""
+    """Two models on one folder; `first_negative_flips` are of the most regressed classes, `sample` is random."""
 
     kind: Literal["comparison"]
     before: str
     after: str
     data: str
     comparison: Comparison
-    gained: list[ExampleImages]
-    lost: list[ExampleImages]
+    positive_flips: list[ExampleImages]
+    negative_flips: list[ExampleImages]
     sample: list[ExampleImages]
-    first_lost: list[ExampleImages]
+    first_negative_flips: list[ExampleImages]
     issues: list[DataIssue]
     provenance: dict[str, str]
 

@@ -20,17 +20,17 @@ def predictions(predicted: list[int], label: list[int]) -> Predictions:
         confidence=np.full(count, 0.9),
         loss=np.linspace(0, 1, count),
         brier=np.linspace(0, 2, count),
-        foreground=np.full(count, np.nan),
+        relevance_mass=np.full(count, np.nan),
         area=np.full(count, np.nan),
-        intervened={name: np.full(count, -1) for name in INTERVENTIONS},
+        interventions={name: np.full(count, -1) for name in INTERVENTIONS},
         method="gae",
     )
 
 
 def test_an_intervention_that_one_model_was_not_shown_is_left_out() -> None:
     before, after = predictions([0, 1, 2], [0, 1, 2]), predictions([0, 1, 2], [0, 1, 2])
-    before.intervened["background shuffled"][:] = [0, 1, 2]
-    after.intervened["background shuffled"][:2] = [0, 1]  # the last image of its batch had no partner
+    before.interventions["background shuffled"][:] = [0, 1, 2]
+    after.interventions["background shuffled"][:2] = [0, 1]  # the last image of its batch had no partner
     for pair in ((before, after), (after, before)):
         found = compare(*pair, CLASSES).differences["accuracy, background shuffled"]
         assert (found.value, found.count) == (0, 2)
@@ -48,5 +48,7 @@ def test_each_class_has_its_difference_and_the_worst_their_first_flips() -> None
     found = compare(before, after, CLASSES)
     assert {name: round(e.value, 3) for name, e in found.classes.items()} == {"ant": -0.667, "bee": 0.5}
     assert all(e.count == 6 and e.low < e.value < e.high for e in found.classes.values())
-    assert found.first_lost == {"ant": ["00.png", "01.png", "02.png"]}  # four were lost; cow has no image, bee gained
-    assert compare(after, after, CLASSES).first_lost == {}
+    assert found.first_negative_flips == {
+        "ant": ["00.png", "01.png", "02.png"]
+    }  # four were lost; cow has no image, bee gained
+    assert compare(after, after, CLASSES).first_negative_flips == {}

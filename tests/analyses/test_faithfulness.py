@@ -26,7 +26,7 @@ from clearhead.runs import read_results, write_results
 from tests import cases
 
 SIDE = 10
-AREAS = ("positive_area", "negative_area", "positive_area_from_0", "negative_area_from_0", "deletion", "insertion")
+AREAS = ("mif_auc", "lif_auc", "mif_auc_from_0", "lif_auc_from_0", "deletion", "insertion")
 
 
 def make_folder(root: Path, side: int, counts: dict[str, int]) -> ImageIndex:
@@ -125,12 +125,12 @@ def test_all_numbers_are_those_of_a_loop_over_pictures(
     for method, found in result.methods.items():
         expected = one_by_one(model, noise, method, fill, target)
         right, probability = expected["right"].mean(0), expected["probability"].mean(0)
-        assert found.positive == pytest.approx(right[0, :10])
-        assert found.negative == pytest.approx(right[1, :10])
-        assert found.positive_area.value == pytest.approx(area(right[0, 1:10]))
-        assert found.negative_area.value == pytest.approx(area(right[1, 1:10]))
-        assert found.positive_area_from_0.value == pytest.approx(area(right[0, :10]))
-        assert found.negative_area_from_0.value == pytest.approx(area(right[1, :10]))
+        assert found.mif_curve == pytest.approx(right[0, :10])
+        assert found.lif_curve == pytest.approx(right[1, :10])
+        assert found.mif_auc.value == pytest.approx(area(right[0, 1:10]))
+        assert found.lif_auc.value == pytest.approx(area(right[1, 1:10]))
+        assert found.mif_auc_from_0.value == pytest.approx(area(right[0, :10]))
+        assert found.lif_auc_from_0.value == pytest.approx(area(right[1, :10]))
         assert found.deletion.value == pytest.approx(area(probability[0]), abs=1e-5)
         kept = probability[1, ::-1]  # the most relevant tenths put back, from none to all
         assert found.insertion.value == pytest.approx(area(kept), abs=1e-5)
@@ -143,9 +143,9 @@ def test_all_numbers_are_those_of_a_loop_over_pictures(
     assert result.best == max(gaps, key=gaps.__getitem__)
     for method, found in result.methods.items():
         if method == result.best:
-            assert found.to_best is None
+            assert found.gap_to_best is None
         else:
-            assert found.to_best.value == pytest.approx(gaps[method] - gaps[result.best])
+            assert found.gap_to_best.value == pytest.approx(gaps[method] - gaps[result.best])
 
 
 def test_the_true_map_beats_its_inverse(small: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,12 +153,12 @@ def test_the_true_map_beats_its_inverse(small: ImageIndex, monkeypatch: pytest.M
     monkeypatch.setitem(METHODS, "inverse", always(-falling(SIDE)))
     result = faithfulness(signed(), small, ["inverse", "true"])
     true, inverse = result.methods["true"], result.methods["inverse"]
-    assert (true.positive, true.negative) == (inverse.negative, inverse.positive)
+    assert (true.mif_curve, true.lif_curve) == (inverse.lif_curve, inverse.mif_curve)
     assert result.best == "true"
     assert true.gap.low > 0.2
     assert inverse.gap.value == pytest.approx(-true.gap.value)
-    assert inverse.to_best.value == pytest.approx(-2 * true.gap.value)
-    assert inverse.to_best.high < 0
+    assert inverse.gap_to_best.value == pytest.approx(-2 * true.gap.value)
+    assert inverse.gap_to_best.high < 0
     assert true.insertion.value > 0.6 > true.deletion.value
     assert (true.violations.value, inverse.violations.value) == (0, 1)
     assert true.randomised.value == 1  # one that does not look at the model
@@ -224,12 +224,12 @@ def test_only_the_order_of_the_pixels_counts(small: ImageIndex, seed: int, level
     assert found["distinct"].gap.value == pytest.approx(-found["turned"].gap.value)
     assert found["distinct"].deletion.value == pytest.approx(found["turned"].insertion.value)
     for method in found.values():
-        assert method.positive[0] == method.negative[0]
-        assert all(0 <= share <= 1 for share in (*method.positive, *method.negative))
+        assert method.mif_curve[0] == method.lif_curve[0]
+        assert all(0 <= share <= 1 for share in (*method.mif_curve, *method.lif_curve))
 
 
 def without_to_best(found: MapFaithfulness) -> dict[str, object]:
-    return {name: value for name, value in vars(found).items() if name not in ("to_best", "randomised")}
+    return {name: value for name, value in vars(found).items() if name not in ("gap_to_best", "randomised")}
 
 
 def test_batches_change_nothing_and_bound_what_the_model_gets(noise: ImageIndex) -> None:
@@ -244,7 +244,7 @@ def test_batches_change_nothing_and_bound_what_the_model_gets(noise: ImageIndex)
     assert parts.best == whole.best
     for method in methods:
         a, b = whole.methods[method], parts.methods[method]
-        assert (a.positive, a.negative, a.violations) == (b.positive, b.negative, b.violations)
+        assert (a.mif_curve, a.lif_curve, a.violations) == (b.mif_curve, b.lif_curve, b.violations)
         # an upsampled map repeats its values at the border, where rounding, which batches change, decides the ranks
         for name in (*AREAS, "randomised"):
             assert getattr(a, name).value == pytest.approx(getattr(b, name).value, abs=1e-3)
@@ -255,7 +255,7 @@ def test_one_image_and_the_way_to_a_file_and_back(noise: ImageIndex, tmp_path: P
     result = faithfulness(cases.classifier("hf-vit"), one, ["gae", "attention", "gae"])
     assert list(result.methods) == ["gae", "attention"]
     for found in result.methods.values():
-        assert {*found.positive, *found.negative} <= {0, 1}
+        assert {*found.mif_curve, *found.lif_curve} <= {0, 1}
         assert (found.gap.count, math.isnan(found.gap.low)) == (1, True)
         assert found.violations.low < found.violations.high
     write_results(tmp_path, result)

@@ -26,7 +26,7 @@ def said(right, seed=0) -> SuitePredictions:
         file=np.array([f"{i}.png" for i in range(count)], dtype=object),
         label=label,
         predicted=np.where(right, "a", "b"),
-        right=right,
+        correct=right,
         top5=np.ones(count, dtype=bool),
         confidence=np.random.default_rng(seed).uniform(0.3, 1, count).astype(np.float32),
         loss=np.linspace(0, 2, count, dtype=np.float32),
@@ -66,9 +66,9 @@ def test_a_set_is_flagged_only_where_it_stands_out_among_all():
         flipped[np.flatnonzero(~base)[:10]] = True
         sets["m", f"set {i}", "s"] = (said(base), said(flipped))
     found = {change.set: change for change in changes(sets)}
-    assert found["hard"].word == "harmed"
+    assert found["hard"].word == "regressed"
     assert found["hard"].change.value == pytest.approx(harmed.mean() - base.mean())
-    assert {change.word for name, change in found.items() if name != "hard"} == {"no difference shown"}
+    assert {change.word for name, change in found.items() if name != "hard"} == {"no difference detected"}
     assert all(change.adjusted >= change.p_value for change in found.values())
 
 

@@ -92,7 +92,7 @@ def test_audit_leaves_a_whole_run_and_does_it_once(place):
     results = json.loads((place / "audit" / "results.json").read_text())["audit"]
     assert results["accuracy"]["count"] == 12
     assert set(results["groups"]) == {f"class={c}, ground={g}" for c in CLASSES for g in ("dark", "light")}
-    assert set(results["intervened"]) == {"as it is", "background removed", "background shuffled", "background alone"}
+    assert set(results["interventions"]) == {"clean", "background removed", "background shuffled", "background only"}
     table = pyarrow.parquet.read_table(place / "audit" / "predictions.parquet").to_pydict()
     correct = np.mean([a == b for a, b in zip(table["label"], table["predicted"], strict=True)])
     assert correct == results["accuracy"]["value"]
@@ -118,12 +118,12 @@ def test_repair_leaves_an_ordinary_checkpoint_and_compare_judges_it(place, repai
 
     run = clearhead("compare", "model", "repair/checkpoint", "data", "--split", "test", "--out", "compare", cwd=place)
     assert run.returncode == 0, run.stderr
-    assert any(word in run.stdout for word in ("helped", "harmed", "cannot tell"))
+    assert any(word in run.stdout for word in ("improved", "regressed", "inconclusive"))
     results = json.loads((place / "compare" / "results.json").read_text())["comparison"]
     change = results["after"]["accuracy"]["value"] - results["before"]["accuracy"]["value"]
     assert results["differences"]["average accuracy"]["value"] == pytest.approx(change)
     flips = results["mcnemar"]
-    assert (flips["gained"] - flips["lost"]) / 12 == pytest.approx(change)
+    assert (flips["positive_flips"] - flips["negative_flips"]) / 12 == pytest.approx(change)
 
     changed = any(difference["value"] for difference in results["classes"].values())
     assert ("Classes most" in (place / "compare" / "report.html").read_text()) == changed
@@ -134,9 +134,9 @@ def test_repair_leaves_an_ordinary_checkpoint_and_compare_judges_it(place, repai
 
 def test_a_model_against_itself_is_not_judged(place):
     run = clearhead("compare", "model", "model", "data", "--out", "itself", cwd=place)
-    assert "cannot tell" in run.stdout
+    assert "inconclusive" in run.stdout
     results = json.loads((place / "itself" / "results.json").read_text())["comparison"]
-    assert results["mcnemar"] == {"gained": 0, "lost": 0, "p_value": 1.0}
+    assert results["mcnemar"] == {"positive_flips": 0, "negative_flips": 0, "p_value": 1.0}
 
 
 def test_train_gives_a_fresh_head_to_other_classes_and_learns_them(place):
@@ -430,7 +430,9 @@ def test_evaluate_a_suite_leaves_one_table_and_compares_from_what_it_kept(place,
     kept = pyarrow.parquet.read_table(place / "suite" / "predictions" / "model" / "as-it-is.parquet").to_pylist()
     assert table[0]["top1"] == np.mean([row["label"] == row["predicted"] for row in kept])
     same = [row for row in results["changes"] if row["model"] == "again (1)"]
-    assert {(row["gained"], row["lost"], row["word"]) for row in same} == {(0, 0, "no difference shown")}
+    assert {(row["positive_flips"], row["negative_flips"], row["word"]) for row in same} == {
+        (0, 0, "no difference detected")
+    }
     assert {row["label"] for row in results["seeds"]} == {"again"}
 
     for name, model in (("a", "model"), ("b", "repair/checkpoint")):
@@ -515,7 +517,11 @@ def test_each_model_of_a_comparison_is_shown_the_images_as_it_sees_them(place, r
     run = clearhead("compare", place / "model", "larger", place / "data", "--out", "compare", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     results = json.loads((tmp_path / "compare" / "results.json").read_text())
-    shown = [(caption, file) for strip in results["lost"] + results["gained"] for caption, file in strip["pictures"]]
+    shown = [
+        (caption, file)
+        for strip in results["negative_flips"] + results["positive_flips"]
+        for caption, file in strip["pictures"]
+    ]
     sizes = {caption: Image.open(tmp_path / "compare" / "pictures" / file).size for caption, file in shown}
     assert sizes == {"image": (32, 32), "before": (32, 32), "after": (48, 48)}
     for name, model in (("a", place / "model"), ("b", "larger")):

@@ -22,7 +22,7 @@ def test_the_repair_helps_the_worst_group_on_shifted_pictures(tmp_path):
     command = [Path(sys.executable).with_name("clearhead"), "demo", "--out", "demo"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("helped")
+    assert run.stdout.startswith("improved")
     assert (tmp_path / "demo" / "report.html").is_file()
     results = json.loads((tmp_path / "demo" / "compare" / "results.json").read_text())["comparison"]
     assert results["before"]["worst_group"][1]["high"] < 0.5  # it had learned the shortcut

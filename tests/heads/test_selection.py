@@ -98,15 +98,15 @@ def test_importance_removes_the_least_important_first(folder: ImageIndex) -> Non
 
 
 def test_foreground_is_the_objective_with_masks_alone(folder: ImageIndex) -> None:
-    from clearhead.prediction.predict import foreground_shares
+    from clearhead.prediction.predict import relevance_masses
 
     model = cases.classifier("timm-vit")
     data = replace(folder, samples=tuple(replace(s, groups={}) for s in folder.samples))
     chosen, selection = select_heads(model, data)
     assert selection.objective == "relevance-mass"
     assert selection.optimism is None
-    assert selection.before == pytest.approx(np.nanmean(foreground_shares(model, data)), abs=1e-5)
-    assert selection.after == pytest.approx(np.nanmean(foreground_shares(chosen, data)), abs=1e-5)
+    assert selection.before == pytest.approx(np.nanmean(relevance_masses(model, data)), abs=1e-5)
+    assert selection.after == pytest.approx(np.nanmean(relevance_masses(chosen, data)), abs=1e-5)
     assert selection.after > selection.before
 
 

@@ -40,25 +40,29 @@ def test_all_numbers_are_those_of_torchmetrics_and_of_their_formulas():
     loss, right = -np.log(p.numpy()[np.arange(600), labels]), predicted == labels
     found = calibration(confidence, loss, brier, right)
     expected = multiclass_calibration_error(p, torch.from_numpy(labels), 5, n_bins=15, norm="l1").item()
-    assert found.error.value == pytest.approx(expected, abs=1e-6)
-    assert found.excess.value == pytest.approx(confidence.mean() - right.mean())
+    assert found.ece.value == pytest.approx(expected, abs=1e-6)
+    assert found.overconfidence.value == pytest.approx(confidence.mean() - right.mean())
     # each bin's confidence less its accuracy, weighted: the calibration error with signs (Park and Kim's ECE±)
     bins = found.bins
     gaps = np.subtract(bins.confidence, bins.accuracy)
-    assert found.excess.value == pytest.approx(np.average(gaps, weights=bins.counts))
+    assert found.overconfidence.value == pytest.approx(np.average(gaps, weights=bins.counts))
     assert found.brier.value == pytest.approx(brier.mean())
     assert found.loss.value == pytest.approx(loss_at(1, logits, labels))
     sure = confidence > 0.9
-    assert found.sure.value == pytest.approx(sure.mean())
-    assert found.sure_accuracy.value == pytest.approx(right[sure].mean())
-    assert found.unsure_mistakes.value == pytest.approx((~sure & ~right).sum() / (~right).sum())
-    assert (found.sure.count, found.sure_accuracy.count, found.unsure_mistakes.count) == (600, sure.sum(), sum(~right))
+    assert found.confident.value == pytest.approx(sure.mean())
+    assert found.confident_accuracy.value == pytest.approx(right[sure].mean())
+    assert found.unconfident_errors.value == pytest.approx((~sure & ~right).sum() / (~right).sum())
+    assert (found.confident.count, found.confident_accuracy.count, found.unconfident_errors.count) == (
+        600,
+        sure.sum(),
+        sum(~right),
+    )
 
 
 def test_a_model_that_is_never_sure_and_never_wrong_has_numbers_for_the_rest():
     found = calibration(np.full(4, 0.5), np.full(4, 0.7), np.full(4, 0.5), np.ones(4, bool))
-    assert np.isnan([found.sure_accuracy.value, found.unsure_mistakes.value]).all()
-    assert (found.sure.value, found.excess.value) == (0, -0.5)
+    assert np.isnan([found.confident_accuracy.value, found.unconfident_errors.value]).all()
+    assert (found.confident.value, found.overconfidence.value) == (0, -0.5)
 
 
 @given(st.integers(0, 1000), st.floats(0.3, 8), st.integers(2, 12))

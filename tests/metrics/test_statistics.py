@@ -17,11 +17,11 @@ from clearhead.metrics.statistics import (
     Estimate,
     accuracy_difference,
     by_group,
-    interval,
+    format_interval,
+    format_value,
     mcnemar,
     mean,
     mean_difference,
-    number,
     proportion,
     worst_group,
     worst_group_difference,
@@ -60,10 +60,10 @@ def test_a_paired_difference_holds_its_value_and_turns_with_its_sign(pair):
 def test_mcnemar_is_the_exact_sign_test_of_the_flips(pair):
     before, after = pair
     found = mcnemar(before, after)
-    n = found.gained + found.lost
-    assert found.gained == (~before & after).sum()
-    assert found.lost == (before & ~after).sum()
-    tail = sum(math.comb(n, k) for k in range(min(found.gained, found.lost) + 1)) / 2**n
+    n = found.positive_flips + found.negative_flips
+    assert found.positive_flips == (~before & after).sum()
+    assert found.negative_flips == (before & ~after).sum()
+    tail = sum(math.comb(n, k) for k in range(min(found.positive_flips, found.negative_flips) + 1)) / 2**n
     np.testing.assert_allclose(found.p_value, min(1, 2 * tail))
 
 
@@ -245,10 +245,10 @@ def test_bins_hold_every_image_once():
     ],
 )
 def test_numbers_are_written_as_people_read_them(value, unit, said):
-    assert number(value, unit) == said
+    assert format_value(value, unit) == said
 
 
 def test_an_interval_has_no_unit_and_an_estimate_fits_json():
     estimate = Estimate(0.8, 0.75, 0.84, 100, "%")
-    assert interval(estimate) == "[75.0, 84.0]"
+    assert format_interval(estimate) == "[75.0, 84.0]"
     assert json.loads(json.dumps(asdict(estimate)))["count"] == 100

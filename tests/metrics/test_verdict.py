@@ -18,15 +18,15 @@ UP, DOWN, SAME, WIDE = change(0.1, 0.2), change(-0.2, -0.1), change(-0.01, 0.01)
 @pytest.mark.parametrize(
     ("worst", "average", "word"),
     [
-        (UP, SAME, "helped"),
-        (UP, UP, "helped"),
-        (SAME, UP, "helped"),
-        (UP, DOWN, "harmed"),
-        (DOWN, UP, "harmed"),
-        (UP, WIDE, "cannot tell"),
-        (WIDE, SAME, "cannot tell"),
-        (SAME, SAME, "cannot tell"),
-        (change(-0.015, -0.005), UP, "helped"),  # a loss for certain, but within the margin
+        (UP, SAME, "improved"),
+        (UP, UP, "improved"),
+        (SAME, UP, "improved"),
+        (UP, DOWN, "regressed"),
+        (DOWN, UP, "regressed"),
+        (UP, WIDE, "inconclusive"),
+        (WIDE, SAME, "inconclusive"),
+        (SAME, SAME, "inconclusive"),
+        (change(-0.015, -0.005), UP, "improved"),  # a loss for certain, but within the margin
     ],
 )
 def test_the_rule(worst, average, word):
@@ -45,9 +45,9 @@ def test_the_sentence_gives_number_interval_and_margin():
 
 
 @given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 0.5), st.floats(0, 0.5))
-def test_a_wider_margin_never_turns_help_into_harm(value, half, margin, more):
+def test_a_wider_margin_never_turns_an_improvement_into_a_regression(value, half, margin, more):
     measure = {"average accuracy": Estimate(value, value - half, value + half, 10, "pp")}
-    order = ["harmed", "cannot tell", "helped"]
+    order = ["regressed", "inconclusive", "improved"]
     assert order.index(noninferiority_verdict(measure, margin + more).word) >= order.index(
         noninferiority_verdict(measure, margin).word
     )

@@ -11,7 +11,7 @@ from clearhead.analyses.faithfulness import faithfulness
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.image_io import DataError
 from clearhead.heads import score_heads
-from clearhead.prediction.predict import foreground_shares, logits_of, predict
+from clearhead.prediction.predict import logits_of, predict, relevance_masses
 from tests import cases
 from tests.heads.conftest import folder
 
@@ -20,15 +20,15 @@ __all__ = ["folder"]
 
 def test_a_model_in_train_mode_answers_as_in_eval_mode_and_is_left_as_it_was(folder: ImageIndex) -> None:
     model = cases.classifier("timm-vit")
-    expected, logits, shares = predict(model, folder), logits_of(model, folder), foreground_shares(model, folder)
+    expected, logits, shares = predict(model, folder), logits_of(model, folder), relevance_masses(model, folder)
     model.module.blocks[0].mlp.drop1.p = 0.5
     model.module.train()
     found = predict(model, folder)
     np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
-    np.testing.assert_allclose(found.foreground, expected.foreground, rtol=1e-5)
-    np.testing.assert_array_equal(found.intervened["background alone"], expected.intervened["background alone"])
+    np.testing.assert_allclose(found.relevance_mass, expected.relevance_mass, rtol=1e-5)
+    np.testing.assert_array_equal(found.interventions["background only"], expected.interventions["background only"])
     np.testing.assert_allclose(logits_of(model, folder), logits, rtol=1e-5)
-    np.testing.assert_allclose(foreground_shares(model, folder), shares, rtol=1e-5)
+    np.testing.assert_allclose(relevance_masses(model, folder), shares, rtol=1e-5)
     assert model.module.training
     assert model.module.blocks[0].mlp.drop1.training
 

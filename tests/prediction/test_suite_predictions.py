@@ -16,7 +16,7 @@ from clearhead.data.folder import read_folder
 from clearhead.data.image_io import DataError
 from clearhead.models import Preprocessing, from_module
 from clearhead.prediction import suite_predictions as module
-from clearhead.prediction.suite_predictions import answer, read_suite_predictions, scored
+from clearhead.prediction.suite_predictions import predict_suite, read_suite_predictions, scored
 from clearhead.runs import RunError
 from clearhead.shifts.sets import ClassMapping, ShiftedDataset, file_name, generators, plain
 
@@ -78,7 +78,7 @@ def test_scorings_are_what_they_say(seed, among, pool):
             q = np.array(each) / np.sum(each)
             expected, best, sure, loss = q.argmax(), label[i] in np.argsort(-q)[:5], q.max(), -np.log(q[label[i]])
         assert found["predicted"][i] == expected
-        assert found["right"][i] == (expected == label[i])
+        assert found["correct"][i] == (expected == label[i])
         assert found["top5"][i] == best
         assert found["confidence"][i].item() == pytest.approx(sure)
         assert found["loss"][i].item() == pytest.approx(loss)
@@ -90,7 +90,7 @@ def test_a_scoring_for_another_number_of_outputs_is_refused():
 
 
 def test_answers_are_those_of_the_model(model, folder, tmp_path):
-    answer(model, sets_of(folder), tmp_path / "said", batch_size=4)
+    predict_suite(model, sets_of(folder), tmp_path / "said", batch_size=4)
     said = read_suite_predictions(tmp_path / "said" / file_name("as it is"))
     assert list(said) == ["3 classes", "all"]
     from clearhead.data.image_io import load_image
@@ -128,11 +128,11 @@ def test_a_stopped_run_goes_on_and_answers_nothing_twice(model, folder, tmp_path
     monkeypatch.setattr(module, "PART", 8)
     broken, asked = stopped(model, at=7)
     with pytest.raises(KeyboardInterrupt):
-        answer(broken, sets_of(folder), tmp_path / "said", batch_size=4)
+        predict_suite(broken, sets_of(folder), tmp_path / "said", batch_size=4)
     before = sum(asked[:6])
-    answer(broken, sets_of(folder), tmp_path / "said", batch_size=4)
+    predict_suite(broken, sets_of(folder), tmp_path / "said", batch_size=4)
     assert before + sum(asked[7:]) == 2 * 21
-    answer(broken, sets_of(folder), tmp_path / "whole", batch_size=4)
+    predict_suite(broken, sets_of(folder), tmp_path / "whole", batch_size=4)
     for name in ("as it is", "noise 1"):
         assert (tmp_path / "said" / file_name(name)).read_bytes() == (tmp_path / "whole" / file_name(name)).read_bytes()
     assert not (tmp_path / "said" / ".parts").exists()
@@ -143,7 +143,7 @@ def test_answers_of_another_model_or_to_something_else_are_not_mixed_in(change, 
     monkeypatch.setattr(module, "PART", 8)
     sets, (first, asked) = sets_of(folder)[:1], stopped(model, at=5)
     with pytest.raises(KeyboardInterrupt):
-        answer(first, sets, tmp_path / "said", batch_size=4)
+        predict_suite(first, sets, tmp_path / "said", batch_size=4)
     turned = ((1,), (2,), (0,))
     if change == "weights":
         model.module[2].weight.data = -model.module[2].weight.data
@@ -152,24 +152,24 @@ def test_answers_of_another_model_or_to_something_else_are_not_mixed_in(change, 
         sets = [replace(sets[0], folder=replace(folder, samples=samples))]
     else:
         sets = [replace(sets[0], scorings={"turned": replace(plain(3), outputs=turned)})]
-    answer(first, sets, tmp_path / "said", batch_size=4)
+    predict_suite(first, sets, tmp_path / "said", batch_size=4)
     assert sum(asked[5:]) == 21  # all anew
-    answer(first, sets, tmp_path / "whole", batch_size=4)
+    predict_suite(first, sets, tmp_path / "whole", batch_size=4)
     name = file_name("as it is")
     assert (tmp_path / "said" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    answer(first, sets, tmp_path / "said", batch_size=4)  # finished: nothing to do
+    predict_suite(first, sets, tmp_path / "said", batch_size=4)  # finished: nothing to do
     assert sum(asked[5:]) == 42
     model.module[2].weight.data *= 2
     with pytest.raises(RunError, match="answers of another model of that name"):
-        answer(first, sets, tmp_path / "said", batch_size=4)
+        predict_suite(first, sets, tmp_path / "said", batch_size=4)
 
 
 def test_a_model_in_train_mode_answers_as_in_eval_mode_and_is_left_as_it_was(model, folder, tmp_path):
     normed = replace(model, module=torch.nn.Sequential(torch.nn.BatchNorm2d(3), model.module, torch.nn.Dropout(0.5)))
     normed.module.eval()
-    answer(normed, sets_of(folder), tmp_path / "eval", batch_size=4)
+    predict_suite(normed, sets_of(folder), tmp_path / "eval", batch_size=4)
     normed.module.train()
-    answer(normed, sets_of(folder), tmp_path / "train", batch_size=7)
+    predict_suite(normed, sets_of(folder), tmp_path / "train", batch_size=7)
     for name in ("as it is", "noise 1"):
         one, other = (read_suite_predictions(tmp_path / mode / file_name(name))["all"] for mode in ("eval", "train"))
         np.testing.assert_allclose(one.loss, other.loss, rtol=1e-5)
@@ -189,13 +189,13 @@ class _Call(torch.nn.Module):
 def test_broken_images_are_listed_and_too_many_stop_the_run(model, folder, tmp_path):
     broken = folder.samples[3].path
     broken.write_bytes(broken.read_bytes()[:60])
-    answer(model, sets_of(folder), tmp_path / "said", batch_size=4, most_unreadable=0.1)
+    predict_suite(model, sets_of(folder), tmp_path / "said", batch_size=4, most_unreadable=0.1)
     found = read_suite_predictions(tmp_path / "said" / file_name("as it is"))["all"]
     assert len(found.file) == 20
     assert list(found.unreadable) == [folder.samples[3].file]
     for _ in range(2):  # starting again does not get past the limit
         with pytest.raises(DataError, match=r"1 of 21 images cannot be read, more than 1%.*3\.png"):
-            answer(model, sets_of(folder), tmp_path / "strict", batch_size=4)
+            predict_suite(model, sets_of(folder), tmp_path / "strict", batch_size=4)
 
 
 def test_the_limit_counts_what_earlier_runs_could_not_read(model, folder, tmp_path, monkeypatch):
@@ -204,7 +204,7 @@ def test_the_limit_counts_what_earlier_runs_could_not_read(model, folder, tmp_pa
         folder.samples[i].path.write_bytes(b"no image")
     for _ in range(3):
         with pytest.raises(DataError, match="3 of 21 images cannot be read, more than 10%"):
-            answer(model, sets_of(folder), tmp_path / "said", batch_size=4, most_unreadable=0.1)
+            predict_suite(model, sets_of(folder), tmp_path / "said", batch_size=4, most_unreadable=0.1)
     assert not list((tmp_path / "said").glob("*.parquet"))
 
 
@@ -220,8 +220,8 @@ def test_parts_of_other_sets_or_sizes_are_not_mixed_in(model, folder, tmp_path, 
             yield batch
 
     with pytest.raises(KeyboardInterrupt):
-        answer(model, [one, two], tmp_path / "said", batch_size=4, progress=stopped)
-    answer(model, [one, two, three], tmp_path / "said", batch_size=4)
+        predict_suite(model, [one, two], tmp_path / "said", batch_size=4, progress=stopped)
+    predict_suite(model, [one, two, three], tmp_path / "said", batch_size=4)
     for name in ("as it is", "noise 1", "noise 2"):
         for found in read_suite_predictions(tmp_path / "said" / file_name(name)).values():
             assert found.file.tolist() == [sample.file for sample in folder.samples]
@@ -231,7 +231,7 @@ def test_parts_of_other_sets_or_sizes_are_not_mixed_in(model, folder, tmp_path, 
 def test_sets_that_would_share_a_file_are_refused(model, folder, tmp_path):
     one, two = sets_of(folder)
     with pytest.raises(DataError, match="'noise 1', 'noise-1' cannot be told apart"):
-        answer(model, [one, two, replace(two, name="noise-1")], tmp_path / "said")
+        predict_suite(model, [one, two, replace(two, name="noise-1")], tmp_path / "said")
 
 
 PROCESS = """
@@ -253,7 +253,7 @@ answers.answer(model, sets_of(folder), Path({out!r}), batch_size=4)
 @pytest.mark.slow
 def test_two_processes_answer_as_one(model, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PART", 8)
-    answer(model, sets_of(folder), tmp_path / "one", batch_size=4)
+    predict_suite(model, sets_of(folder), tmp_path / "one", batch_size=4)
     script = tmp_path / "run.py"
     here = str(module.Path(__file__).parents[2])
     script.write_text(PROCESS.format(here=here, data=str(folder.root), out=str(tmp_path / "two")))

@@ -21,10 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clearhead.metrics.statistics import Estimate, interval, number
+from clearhead.metrics.statistics import Estimate, format_interval, format_value
+from clearhead.metrics.verdict import Verdict
 from clearhead.report import plots
 from clearhead.report.overlay import data_uri, outline, overlay
-from clearhead.report.page import Figure, Gallery, Page, Picture, Row, Table, Verdict, render, write
+from clearhead.report.page import Figure, Gallery, Page, Picture, Row, Table, render, write
 from clearhead.report.renderers import KINDS
 from clearhead.results import Results
 
@@ -73,16 +74,16 @@ def full_page(pictures: int = 12) -> Page:
         lead="The model before the repair against the model after it, on images that no training or choice has seen.",
         verdicts=[
             Verdict(
-                "helped",
-                "demo, shifted backgrounds",
+                "improved",
                 "The repair raised accuracy on shifted backgrounds by 20.9 points, from 62.2% to 83.1%.",
+                data="demo, shifted backgrounds",
             ),
             Verdict(
-                "cannot tell",
-                "/srv/data/a_folder_whose_name_is_long_and_has_no_place_to_break/usual_backgrounds/test",
+                "inconclusive",
                 "On the usual backgrounds the difference of −0.4 points is within what chance explains.",
+                data="/srv/data/a_folder_whose_name_is_long_and_has_no_place_to_break/usual_backgrounds/test",
             ),
-            Verdict("harmed", "demo, blurred", "On blurred images accuracy fell by 3.1 points."),
+            Verdict("regressed", "On blurred images accuracy fell by 3.1 points.", data="demo, blurred"),
         ],
         headline=[
             ("Accuracy on shifted backgrounds, after", share(0.831)),
@@ -286,12 +287,12 @@ def one_table(*rows: Row, columns: int | None = None) -> Page:
     ],
 )
 def test_numbers_read_as_people_write_them(value: float, unit: str, text: str) -> None:
-    assert number(value, unit) == text
+    assert format_value(value, unit) == text
 
 
 @given(st.floats(-1e6, 1e6), st.sampled_from(["%", "pp", "", "nats"]))
 def test_a_number_as_written_is_the_number_to_its_last_digit(value: float, unit: str) -> None:
-    text = number(value, unit)
+    text = format_value(value, unit)
     assert "-" not in text
     assert not re.search(r"−0(\.0+)?(?!\.?\d)", text), "minus nothing"
     plain = text.removesuffix(unit).strip().replace("−", "-").replace("+", "").replace(",", "")
@@ -304,12 +305,12 @@ def test_a_number_as_written_is_the_number_to_its_last_digit(value: float, unit:
 
 
 def test_intervals_are_without_unit_and_empty_where_an_end_is_unknown() -> None:
-    assert interval(Estimate(0.831, 0.81, 0.852, 5, "%")) == "[81.0, 85.2]"
-    assert interval(Estimate(0.02, -0.0001, 0.04, 5, "pp")) == "[+0.0, +4.0]"
-    assert interval(Estimate(2.5, 2.25, 2.75, 5, "nats")) == "[2.25, 2.75]"
-    assert interval(Estimate(0.0, -1e-5, 12400.0, 5)) == "[−1.00×10⁻⁵, 12,400]"
-    assert interval(Estimate(0.5, NAN, 0.6, 5, "%")) == ""
-    assert interval(Estimate(0.5, 0.4, NAN, 5, "%")) == ""
+    assert format_interval(Estimate(0.831, 0.81, 0.852, 5, "%")) == "[81.0, 85.2]"
+    assert format_interval(Estimate(0.02, -0.0001, 0.04, 5, "pp")) == "[+0.0, +4.0]"
+    assert format_interval(Estimate(2.5, 2.25, 2.75, 5, "nats")) == "[2.25, 2.75]"
+    assert format_interval(Estimate(0.0, -1e-5, 12400.0, 5)) == "[−1.00×10⁻⁵, 12,400]"
+    assert format_interval(Estimate(0.5, NAN, 0.6, 5, "%")) == ""
+    assert format_interval(Estimate(0.5, 0.4, NAN, 5, "%")) == ""
 
 
 # The page
@@ -367,7 +368,7 @@ def test_hostile_text_is_shown_as_it_is_wherever_it_stands() -> None:
     page = Page(
         title=words,
         lead=words,
-        verdicts=[Verdict("helped", words, words)],
+        verdicts=[Verdict("improved", words, words, words)],
         headline=[(words, estimate)],
         sections=[
             Table(words, [words, words], [Row(words, [words, estimate], words)], words, words),

@@ -112,7 +112,7 @@ def test_the_table_is_paired_by_image_and_over_seeds(plan: Plan, tmp_path: Path)
     def table(predicted: str, folder: Path) -> None:
         columns = {"file": np.arange(4), "label": np.array(list("aabb")), "predicted": np.array(list(predicted))}
         columns |= {f"predicted, {name}": np.array([None] * 4, dtype=object) for name in INTERVENTIONS}
-        columns["foreground"] = np.array([np.nan, np.nan, 0.5, 0.5])
+        columns["relevance_mass"] = np.array([np.nan, np.nan, 0.5, 0.5])
         write_table(folder / "shifted.parquet", columns)
 
     table("abab", tmp_path / BEFORE)  # right: 1, 0, 0, 1
@@ -129,7 +129,7 @@ def test_the_table_is_paired_by_image_and_over_seeds(plan: Plan, tmp_path: Path)
     assert row.change.value == pytest.approx(np.mean([0, 1, 0.5, 0]))
     assert (found["RRR", 2, "accuracy, trained classes"].after, row.change.count) == (1.0, 4)
     assert found["RRR", 2, "accuracy, other classes"].before == 0.5
-    assert found["RRR", 2, "relevance in the foreground"].change.count == 2
+    assert found["RRR", 2, "foreground relevance"].change.count == 2
 
 
 def test_images_that_are_trained_on_are_no_test(plan: Plan, data: ImageIndex, tmp_path: Path) -> None:

@@ -24,12 +24,12 @@ class Audit:
         groups: accuracy of each group; empty when the classes are all the groups there are.
         worst_group: name and accuracy of the worst group, if there are groups.
         calibration: how far its probabilities can be believed.
-        foreground: mean share of relevance in the foreground, and `area`, the share a constant map would have; None
-            without masks.
-        intervened: accuracy under each intervention on the images with masks, and under ``as it is`` on the same
-            images; empty without masks.
+        relevance_mass: mean foreground relevance (relevance mass accuracy); None without masks.
+        area: mean area of the masks, the relevance mass of a constant map; None without masks.
+        interventions: accuracy under each intervention on the images with masks, with ``clean`` for the same images
+            unchanged; empty without masks.
         method: the relevance method.
-        least: files whose relevance lies least in the foreground, the worst first.
+        lowest_relevance_mass: files with the lowest foreground relevance, the lowest first.
     """
 
     accuracy: Estimate
@@ -38,11 +38,11 @@ class Audit:
     groups: dict[str, Estimate]
     worst_group: tuple[str, Estimate] | None
     calibration: Calibration
-    foreground: Estimate | None
+    relevance_mass: Estimate | None
     area: Estimate | None
-    intervened: dict[str, Estimate]
+    interventions: dict[str, Estimate]
     method: str
-    least: list[str]
+    lowest_relevance_mass: list[str]
 
 
 def audit(predictions: Predictions, classes: Sequence[str], seed: int = 0, show: int = 8) -> Audit:
@@ -52,12 +52,12 @@ def audit(predictions: Predictions, classes: Sequence[str], seed: int = 0, show:
         predictions: of one model on one folder.
         classes: the model's class names.
         seed: of the bootstrap.
-        show: how many of the images of least reliance to name.
+        show: how many of the images of lowest foreground relevance to name.
     """
     correct, groups = predictions.correct, predictions.group.tolist()
     names = [classes[label] for label in predictions.label]
     grouped = len(set(groups)) > len(set(names))
-    masked = ~np.isnan(predictions.foreground)
+    masked = ~np.isnan(predictions.relevance_mass)
     return Audit(
         accuracy=proportion(correct),
         balanced=balanced_accuracy(correct, predictions.label),
@@ -65,11 +65,13 @@ def audit(predictions: Predictions, classes: Sequence[str], seed: int = 0, show:
         groups=by_group(correct, groups) if grouped else {},
         worst_group=worst_group(correct, groups) if grouped else None,
         calibration=calibration(predictions.confidence, predictions.loss, predictions.brier, correct, seed),
-        foreground=mean(predictions.foreground[masked], unit="%", seed=seed) if masked.any() else None,
+        relevance_mass=mean(predictions.relevance_mass[masked], unit="%", seed=seed) if masked.any() else None,
         area=mean(predictions.area[masked], unit="%", seed=seed) if masked.any() else None,
-        intervened=_intervened(predictions) if masked.any() else {},
+        interventions=_intervened(predictions) if masked.any() else {},
         method=predictions.method,
-        least=predictions.file[masked][predictions.foreground[masked].argsort(kind="stable")][:show].tolist(),
+        lowest_relevance_mass=predictions.file[masked][predictions.relevance_mass[masked].argsort(kind="stable")][
+            :show
+        ].tolist(),
     )
 
 
@@ -97,9 +99,9 @@ def balanced_accuracy(correct: np.ndarray, label: np.ndarray) -> Estimate:
 
 def _intervened(predictions: Predictions) -> dict[str, Estimate]:
     """Accuracy on the images with masks, as they are and under each intervention."""
-    masked = predictions.intervened[INTERVENTIONS[0]] >= 0
-    found = {"as it is": proportion(predictions.correct[masked])}
-    for name, predicted in predictions.intervened.items():
+    masked = predictions.interventions[INTERVENTIONS[0]] >= 0
+    found = {"clean": proportion(predictions.correct[masked])}
+    for name, predicted in predictions.interventions.items():
         made = predicted >= 0
         found[name] = proportion(predicted[made] == predictions.label[made])
     return found

@@ -29,12 +29,13 @@ class Comparison:
         differences: B minus A by measure, in the order they are told; higher is better but for the loss.
         groups: difference of the accuracy of each group.
         classes: difference of the accuracy of each class that has images.
-        mcnemar: images gained and lost, and the exact p-value.
-        judgement: the verdict, from worst-group and average accuracy.
+        mcnemar: positive and negative flips, and the exact p-value.
+        verdict: from worst-group and average accuracy.
         margin: the loss of accuracy that is still no harm, in 0..1.
-        gained: files wrong before and right after, those of greatest change of loss first.
-        lost: files right before and wrong after, likewise.
-        first_lost: of the classes whose accuracy fell most, the worst first, the first files that were made wrong.
+        positive_flips: files misclassified before and correct after, the largest change of loss first.
+        negative_flips: files correct before and misclassified after, likewise.
+        first_negative_flips: the first newly misclassified files of the classes whose accuracy fell most, the worst
+            class first.
     """
 
     before: Audit
@@ -45,9 +46,9 @@ class Comparison:
     mcnemar: McNemar
     verdict: Verdict
     margin: float
-    gained: list[str]
-    lost: list[str]
-    first_lost: dict[str, list[str]]
+    positive_flips: list[str]
+    negative_flips: list[str]
+    first_negative_flips: dict[str, list[str]]
 
 
 _WORST_CLASSES, _FIRST_FLIPS = 5, 3  # three flips of each of the worst classes, as arXiv 2206.01161 shows
@@ -99,9 +100,9 @@ def compare(
         mcnemar=mcnemar(right, righted),
         verdict=noninferiority_verdict(judged, margin),
         margin=margin,
-        gained=_flipped(before.file, change, ~right & righted, show),
-        lost=_flipped(before.file, -change, right & ~righted, show),
-        first_lost={
+        positive_flips=_flipped(before.file, change, ~right & righted, show),
+        negative_flips=_flipped(before.file, -change, right & ~righted, show),
+        first_negative_flips={
             name: before.file[(names == name) & right & ~righted][:_FIRST_FLIPS].tolist()
             for name, difference in sorted(by_class.items(), key=lambda item: item[1].value)[:_WORST_CLASSES]
             if difference.value < 0
@@ -111,14 +112,14 @@ def compare(
 
 def _other_differences(before: Predictions, after: Predictions, seed: int) -> dict[str, Estimate]:
     found = {"loss": mean_difference(before.loss, after.loss, unit="nats", seed=seed)}
-    masked = ~(np.isnan(before.foreground) | np.isnan(after.foreground))
+    masked = ~(np.isnan(before.relevance_mass) | np.isnan(after.relevance_mass))
     if before.method == after.method and masked.any():
-        shares = before.foreground[masked], after.foreground[masked]
-        found["relevance in the foreground"] = mean_difference(*shares, unit="pp", seed=seed)
+        shares = before.relevance_mass[masked], after.relevance_mass[masked]
+        found["foreground relevance"] = mean_difference(*shares, unit="pp", seed=seed)
     for name in INTERVENTIONS:
-        made = (before.intervened[name] >= 0) & (after.intervened[name] >= 0)
+        made = (before.interventions[name] >= 0) & (after.interventions[name] >= 0)
         if made.any():
-            right, righted = (p.intervened[name][made] == p.label[made] for p in (before, after))
+            right, righted = (p.interventions[name][made] == p.label[made] for p in (before, after))
             found[f"accuracy, {name}"] = accuracy_difference(right, righted)
     return found
 

@@ -1,9 +1,10 @@
 """Are relevance maps true to the model? What its answer does as the pixels a map ranks are taken away.
 
-The pixels of an image are filled tenth by tenth, the most relevant first (positive perturbation) and the least relevant
-first (negative). A faithful map loses the class soon in the first and late in the second. The same 2 x 9 pictures, the
-whole image and the wholly filled one give all of it: the top-1 curves of arXiv 2206.01161 (table 12), and deletion and
-insertion (RISE, arXiv 1806.07421), since to keep the top tenth is to have removed the other nine.
+The pixels of an image are filled tenth by tenth, the most relevant first (MIF, positive perturbation) and
+the least relevant first (LIF, negative perturbation). A faithful map loses the class early with the first order and
+late with the second. The same 2 x 9 images, the whole image and the completely filled one give all of it: the
+top-1 curves of arXiv 2206.01161 (table 12), and deletion and insertion (RISE, arXiv 1806.07421), since to keep the top
+tenth is to have removed the other nine.
 
 Pixels are ranked once a map. Equal values are ordered at random, each image by its own draw from the seed: a map that
 is the same everywhere removes pixels at random, in either direction.
@@ -45,15 +46,15 @@ class MapFaithfulness:
     that is always right has 80% over 10..90% removed, and 90% over 0..90%. Intervals are over images.
 
     Attributes:
-        positive: top-1 with the most relevant 0, 10, .. 90% of the pixels removed.
-        negative: top-1 with the least relevant removed.
-        positive_area: under `positive` over 10..90%; low is faithful.
-        negative_area: under `negative` over 10..90%; high is faithful.
-        positive_area_from_0: over 0..90%.
-        negative_area_from_0: over 0..90%.
+        mif_curve: top-1 with the most relevant 0, 10, .. 90% of the pixels removed (most important first).
+        lif_curve: top-1 with the least relevant removed (least important first).
+        mif_auc: area under `mif_curve` over 10..90%; lower is more faithful.
+        lif_auc: area under `lif_curve` over 10..90%; higher is more faithful.
+        mif_auc_from_0: over 0..90%.
+        lif_auc_from_0: over 0..90%.
         gaps: of each image, in the order of the folder; two models' can be paired.
-        gap: their mean: `negative_area` less `positive_area`, the main number; maps that tell nothing have 0.
-        to_best: `gap` less that of the best method, on the same images; None for the best itself.
+        gap: their mean, the faithfulness gap `lif_auc - mif_auc`, the main number; uninformative maps have 0.
+        gap_to_best: `gap` minus that of the best method, on the same images; None for the best itself.
         deletion: area under the target's probability over 0..100%, the most relevant removed first; low is faithful.
         insertion: the same with pixels put back into the wholly filled image, the most relevant first; high is
             faithful.
@@ -65,15 +66,15 @@ class MapFaithfulness:
             not depend on what the model has learnt. Images with a map that is the same everywhere do not count.
     """
 
-    positive: list[float]
-    negative: list[float]
-    positive_area: Estimate
-    negative_area: Estimate
-    positive_area_from_0: Estimate
-    negative_area_from_0: Estimate
+    mif_curve: list[float]
+    lif_curve: list[float]
+    mif_auc: Estimate
+    lif_auc: Estimate
+    mif_auc_from_0: Estimate
+    lif_auc_from_0: Estimate
     gaps: list[float]
     gap: Estimate
-    to_best: Estimate | None
+    gap_to_best: Estimate | None
     deletion: Estimate
     insertion: Estimate
     violations: Estimate
@@ -90,7 +91,7 @@ class Faithfulness:
         removed: the shares of pixels that the curves go over.
         methods: by name, as they were asked for.
         best: the method of the largest gap. It is chosen on these images, so of methods that are alike any may be it:
-            look at the intervals of `to_best`.
+            look at the intervals of `gap_to_best`.
     """
 
     fill: Fill
@@ -289,28 +290,28 @@ def _area(curve: np.ndarray) -> np.ndarray:
 
 
 def _gap(curves: np.ndarray) -> np.ndarray:
-    """Negative less positive area of each image over 10..90% removed, from N x 2 x 11 x 2."""
-    positive, negative = _area(curves[:, :, 1:-1, 1]).T
-    return negative - positive
+    """Return the faithfulness gap LIF - MIF of each image over 10..90% removed, from curves N x 2 x 11 x 2."""
+    mif, lif = _area(curves[:, :, 1:-1, 1]).T
+    return lif - mif
 
 
 def _summary(curves: np.ndarray, alike: np.ndarray, best: np.ndarray | None, seed: int) -> MapFaithfulness:
     """The numbers of one method from its answers, N x 2 (most, least relevant first) x 11 shares removed x 2."""
     probability, right = curves[..., 0], curves[:, :, :-1, 1]
     gap = _gap(curves)
-    positive, negative = (mean(values, "%", seed) for values in _area(right[:, :, 1:]).T)
-    positive_from_0, negative_from_0 = (mean(values, "%", seed) for values in _area(right).T)
+    mif_auc, lif_auc = (mean(values, "%", seed) for values in _area(right[:, :, 1:]).T)
+    mif_auc_from_0, lif_auc_from_0 = (mean(values, "%", seed) for values in _area(right).T)
     deletion, insertion = (mean(values, "%", seed) for values in _area(probability).T)
     return MapFaithfulness(
-        positive=right[:, 0].mean(0).tolist(),
-        negative=right[:, 1].mean(0).tolist(),
-        positive_area=positive,
-        negative_area=negative,
-        positive_area_from_0=positive_from_0,
-        negative_area_from_0=negative_from_0,
+        mif_curve=right[:, 0].mean(0).tolist(),
+        lif_curve=right[:, 1].mean(0).tolist(),
+        mif_auc=mif_auc,
+        lif_auc=lif_auc,
+        mif_auc_from_0=mif_auc_from_0,
+        lif_auc_from_0=lif_auc_from_0,
         gaps=gap.tolist(),
         gap=mean(gap, "pp", seed),
-        to_best=None if best is None else mean_difference(best, gap, "pp", seed),
+        gap_to_best=None if best is None else mean_difference(best, gap, "pp", seed),
         deletion=deletion,
         insertion=insertion,
         violations=proportion(probability[:, 0, 1] > probability[:, 0, 0] + _ROUNDING),

@@ -30,7 +30,7 @@ class SetRow:
         top1: accuracy.
         top5: the same for the first five; None for sets of so few classes that it says nothing.
         loss: mean negative log-likelihood, nats.
-        calibration_error: expected calibration error.
+        ece: expected calibration error.
         effective: effective robustness, where there is a line of baselines.
         family: see `set`.
         level: see `set`.
@@ -45,7 +45,7 @@ class SetRow:
     top1: Estimate
     top5: Estimate | None
     loss: float
-    calibration_error: float
+    ece: float
     effective: Estimate | None = None
     family: str = ""
     level: float | None = None
@@ -70,23 +70,23 @@ class SetChange:
         model: its name.
         set: the set.
         scoring: the set's main one.
-        change: accuracy less that of the first model.
-        gained: images wrong before and right after.
-        lost: images right before and wrong after.
+        change: accuracy minus that of the first model.
+        positive_flips: images misclassified before and correct after.
+        negative_flips: images correct before and misclassified after.
         p_value: McNemar's, exact.
         adjusted: the same after Holm's correction for all the sets of the table.
-        word: harmed or helped where that is below 0.05.
+        word: improved or regressed where `adjusted` is below 0.05.
     """
 
     model: str
     set: str
     scoring: str
     change: Estimate
-    gained: int
-    lost: int
+    positive_flips: int
+    negative_flips: int
     p_value: float
     adjusted: float
-    word: Literal["helped", "harmed", "no difference shown"]
+    word: Literal["improved", "regressed", "no difference detected"]
 
 
 ALPHA = 0.05
@@ -111,18 +111,18 @@ def set_row(
         classes,
         len(answers.file),
         len(answers.unreadable),
-        proportion(answers.right),
+        proportion(answers.correct),
         proportion(answers.top5) if classes >= _FEW_CLASSES else None,
         float(answers.loss.mean()) if len(answers.loss) else math.nan,
-        _calibration_error(answers),
+        _ece(answers),
         family=family,
         level=level,
     )
 
 
-def _calibration_error(answers: SuitePredictions) -> float:
+def _ece(answers: SuitePredictions) -> float:
     """Expected calibration error; NaN without images."""
-    bins = confidence_bins(answers.confidence, answers.right)
+    bins = confidence_bins(answers.confidence, answers.correct)
     gaps = np.abs(np.subtract(bins.confidence, bins.accuracy))
     return float(np.average(gaps, weights=bins.counts)) if bins.counts else math.nan
 
@@ -130,23 +130,25 @@ def _calibration_error(answers: SuitePredictions) -> float:
 def changes(pairs: Mapping[tuple[str, str, str], tuple[SuitePredictions, SuitePredictions]]) -> list[SetChange]:
     """Models against another on many sets, by model, set and scoring: (before, after) of the same images.
 
-    All p-values together are corrected by Holm's step-down rule, so that the chance of one false word in the whole
-    table is at most ``ALPHA``. Raises ClearheadError where two answers are of different images.
+    All p-values together are corrected by Holm's step-down rule, so that the probability of one false verdict in the
+    whole table is at most ``ALPHA``. Raises ClearheadError where two predictions are of different images.
     """
     found = []
     for (model, name, scoring), (before, after) in pairs.items():
         if not (np.array_equal(before.file, after.file) and np.array_equal(before.label, after.label)):
             raise ClearheadError(f"compare: the models were asked about different images of {name}")
         if len(before.file):
-            test = mcnemar(before.right, after.right)
-            found.append((model, name, scoring, accuracy_difference(before.right, after.right), test))
+            test = mcnemar(before.correct, after.correct)
+            found.append((model, name, scoring, accuracy_difference(before.correct, after.correct), test))
     adjusted = holm([test.p_value for *_, test in found])
     rows = []
     for (model, name, scoring, change, test), p in zip(found, adjusted, strict=True):
-        word: Literal["helped", "harmed", "no difference shown"] = "no difference shown"
+        word: Literal["improved", "regressed", "no difference detected"] = "no difference detected"
         if p < ALPHA:
-            word = "helped" if change.value > 0 else "harmed"
-        rows.append(SetChange(model, name, scoring, change, test.gained, test.lost, test.p_value, p, word))
+            word = "improved" if change.value > 0 else "regressed"
+        rows.append(
+            SetChange(model, name, scoring, change, test.positive_flips, test.negative_flips, test.p_value, p, word)
+        )
     return rows
 
 

@@ -31,7 +31,7 @@ from clearhead.heads.head_masking import HeadMask, HeadMaskRunner, attention_lay
 from clearhead.heads.scores import head_importance
 from clearhead.models import Classifier
 from clearhead.models.classifier import evaluation_mode, require_not_nan
-from clearhead.prediction.predict import foreground_shares
+from clearhead.prediction.predict import relevance_masses
 from clearhead.tap import tap
 
 Search = Literal["exhaustive", "greedy", "importance"]
@@ -351,9 +351,9 @@ def _jobs(task: _Task, masks: list[Mask]) -> list[tuple[HeadMaskRunner, list[int
 
 
 def _foreground(task: _Task, mask: Mask) -> float:
-    """Mean share of the relevance in the foreground with these heads."""
+    """Mean share of the foreground relevance with these heads."""
     model = fold_heads(task.model, task.fixed(mask), task.first)
-    shares = foreground_shares(model, task.folder, task.batch_size, task.workers)
+    shares = relevance_masses(model, task.folder, task.batch_size, task.workers)
     masked = np.array([sample.mask is not None for sample in task.folder.samples])
     return float(np.nan_to_num(shares[masked]).mean())  # no relevance at all is none in the foreground
 

@@ -12,7 +12,7 @@ from clearhead.shifts.corruptions import ALEXNET_ERRORS, COMMON
 from clearhead.shifts.sets import ShiftedDataset
 
 
-def summaries(
+def aggregate_metrics(
     sets: Sequence[ShiftedDataset], said: Mapping[str, SuitePredictions], seed: int = 0, imagenet: bool = True
 ) -> dict[str, Estimate]:
     """What can be told of a model over several sets.
@@ -36,7 +36,7 @@ def summaries(
     found: dict[str, Estimate] = {}
     levels = {(one.family, one.level): one for one in sets if one.family in COMMON}
     if len(levels) == 5 * len(COMMON):
-        each = {key: dict(zip(said[one.name].file, said[one.name].right, strict=True)) for key, one in levels.items()}
+        each = {key: dict(zip(said[one.name].file, said[one.name].correct, strict=True)) for key, one in levels.items()}
         # an image that could not be read under one of them counts under none
         files = [file for file in next(iter(each.values())) if all(file in right for right in each.values())]
         right = {
@@ -55,7 +55,7 @@ def summaries(
     if same and random:
         paired = np.array_equal(same.file, random.file)
         difference = accuracy_difference if paired else independent_difference
-        found["background gap"] = difference(random.right, same.right)
+        found["background gap"] = difference(random.correct, same.correct)
     return found
 
 
@@ -72,4 +72,4 @@ def _shape_bias(one: ShiftedDataset, said: SuitePredictions) -> Estimate:
     textures = {s.file: s.groups.get("texture", one.folder.classes[s.label]) for s in one.folder.samples}
     texture = np.array([textures[file] for file in said.file], dtype=object)
     decided = (texture != said.label) & ((said.predicted == said.label) | (said.predicted == texture))
-    return proportion(said.right[decided])
+    return proportion(said.correct[decided])

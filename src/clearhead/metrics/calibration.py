@@ -14,8 +14,8 @@ from clearhead.metrics.statistics import Estimate, mean, proportion
 
 BINS = 15
 
-SURE = 0.9
-"""A model is sure of an image above this confidence (Park and Kim, xxxnell/how-do-vits-work, ops/tests.py)."""
+CONFIDENT = 0.9
+"""Confidence above which a prediction counts as confident (Park and Kim, xxxnell/how-do-vits-work, ops/tests.py)."""
 
 TEMPERATURES = 0.05, 20.0
 """Temperatures that are looked through."""
@@ -35,28 +35,28 @@ class Calibration:
     """How far the probabilities of one model on one folder can be believed.
 
     Attributes:
-        error: expected calibration error.
-        excess: mean confidence less accuracy: above zero the model is too sure. The calibration error with signs.
+        ece: expected calibration error over ``BINS`` bins of equal width.
+        overconfidence: mean confidence - accuracy; the signed version of the ECE, positive for an overconfident model.
         brier: mean Brier score: the squared distance of the probabilities from the truth, summed over classes; in 0..2.
         loss: mean negative log-likelihood in nats.
-        sure: share of the images with a confidence above ``SURE`` (Freq-90).
-        sure_accuracy: accuracy on those (Acc-90).
-        unsure_mistakes: share of the mistakes with a confidence up to ``SURE`` (Unc-90): those that can be caught.
+        confident: share of the images with a confidence above ``CONFIDENT`` (Freq-90).
+        confident_accuracy: accuracy on those (Acc-90).
+        unconfident_errors: share of the errors with at most that confidence (Unc-90): a threshold detects them.
         bins: accuracy by confidence.
     """
 
-    error: Estimate
-    excess: Estimate
+    ece: Estimate
+    overconfidence: Estimate
     brier: Estimate
     loss: Estimate
-    sure: Estimate
-    sure_accuracy: Estimate
-    unsure_mistakes: Estimate
+    confident: Estimate
+    confident_accuracy: Estimate
+    unconfident_errors: Estimate
     bins: Bins
 
 
 @dataclass(frozen=True)
-class Rescaled:
+class TemperatureScaling:
     """A model whose logits are divided by a temperature: no prediction changes, only how sure it is.
 
     Attributes:
@@ -76,15 +76,15 @@ def calibration(
     confidence: np.ndarray, loss: np.ndarray, brier: np.ndarray, correct: np.ndarray, seed: int = 0
 ) -> Calibration:
     """All numbers of calibration from four numbers an image, N each: see ``Predictions``; `seed` of the bootstrap."""
-    sure = confidence > SURE
+    confident = confidence > CONFIDENT
     return Calibration(
-        error=expected_calibration_error(confidence, correct, seed=seed),
-        excess=mean(confidence.astype(np.float64) - correct, "pp", seed),
+        ece=expected_calibration_error(confidence, correct, seed=seed),
+        overconfidence=mean(confidence.astype(np.float64) - correct, "pp", seed),
         brier=mean(brier, "", seed),
         loss=mean(loss, "nats", seed),
-        sure=proportion(sure),
-        sure_accuracy=proportion(correct[sure]),
-        unsure_mistakes=proportion(~sure[~correct]),
+        confident=proportion(confident),
+        confident_accuracy=proportion(correct[confident]),
+        unconfident_errors=proportion(~confident[~correct]),
         bins=confidence_bins(confidence, correct),
     )
 

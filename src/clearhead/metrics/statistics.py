@@ -35,10 +35,16 @@ class Estimate:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Images gained (wrong before, right after) and lost, and the exact two-sided p-value of so uneven a split."""
+    """McNemar's exact test on paired predictions.
 
-    gained: int
-    lost: int
+    Attributes:
+        positive_flips: images misclassified before and corrected after.
+        negative_flips: images correct before and newly misclassified after.
+        p_value: exact, two-sided; the null hypothesis is that both kinds of flips are equally likely.
+    """
+
+    positive_flips: int
+    negative_flips: int
     p_value: float
 
 
@@ -92,10 +98,10 @@ def worst_group(correct: np.ndarray, groups: Sequence[str]) -> tuple[str, Estima
 def accuracy_difference(before: np.ndarray, after: np.ndarray, level: float = LEVEL) -> Estimate:
     """Share right after minus share right before, on the same N images, with Bonett and Price's paired interval."""
     count = _paired(before, after)
-    gained, lost = int(np.sum(~before & after)), int(np.sum(before & ~after))
-    up, down = (gained + 1) / (count + 2), (lost + 1) / (count + 2)
+    positive, negative = _flips(before, after)
+    up, down = (positive + 1) / (count + 2), (negative + 1) / (count + 2)
     half = norm.ppf(0.5 + level / 2) * math.sqrt((up + down - (up - down) ** 2) / (count + 2))
-    value = (gained - lost) / count
+    value = (positive - negative) / count
     low, high = max(-1.0, up - down - half), min(1.0, up - down + half)
     return Estimate(value, min(low, value), max(high, value), count, "pp")
 
@@ -150,11 +156,16 @@ def worst_group_difference(before: np.ndarray, after: np.ndarray, groups: Sequen
 
 
 def mcnemar(before: np.ndarray, after: np.ndarray) -> McNemar:
-    """McNemar's test, exact: are the gained and the lost as likely? p is 1 where nothing flipped."""
+    """Run McNemar's exact test on paired correctness (N, bool); p is 1 where no prediction flipped."""
     _paired(before, after)
-    gained, lost = int(np.sum(~before & after)), int(np.sum(before & ~after))
-    p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    return McNemar(gained, lost, p_value)
+    positive, negative = _flips(before, after)
+    p_value = float(binomtest(positive, positive + negative).pvalue) if positive + negative else 1.0
+    return McNemar(positive, negative, p_value)
+
+
+def _flips(before: np.ndarray, after: np.ndarray) -> tuple[int, int]:
+    """Count the positive flips (wrong before, correct after) and the negative flips."""
+    return int(np.sum(~before & after)), int(np.sum(before & ~after))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -169,7 +180,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def number(value: float, unit: str = "") -> str:
+def format_value(value: float, unit: str = "") -> str:
     """A number as people read it: '83.1%', '+2.4 pp', '0.0412', '1.20×10⁻⁵', '12,400'; '–' where it is NaN."""
     if math.isnan(value):
         return "–"
@@ -182,11 +193,13 @@ def number(value: float, unit: str = "") -> str:
     return text.replace("-", "−").replace("inf", "∞")
 
 
-def interval(estimate: Estimate) -> str:
+def format_interval(estimate: Estimate) -> str:
     """The 95% interval without its unit, '[81.0, 85.2]'; empty where an end is NaN."""
     if math.isnan(estimate.low) or math.isnan(estimate.high):
         return ""
-    ends = (number(end, estimate.unit).removesuffix(estimate.unit).rstrip() for end in (estimate.low, estimate.high))
+    ends = (
+        format_value(end, estimate.unit).removesuffix(estimate.unit).rstrip() for end in (estimate.low, estimate.high)
+    )
     return f"[{', '.join(ends)}]"
 
 

@@ -1,50 +1,60 @@
-"""Helped, harmed, or cannot tell: a rule on intervals, not on points."""
+"""Decide from intervals, not from point estimates, whether a change improved or regressed a model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from clearhead.metrics.statistics import Estimate, interval, number
+from clearhead.metrics.statistics import Estimate, format_interval, format_value
+
+Outcome = Literal["improved", "regressed", "inconclusive"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict, and a sentence that gives the reasons."""
+    """The outcome of a comparison.
 
-    word: Literal["helped", "harmed", "cannot tell"]
+    Attributes:
+        word: the outcome.
+        sentence: the reasons for it.
+        basis: the rule that decided, with its level or margin.
+        data: the name of the data set, where several verdicts are listed together.
+    """
+
+    word: Outcome
     sentence: str
+    basis: str = ""
+    data: str = ""
 
 
 def noninferiority_verdict(differences: Mapping[str, Estimate], margin: float = 0.02) -> Verdict:
-    """The verdict on paired differences (after minus before, higher is better), with a margin of non-inferiority.
+    """Return the verdict on paired differences (after - before, higher is better) with a non-inferiority margin.
 
-    A measure is *better* if its interval lies above zero, *worse* if it lies below zero and reaches below -margin, and
-    *not harmed* if it does not reach below -margin. One worse measure: harmed. One better and all others not harmed:
-    helped. Else nobody can tell.
+    A measure is *better* if its interval lies above zero, *worse* if its interval lies below zero and extends below
+    -margin, and *non-inferior* if its interval does not extend below -margin. One worse measure: regressed. At least
+    one better and all others non-inferior: improved. Otherwise: inconclusive.
 
     Args:
-        differences: by measure, in the order they are told.
-        margin: the loss that is still no harm, as a fraction.
+        differences: by measure, in the order in which the sentence names them.
+        margin: largest acceptable loss, as a fraction.
     """
-    said = {name: f"{number(e.value, e.unit)} {interval(e)}".rstrip() for name, e in differences.items()}
+    texts = {name: f"{format_value(e.value, e.unit)} {format_interval(e)}".rstrip() for name, e in differences.items()}
     points = f"{100 * margin:g} pp"
+    basis = f"Paired 95% intervals, non-inferiority margin {points}."
     worse = [name for name, e in differences.items() if e.high < 0 and e.low < -margin]
     better = [name for name, e in differences.items() if e.low > 0]
     unsure = [name for name, e in differences.items() if name not in better and not e.low >= -margin]
+    rose = [f"{name} rose ({texts[name]})" for name in better]
     if worse:
-        fell = _sentence([f"{name} fell ({said[name]})" for name in worse])
-        rose = _sentence([f"{name} rose ({said[name]})" for name in better])
-        return Verdict("harmed", f"{fell} {rose}".rstrip())
+        fell = [f"{name} fell ({texts[name]})" for name in worse]
+        return Verdict("regressed", f"{_sentence(fell)} {_sentence(rose)}".rstrip(), basis)
     if better and not unsure:
-        rose = _sentence([f"{name} rose ({said[name]})" for name in better])
-        kept = [f"{name} did not fall by more than {points} ({said[name]})" for name in said if name not in better]
-        return Verdict("helped", f"{rose} {_sentence(kept)}".rstrip())
+        others = [f"{name} did not fall by more than {points} ({texts[name]})" for name in texts if name not in better]
+        return Verdict("improved", f"{_sentence(rose)} {_sentence(others)}".rstrip(), basis)
     if unsure:
-        open_ = [f"{name} may have fallen by more than {points} ({said[name]})" for name in unsure]
-        up = [f"{name} rose ({said[name]})" for name in better]
-        return Verdict("cannot tell", f"{_sentence([*up, *open_])} More images would narrow the interval.")
-    same = [f"{name} neither rose for certain nor fell by more than {points} ({said[name]})" for name in said]
-    return Verdict("cannot tell", _sentence(same))
+        maybe = [f"{name} may have fallen by more than {points} ({texts[name]})" for name in unsure]
+        return Verdict("inconclusive", f"{_sentence([*rose, *maybe])} More images would narrow the interval.", basis)
+    same = [f"{name} neither rose significantly nor fell by more than {points} ({texts[name]})" for name in texts]
+    return Verdict("inconclusive", _sentence(same), basis)
 
 
 def _sentence(parts: list[str]) -> str:

@@ -28,9 +28,9 @@ class Predictions:
         confidence: probability of the predicted class, N.
         loss: negative log-likelihood of the label in nats, N.
         brier: squared distance of the probabilities from the truth, summed over classes, N.
-        foreground: share of the relevance of the predicted class that lies in the foreground, N; NaN without mask.
+        relevance_mass: share of the relevance of the predicted class that lies in the foreground, N; NaN without mask.
         area: share of the image that is foreground, N: what a map that is the same everywhere would score.
-        intervened: predicted class under each of ``INTERVENTIONS``, N; -1 without mask (or without another image).
+        interventions: predicted class under each of ``INTERVENTIONS``, N; -1 without mask (or without another image).
         method: the relevance method used.
         scaled: confidence, loss and brier again, of the logits divided by a temperature; empty without one.
     """
@@ -42,9 +42,9 @@ class Predictions:
     confidence: np.ndarray
     loss: np.ndarray
     brier: np.ndarray
-    foreground: np.ndarray
+    relevance_mass: np.ndarray
     area: np.ndarray
-    intervened: dict[str, np.ndarray]
+    interventions: dict[str, np.ndarray]
     method: str
     scaled: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -64,8 +64,8 @@ class Predictions:
         }
         columns |= {"confidence": self.confidence, "loss": self.loss, "brier": self.brier}
         columns |= {f"{name}, scaled": values for name, values in self.scaled.items()}
-        columns |= {"foreground": self.foreground, "area": self.area}
-        return columns | {f"predicted, {name}": names[values] for name, values in self.intervened.items()}
+        columns |= {"relevance_mass": self.relevance_mass, "area": self.area}
+        return columns | {f"predicted, {name}": names[values] for name, values in self.interventions.items()}
 
 
 def default_method(model: Classifier) -> str:
@@ -134,7 +134,7 @@ def predict(
         file=np.array([sample.file for sample in folder.samples]),
         label=np.array([sample.label for sample in folder.samples]),
         group=np.array(groups),
-        intervened={name: numbers.pop(name) for name in INTERVENTIONS},
+        interventions={name: numbers.pop(name) for name in INTERVENTIONS},
         method=method,
         scaled={name: numbers.pop(f"{name}, scaled") for name in _SCALED if temperature is not None},
         **numbers,
@@ -157,7 +157,7 @@ def logits_of(
     return torch.cat(found).numpy()
 
 
-def foreground_shares(model: Classifier, folder: ImageIndex, batch_size: int = 32, workers: int = 0) -> np.ndarray:
+def relevance_masses(model: Classifier, folder: ImageIndex, batch_size: int = 32, workers: int = 0) -> np.ndarray:
     """The share of the relevance of the predicted class that lies in the foreground, N; NaN without mask.
 
     One forward and one backward pass an image, by ``default_method``. Raises DataError.
@@ -166,7 +166,7 @@ def foreground_shares(model: Classifier, folder: ImageIndex, batch_size: int = 3
     for batch in loader(ImageDataset(folder, model.preprocess), batch_size, workers):
         maps, _ = explain_with_logits(model, batch["image"].to(device), method=default_method(model))
         found = _reliance(maps, batch["mask"][:, 0].to(device), batch["has_mask"].to(device))
-        shares.append(found["foreground"].cpu())
+        shares.append(found["relevance_mass"].cpu())
     return torch.cat(shares).numpy()
 
 
@@ -182,11 +182,11 @@ def _of_batch(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def _reliance(maps: Tensor, mask: Tensor, has_mask: Tensor) -> dict[str, Tensor]:
-    """Share of the relevance in the foreground and share of the area; NaN where there is no mask or no relevance."""
+    """Share of the foreground relevance and share of the area; NaN where there is no mask or no relevance."""
     inside, total = (maps * mask).sum((1, 2)), maps.sum((1, 2))
     nothing = torch.full_like(inside, torch.nan)
     return {
-        "foreground": torch.where(has_mask & (total > 0), inside / total, nothing),
+        "relevance_mass": torch.where(has_mask & (total > 0), inside / total, nothing),
         "area": torch.where(has_mask, mask.mean((1, 2)), nothing),
     }
 

@@ -48,7 +48,7 @@ class SuitePredictions:
         file: unique name of each image.
         label: name of its class, among the set's.
         predicted: name of the class predicted; None for an output that means none of the set's classes.
-        right: whether that is the label.
+        correct: whether that is the label.
         top5: whether the label is among the first five.
         confidence: the probability of the prediction.
         loss: negative log-likelihood of the label in nats.
@@ -58,14 +58,14 @@ class SuitePredictions:
     file: np.ndarray
     label: np.ndarray
     predicted: np.ndarray
-    right: np.ndarray
+    correct: np.ndarray
     top5: np.ndarray
     confidence: np.ndarray
     loss: np.ndarray
     unreadable: Mapping[str, str]
 
 
-def answer(
+def predict_suite(
     model: Classifier,
     sets: Sequence[ShiftedDataset],
     out: Path,
@@ -248,7 +248,7 @@ def _too_many(group: Sequence[ShiftedDataset], count: int, most: float, file: st
 _ASKED = b"asked"
 _COLUMNS = pa.schema(
     [(name, pa.string()) for name in ("set", "scoring", "file", "label", "predicted", "problem")]
-    + [("right", pa.bool_()), ("top5", pa.bool_()), ("confidence", pa.float32()), ("loss", pa.float32())]
+    + [("correct", pa.bool_()), ("top5", pa.bool_()), ("confidence", pa.float32()), ("loss", pa.float32())]
 )
 
 
@@ -336,7 +336,7 @@ def scored(logits: Tensor, label: Tensor, scoring: ClassMapping) -> dict[str, Te
 
 
 def _found(predicted: Tensor, right: Tensor, top5: Tensor, confidence: Tensor, loss: Tensor) -> dict[str, Tensor]:
-    return {"predicted": predicted, "right": right, "top5": top5, "confidence": confidence, "loss": loss}
+    return {"predicted": predicted, "correct": right, "top5": top5, "confidence": confidence, "loss": loss}
 
 
 @functools.lru_cache(maxsize=32)

@@ -18,16 +18,16 @@ def audit_sections(run: AuditResults, folder: Path, of: str) -> list[Section]:
     """What the model relies on, its groups and classes, calibration, the images of least relevance, its heads."""
     audit = run.audit
     sections: list[Section] = []
-    if audit.foreground and audit.area:
+    if audit.relevance_mass and audit.area:
         sections.append(_reliance(audit, of))
     if audit.groups:
         text = "The worst group is what a model can be counted on for." + _caution(audit)
         sections.append(Table(f"Groups{of}", ["accuracy"], [Row(n, [e]) for n, e in audit.groups.items()], text))
     sections.append(_classes(audit, of))
     sections += calibration_sections(audit.calibration, run.rescaled, of)
-    if run.least:
-        text = f"The images whose relevance lies least on the object. {map_text(audit)}"
-        sections.append(gallery(f"Least on the object{of}", text, run.least, folder))
+    if run.lowest_relevance_mass:
+        text = f"The images with the smallest share of relevance on the object. {map_text(audit)}"
+        sections.append(gallery(f"Lowest foreground relevance{of}", text, run.lowest_relevance_mass, folder))
     return sections + (head_sections(run.heads, of) if run.heads else [])
 
 
@@ -38,12 +38,10 @@ def _caution(audit: Audit) -> str:
 
 def _reliance(audit: Audit, of: str) -> Table:
     rows = [
-        Row(
-            "Relevance in the foreground", [audit.foreground or "", ""], f"map: {audit.method}, of the predicted class"
-        ),
-        Row("Area of the foreground", [audit.area or "", ""], "what a map that is the same everywhere would score"),
+        Row("Foreground relevance", [audit.relevance_mass or "", ""], f"map: {audit.method}, of the predicted class"),
+        Row("Mask area", [audit.area or "", ""], "the foreground relevance of a constant map"),
     ]
-    rows += [Row(f"Accuracy, {name}", ["", value]) for name, value in audit.intervened.items()]
+    rows += [Row(f"Accuracy, {name}", ["", value]) for name, value in audit.interventions.items()]
     return Table(f"What it relies on{of}", ["share", "accuracy"], rows, MEASURES.split(". ", 1)[1])
 
 

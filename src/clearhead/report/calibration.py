@@ -1,50 +1,51 @@
-"""Calibration on the page: the reliability diagram and the numbers, as the model is and at a temperature."""
+"""The calibration of a model on the page: reliability diagram and numbers, unscaled and after temperature scaling."""
 
-from clearhead.metrics.calibration import SURE, TEMPERATURES, Calibration, Rescaled
-from clearhead.metrics.statistics import Estimate, number
+from clearhead.metrics.calibration import BINS, CONFIDENT, TEMPERATURES, Calibration, TemperatureScaling
+from clearhead.metrics.statistics import Estimate, format_value
 from clearhead.report import plots
 from clearhead.report.page import Figure, Row, Section, Table
 
-_SURE = f"{100 * SURE:g}"
+_PERCENT = f"{100 * CONFIDENT:g}"
 
 _NOTES = {
-    "calibration error": "mean distance of confidence from accuracy, by bins; lower is better",
-    "confidence less accuracy": "above zero: too sure",
-    "Brier score": "squared distance of the probabilities from the truth; lower is better",
+    f"ECE ({BINS} bins)": "expected calibration error; lower is better",
+    "overconfidence": "mean confidence - accuracy; negative: underconfident",
+    "Brier score": "squared distance of the probabilities from the label; lower is better",
     "loss": "negative log-likelihood; lower is better",
-    f"images above {_SURE}% confidence": f"Freq-{_SURE}",
-    f"accuracy above {_SURE}% confidence": f"Acc-{_SURE}",
-    f"mistakes up to {_SURE}% confidence": f"Unc-{_SURE}: the share of the mistakes that can be caught",
+    f"images above {_PERCENT}% confidence": f"Freq-{_PERCENT}",
+    f"accuracy above {_PERCENT}% confidence": f"Acc-{_PERCENT}",
+    f"errors up to {_PERCENT}% confidence": f"Unc-{_PERCENT}: the share of the errors that a threshold detects",
 }
 
 
-def calibration_rows(found: Calibration) -> dict[str, Estimate]:
-    """The numbers by name, in the order they are told."""
-    numbers = found.error, found.excess, found.brier, found.loss
-    return dict(zip(_NOTES, (*numbers, found.sure, found.sure_accuracy, found.unsure_mistakes), strict=True))
+def calibration_rows(calibration: Calibration) -> dict[str, Estimate]:
+    """Return the numbers by name, in the order of the table."""
+    c = calibration
+    numbers = c.ece, c.overconfidence, c.brier, c.loss, c.confident, c.confident_accuracy, c.unconfident_errors
+    return dict(zip(_NOTES, numbers, strict=True))
 
 
-def calibration_sections(found: Calibration, rescaled: Rescaled | None, of: str = "") -> list[Section]:
-    """All that is told of the calibration of one model."""
-    text = "How often the model is right, by how sure it says it is."
-    sections: list[Section] = [Figure(f"Calibration{of}", text, _plot(found, f"Reliability{of}"))]
-    views = {"as it is": calibration_rows(found)}
-    told = ""
-    if rescaled is not None:
-        scale = f"temperature {number(rescaled.temperature)}"
-        views[scale] = calibration_rows(rescaled.calibration)
-        told = (
-            f"The temperature that the logits are divided by was fitted on the {rescaled.images:,} images of the split "
-            f"{rescaled.split}, none of which is counted here. It changes no prediction, only how sure it is."
+def calibration_sections(calibration: Calibration, scaled: TemperatureScaling | None, of: str = "") -> list[Section]:
+    """Return the reliability diagrams and the table of one model."""
+    text = "Accuracy by confidence."
+    sections: list[Section] = [Figure(f"Calibration{of}", text, _plot(calibration, f"Reliability{of}"))]
+    columns = {"unscaled": calibration_rows(calibration)}
+    note = ""
+    if scaled is not None:
+        name = f"temperature {format_value(scaled.temperature)}"
+        columns[name] = calibration_rows(scaled.calibration)
+        note = (
+            f"The temperature, by which the logits are divided, was fitted on the {scaled.images:,} images of the "
+            f"split {scaled.split}; none of them is counted here. It changes the confidence, not the predictions."
         )
-        if rescaled.temperature in TEMPERATURES:
-            told += " No temperature within the bounds was best there: this is the bound."
-        text = f"The same at {scale}."
-        plot = _plot(rescaled.calibration, f"Reliability at {scale}{of}")
-        sections.append(Figure(f"Calibration at {scale}{of}", text, plot))
-    rows = [Row(name, [view[name] for view in views.values()], note) for name, note in _NOTES.items()]
-    return [*sections, Table(f"Calibration in numbers{of}", list(views), rows, told)]
+        if scaled.temperature in TEMPERATURES:
+            note += " The optimum lies outside the search bounds: this is the bound."
+        plot = _plot(scaled.calibration, f"Reliability at {name}{of}")
+        sections.append(Figure(f"Calibration at {name}{of}", f"Accuracy by confidence at {name}.", plot))
+    rows = [Row(name, [column[name] for column in columns.values()], text) for name, text in _NOTES.items()]
+    return [*sections, Table(f"Calibration in numbers{of}", list(columns), rows, note)]
 
 
-def _plot(found: Calibration, title: str) -> str:
-    return plots.reliability(found.bins.confidence, found.bins.accuracy, found.bins.counts, title)
+def _plot(calibration: Calibration, title: str) -> str:
+    bins = calibration.bins
+    return plots.reliability(bins.confidence, bins.accuracy, bins.counts, title)

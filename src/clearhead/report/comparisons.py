@@ -4,6 +4,7 @@ from pathlib import Path
 
 from clearhead.analyses.audit import Audit
 from clearhead.analyses.compare import Comparison
+from clearhead.metrics.calibration import BINS
 from clearhead.metrics.statistics import Estimate
 from clearhead.report import plots
 from clearhead.report.example_images import gallery, map_text
@@ -25,9 +26,17 @@ def comparison_sections(run: ComparisonResults, folder: Path) -> list[Section]:
         sections.append(_group_table(c))
     sections += _class_tables(c)
     for title, text, examples in (
-        ("Put right", "Wrong before, right after; the greatest change of loss first.", run.gained),
-        ("Made wrong", "Right before, wrong after; the greatest change of loss first.", run.lost),
-        ("Classes that lost most", "The first images made wrong of each, the worst class first.", run.first_lost),
+        ("Corrected", "Misclassified before, correct after; the largest change of loss first.", run.positive_flips),
+        (
+            "Newly misclassified",
+            "Correct before, misclassified after; the largest change of loss first.",
+            run.negative_flips,
+        ),
+        (
+            "Most regressed classes",
+            "The first newly misclassified images of each class, the worst class first.",
+            run.first_negative_flips,
+        ),
         ("Drawn at random", "A sample of all images, chosen by chance.", run.sample),
     ):
         if examples:
@@ -37,8 +46,8 @@ def comparison_sections(run: ComparisonResults, folder: Path) -> list[Section]:
 
 MEASURES = (
     "Worst group: the group of images with the lowest accuracy. Background removed: the object on the mean colour. "
-    "Background shuffled: the object on another image's background. Background alone: the object's box cut out; a "
-    "model that still knows the class here reads the background."
+    "Background shuffled: the object on another image's background. Background only: the object's box cut out; a "
+    "model that still predicts the class here relies on the background."
 )
 
 
@@ -46,10 +55,10 @@ def _measures(audit: Audit) -> dict[str, Estimate]:
     """The measures of one model that are shares, in the order they are told."""
     found = {"worst-group accuracy": audit.worst_group[1]} if audit.worst_group else {}
     found["average accuracy"] = audit.accuracy
-    found |= {f"accuracy, {name}": value for name, value in audit.intervened.items() if name != "as it is"}
-    if audit.foreground:
-        found["relevance in the foreground"] = audit.foreground
-    return found | {"calibration error": audit.calibration.error}
+    found |= {f"accuracy, {name}": value for name, value in audit.interventions.items() if name != "clean"}
+    if audit.relevance_mass:
+        found["foreground relevance"] = audit.relevance_mass
+    return found | {"ECE": audit.calibration.ece}
 
 
 def _pairs(c: Comparison) -> list[tuple[str, list[tuple[str, Estimate]]]]:
@@ -69,21 +78,20 @@ def differences(c: Comparison) -> Table:
         "What changed",
         ["before", "after", "difference"],
         rows,
-        f"{flips.gained:,} images were put right and {flips.lost:,} made wrong; if neither model were better, flips as "
-        f"uneven as these would come with probability {_probability(flips.p_value)} (exact McNemar test). A loss of "
-        f"accuracy of up to {100 * c.margin:g} points was set to count as no harm.",
+        f"{flips.positive_flips:,} predictions corrected, {flips.negative_flips:,} newly wrong (exact McNemar test, "
+        f"{_probability(flips.p_value)}). Non-inferiority margin: {100 * c.margin:g} pp.",
     )
 
 
 _NOTES = {
     "loss": "nats; lower is better",
-    "calibration error": "confidence against accuracy; lower is better",
-    "accuracy, background alone": "lower means less reliance on the background",
+    "ECE": f"expected calibration error, {BINS} bins; lower is better",
+    "accuracy, background only": "lower means less reliance on the background",
 }
 
 
 def _probability(p: float) -> str:
-    return f"{p:.2g}" if p >= 1e-4 else "below 0.0001"
+    return f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
 
 
 def _group_table(c: Comparison) -> Table:
@@ -96,8 +104,8 @@ def _class_tables(c: Comparison) -> list[Section]:
     found: list[Section] = []
     changed = sorted(c.classes.items(), key=lambda item: -item[1].value) if len(c.classes) > 2 else []
     for title, classes in (
-        ("Classes most helped", [(name, d) for name, d in changed if d.value > 0]),
-        ("Classes most harmed", [(name, d) for name, d in reversed(changed) if d.value < 0]),
+        ("Most improved classes", [(name, d) for name, d in changed if d.value > 0]),
+        ("Most regressed classes", [(name, d) for name, d in reversed(changed) if d.value < 0]),
     ):
         if classes:
             shown = classes[:MOST_CHANGED]

@@ -6,7 +6,7 @@ And sufficient input subsets.
 from pathlib import Path
 
 from clearhead.analyses.faithfulness import Faithfulness
-from clearhead.metrics.statistics import number
+from clearhead.metrics.statistics import format_value
 from clearhead.report import plots
 from clearhead.report.example_images import gallery
 from clearhead.report.page import Figure, Row, Section, Table
@@ -20,8 +20,8 @@ def evaluation_sections(run: EvaluationResults) -> list[Section]:
         sections += _faithfulness(found, _of(run, model))
     for model, changes in run.gap_change.items():
         rows = [Row(method, [change]) for method, change in changes.items()]
-        text = f"The gap of {model} less that of {run.models[0]}, paired image by image."
-        sections.append(Table("Change of the gap", ["difference"], rows, text, names="method"))
+        text = f"The faithfulness gap of {model} minus that of {run.models[0]}, paired image by image."
+        sections.append(Table("Change of the faithfulness gap", ["difference"], rows, text, names="method"))
     for model, methods in run.segmentation.items():
         measures = list(next(iter(methods.values())))
         rows = [Row(method, [numbers[m] for m in measures]) for method, numbers in methods.items()]
@@ -46,8 +46,16 @@ def _of(run: EvaluationResults, model: str) -> str:
 def _faithfulness(found: Faithfulness, of: str) -> list[Section]:
     sections: list[Section] = []
     for title, text, name in (
-        ("Most relevant pixels removed first", "The sooner the accuracy falls, the truer the map.", "positive"),
-        ("Least relevant pixels removed first", "The longer the accuracy holds, the truer the map.", "negative"),
+        (
+            "Most relevant pixels removed first",
+            "The sooner the accuracy falls, the more faithful the map.",
+            "mif_curve",
+        ),
+        (
+            "Least relevant pixels removed first",
+            "The longer the accuracy holds, the more faithful the map.",
+            "lif_curve",
+        ),
     ):
         points = {
             method: [(100 * x, y, 0.0) for x, y in zip(found.removed, getattr(numbers, name), strict=False)]
@@ -56,16 +64,14 @@ def _faithfulness(found: Faithfulness, of: str) -> list[Section]:
         plot = plots.lines(points, f"{title}{of}", "percent of the pixels removed", "top-1 accuracy")
         sections.append(Figure(f"{title}{of}", f"{text} Removed pixels become: {found.fill}.", plot))
     explained = "predicted" if found.target == "predicted" else "true"
-    rows = [
-        Row(name, [m.positive_area, m.negative_area, m.gap, m.to_best or "best here"])
-        for name, m in found.methods.items()
-    ]
+    rows = [Row(name, [m.mif_auc, m.lif_auc, m.gap, m.gap_to_best or "best here"]) for name, m in found.methods.items()]
     text = (
-        f"Maps of the {explained} class. Positive and negative: area under the curves above over 10 to 90% removed; "
-        "low and high are faithful, and the gap between them is the main number. To the best: the gap less that of the "
-        "best method, paired; an interval with 0 in it cannot tell the two apart."
+        f"Maps of the {explained} class. MIF AUC and LIF AUC: area under the curves above over 10 to 90% removed, most "
+        "relevant pixels first (lower is better) and least relevant first (higher is better). The faithfulness gap "
+        "(LIF - MIF) is the main number. Difference from the best: the gap minus that of the best method, paired; an "
+        "interval that contains 0 shows no difference."
     )
-    columns = ["positive", "negative", "gap", "to the best"]
+    columns = ["MIF AUC", "LIF AUC", "faithfulness gap", "difference from the best"]
     sections.append(Table(f"Faithfulness of maps{of}", columns, rows, text, names="method"))
     rows = [Row(name, [m.deletion, m.insertion, m.violations, m.randomised]) for name, m in found.methods.items()]
     text = (
@@ -104,9 +110,9 @@ def sufficient_sections(run: SufficientResults, folder: Path) -> list[Section]:
             cells = [
                 found.label,
                 kind,
-                number(found.whole, "%"),
-                number(found.share, "%"),
-                number(found.confidence, "%"),
+                format_value(found.whole, "%"),
+                format_value(found.share, "%"),
+                format_value(found.confidence, "%"),
             ]
             rows.append(Row(strip.title if i == 0 else "", [*cells, "yes" if found.reached else "no"]))
     columns = ["label", "", "whole image", "pixels kept", "from them alone", f"{enough} reached"]

@@ -10,7 +10,7 @@ from scipy.stats import gaussian_kde
 
 from clearhead.analyses.surface import Surface
 from clearhead.landscape import SpectralDensity, Trajectory, pool_densities
-from clearhead.metrics.statistics import Estimate, number
+from clearhead.metrics.statistics import Estimate, format_value
 from clearhead.report import plots
 from clearhead.report.page import Figure, Row, Section, Table
 from clearhead.results import SpectrumResults, SurfaceResults, TrajectoryResults
@@ -58,7 +58,7 @@ def spectrum_sections(run: SpectrumResults) -> list[Section]:
         cells = [found.largest, found.lowest, found.negative, found.positive, found.loss]
         cells += [found.trace] if found.trace else []
         products = float(np.mean([b.products for b in found.batches]))
-        rows.append(Row(name, cells, f"{len(found.batches)} batches, {number(products)} products each"))
+        rows.append(Row(name, cells, f"{len(found.batches)} batches, {format_value(products)} products each"))
     text = (
         f"Means over mini-batches. Negative: share of the {run.k} eigenvalues of largest magnitude that are; positive: "
         "mean of those that are. Highest and lowest: the two ends of the whole spectrum."
@@ -139,11 +139,11 @@ SURFACE_COLUMNS = ("loss at the weights", "mean rise", "highest", "accuracy", "L
 def surface_cells(found: Surface) -> list[str]:
     """A model's numbers, written out."""
     middle, nll = len(found.nll) // 2, _filled(found.nll)
-    cells = [number(float(x), "nats") for x in (nll[middle], np.nanmean(nll) - nll[middle], np.nanmax(nll))]
+    cells = [format_value(float(x), "nats") for x in (nll[middle], np.nanmean(nll) - nll[middle], np.nanmax(nll))]
     return [
         *cells,
-        number(float(_filled(found.accuracy)[middle]), "%"),
-        number(found.l2[middle]) if any(found.l2) else "–",
+        format_value(float(_filled(found.accuracy)[middle]), "%"),
+        format_value(found.l2[middle]) if any(found.l2) else "–",
     ]
 
 
@@ -160,7 +160,7 @@ def surface_sections(run: SurfaceResults) -> list[Section]:
         gaps = sum(value is None for value in found.nll)
         note = f"{len(found.nll):,} points, {found.images:,} images" + (f"; not finite at {gaps:,}" if gaps else "")
         if found.curvature:
-            note += f"; eigenvalues {', '.join(map(number, found.curvature))}"
+            note += f"; eigenvalues {', '.join(map(format_value, found.curvature))}"
         rows.append(Row(name, surface_cells(found), note))
     text = (
         "Cross-entropy at the model's own weights, how much higher it is on the average of all points, and the highest "
@@ -243,7 +243,9 @@ def trajectory_cells(found: Trajectory) -> list[list[str]]:
     steps = [None, *found.step]
     turns = [None, *found.angle, None]
     rows = zip(found.norm, found.distance, steps, turns, strict=True)
-    return [["–" if x is None else f"{number(x)}{'°' if i == 3 else ''}" for i, x in enumerate(row)] for row in rows]
+    return [
+        ["–" if x is None else f"{format_value(x)}{'°' if i == 3 else ''}" for i, x in enumerate(row)] for row in rows
+    ]
 
 
 def trajectory_sections(run: TrajectoryResults) -> list[Section]:

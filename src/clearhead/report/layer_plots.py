@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from clearhead.metrics.statistics import Estimate, number
+from clearhead.metrics.statistics import Estimate, format_value
 from clearhead.report.svg import INK, MARKERS, SERIES, axes_at, drawing, legend_at, svg, tick, ticks
 
 _KINDS = {"embed": 0, "attention": 1, "mlp": 2, "conv": 4, "block": 3}
@@ -35,7 +35,7 @@ def amplitudes(lines: Sequence[tuple[float, Sequence[float], Sequence[float]]], 
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == 0 else f"{tick(value, '')}π"))
         key = [Line2D([], [], color=SERIES[1], alpha=_opacity(d), linewidth=2.4, label=f"{d:g}") for d in shown]
         legend_at(figure, axes, [Line2D([], [], linestyle="", label="depth"), *key], 1 + len(key), spacing=1.2)
-        told = "; ".join(f"depth {tick(round(d, 3), '')}: {number(y[-1])} at {x[-1]:.3g}π" for d, x, y in lines)
+        told = "; ".join(f"depth {tick(round(d, 3), '')}: {format_value(y[-1])} at {x[-1]:.3g}π" for d, x, y in lines)
         return svg(figure, title, told)
 
 
@@ -77,7 +77,7 @@ def through_depth(
             if kind in kinds
         ]
         legend_at(figure, axes, handles, len(kinds))
-        told = "; ".join(f"{kind} at depth {x:.3g}: {number(e.value, e.unit)}" for kind, x, e in units)
+        told = "; ".join(f"{kind} at depth {x:.3g}: {format_value(e.value, e.unit)}" for kind, x, e in units)
         return svg(figure, title, told)
 
 
@@ -104,7 +104,7 @@ def matrix(values: Sequence[Sequence[float]], title: str, rows: str, columns: st
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         return svg(
-            figure, title, "; ".join(f"{y}: {', '.join(number(v) for v in row)}" for y, row in enumerate(values))
+            figure, title, "; ".join(f"{y}: {', '.join(format_value(v) for v in row)}" for y, row in enumerate(values))
         )
 
 

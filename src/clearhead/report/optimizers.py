@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from clearhead.metrics.statistics import Estimate, number
+from clearhead.metrics.statistics import Estimate, format_value
 from clearhead.report import plots
 from clearhead.report.page import Figure, Row, Section, Table
 from clearhead.results import OptimizerResults
@@ -62,7 +62,7 @@ def _speed(run: OptimizerResults, cells: dict[_Key, list[CellResult]], names: di
     for key, found in cells.items():
         reached = [cell.best.reached(run.target) for cell in found]
         rows.append(Row(names[key], [_took(reached, lambda m: f"{m.epoch}"), *_images_and_seconds(reached)]))
-    title = f"Until {number(run.target, '%')} of the validation images are right"
+    title = f"Until {format_value(run.target, '%')} of the validation images are right"
     text = "Of the setting that was kept. Seconds are those of training alone, on one machine with that many jobs."
     return [*sections, Table(title, ["epochs", "images", "seconds"], rows, text, names="model")]
 
@@ -80,7 +80,7 @@ def _quality(cells: dict[_Key, list[CellResult]], names: dict[_Key, str]) -> lis
     rows = []
     for key, found in cells.items():
         settings = {f"lr {cell.best.lr:g}, weight decay {cell.best.weight_decay:g}" for cell in found}
-        measured = [[c.measures.accuracy, c.measures.loss, c.measures.calibration_error] for c in found]
+        measured = [[c.measures.accuracy, c.measures.loss, c.measures.ece] for c in found]
         note = "; ".join(sorted(settings)) + (f"; {len(found)} seeds" if len(found) > 1 else "")
         rows.append(Row(names[key], [_over_seeds(column) for column in zip(*measured, strict=True)], note))
     text = (
@@ -94,7 +94,7 @@ def _quality(cells: dict[_Key, list[CellResult]], names: dict[_Key, str]) -> lis
         by_model.setdefault(key[0], []).append((told, found[0].measures.accuracy))
     plot = plots.intervals(list(by_model.items()), title)
     drawn = Figure(title, "Accuracy on the test images, of the first seed.", plot)
-    return [drawn, Table(title, ["accuracy", "loss", "calibration error"], rows, text, names="model")]
+    return [drawn, Table(title, ["accuracy", "loss", "ECE"], rows, text, names="model")]
 
 
 def _sensitivity(run: OptimizerResults) -> list[Section]:
@@ -170,7 +170,13 @@ def _unfinished(run: OptimizerResults) -> Table:
         if trial.ended != "finished":
             cell, last = trial.cell, trial.curve[-1].epoch if trial.curve else 0
             note = f"{cell.augment} augmentation, {cell.fraction:.0%} of the data, seed {cell.seed}"
-            cells = [f"{trial.lr:g}", f"{trial.weight_decay:g}", trial.ended, str(last), number(trial.accuracy, "%")]
+            cells = [
+                f"{trial.lr:g}",
+                f"{trial.weight_decay:g}",
+                trial.ended,
+                str(last),
+                format_value(trial.accuracy, "%"),
+            ]
             rows.append(Row(f"{cell.model}, {cell.optimizer}", cells, note))
     text = "For falling behind the settings that finished in validation accuracy, or a loss that was no longer finite."
     columns = ["learning rate", "weight decay", "ended", "after epoch", "accuracy"]
@@ -181,5 +187,5 @@ def _over_seeds(values: Sequence[Estimate]) -> Estimate | str:
     if len(values) == 1:
         return values[0]
     numbers, unit = np.array([value.value for value in values]), values[0].unit
-    spread = number(float(numbers.std(ddof=1)), unit)
-    return f"{number(float(numbers.mean()), unit).removesuffix(unit).rstrip()} ± {spread}"
+    spread = format_value(float(numbers.std(ddof=1)), unit)
+    return f"{format_value(float(numbers.mean()), unit).removesuffix(unit).rstrip()} ± {spread}"

@@ -11,24 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Literal, TypeGuard
+from typing import TypeGuard
 
 import jinja2
 import numpy as np
 from markupsafe import Markup
 
 from clearhead.errors import ClearheadError
-from clearhead.metrics.statistics import Estimate, interval, number
+from clearhead.metrics.statistics import Estimate, format_interval, format_value
+from clearhead.metrics.verdict import Verdict
 from clearhead.report.overlay import data_uri
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the comparison says on one data set."""
-
-    word: Literal["helped", "harmed", "cannot tell"]
-    data: str
-    sentence: str
 
 
 @dataclass(frozen=True)
@@ -122,7 +114,12 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "interval": interval, "data_uri": data_uri, "svg": Markup}
+    environment.filters |= {
+        "format_value": format_value,
+        "format_interval": format_interval,
+        "data_uri": data_uri,
+        "svg": Markup,
+    }
     environment.tests |= {
         "table": lambda section: isinstance(section, Table),
         "gallery": lambda section: isinstance(section, Gallery),

@@ -1,11 +1,12 @@
 """Finished runs to one page: the verdict first, then the numbers, then the pictures."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from clearhead.analyses.compare import Comparison
 from clearhead.data.dataset import DataIssue
-from clearhead.report.page import Page, Row, Section, Table, Verdict, write
+from clearhead.report.page import Page, Row, Section, Table, write
 from clearhead.report.renderers import KINDS
 from clearhead.report.suites import verdicts
 from clearhead.results import ComparisonResults, Results, SuiteResults, TrainingResults, once
@@ -38,7 +39,7 @@ def page(runs: Sequence[tuple[Results, Path]], title: str = "") -> Page:
     return Page(
         title=title or kind.title(main),
         lead=kind.lead(main),
-        verdicts=[Verdict(c.verdict.word, data, c.verdict.sentence) for c, data in _judged([r for r, _ in runs])]
+        verdicts=[replace(c.verdict, data=data) for c, data in _judged([r for r, _ in runs])]
         + [verdict for run, _ in runs if isinstance(run, SuiteResults) for verdict in verdicts(run)],
         headline=kind.headline(main),
         sections=sections,

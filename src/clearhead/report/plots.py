@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from clearhead.metrics.statistics import Estimate, interval, number
+from clearhead.metrics.statistics import Estimate, format_interval, format_value
 from clearhead.report.svg import DASHED, INK, SERIES, axes_at, drawing, legend, look, power, short, svg, tick, ticks
 
 
@@ -39,7 +39,9 @@ def intervals(rows: Sequence[tuple[str, Sequence[tuple[str, Estimate]]]], title:
         legend(figure, axes, models)
         told = "; ".join(
             f"{metric}: "
-            + ", ".join(f"{model} {number(e.value, e.unit)} {interval(e)}".rstrip() for model, e in estimates)
+            + ", ".join(
+                f"{model} {format_value(e.value, e.unit)} {format_interval(e)}".rstrip() for model, e in estimates
+            )
             for metric, estimates in rows
         )
         return svg(figure, title, told)
@@ -81,7 +83,9 @@ def reliability(
         for axis in (above.xaxis, above.yaxis, below.xaxis):
             ticks(axis, "%")
         ticks(below.yaxis, "", at_most=2)
-        told = "; ".join(f"confidence {number(c, '%')}: accuracy {number(a, '%')}, {n:,} samples" for c, a, n in bins)
+        told = "; ".join(
+            f"confidence {format_value(c, '%')}: accuracy {format_value(a, '%')}, {n:,} samples" for c, a, n in bins
+        )
         return svg(figure, title, told)
 
 
@@ -118,7 +122,7 @@ def curves(
         ticks(axes.yaxis, unit)
         legend(figure, axes, list(lines), kept)
         told = [
-            f"{name}: from {number(values[0], unit)} to {number(values[-1], unit)} in {len(values)} epochs"
+            f"{name}: from {format_value(values[0], unit)} to {format_value(values[-1], unit)} in {len(values)} epochs"
             for name, line in lines.items()
             if (values := [value for value in line if not math.isnan(value)])
         ]
@@ -168,7 +172,7 @@ def lines(
             axes.yaxis.set_minor_locator(NullLocator())
         legend(figure, axes, list(points))
         told = "; ".join(
-            f"{name}: " + ", ".join(f"{number(y, unit)} at {tick(x, '')}" for x, y, _ in line)
+            f"{name}: " + ", ".join(f"{format_value(y, unit)} at {tick(x, '')}" for x, y, _ in line)
             for name, line in points.items()
         )
         return svg(figure, title, told)
@@ -209,7 +213,7 @@ def heat(
         for side in axes.spines.values():
             side.set_visible(False)
         told = "; ".join(
-            f"{name}: {', '.join(number(v, unit) for v in row)}" for name, row in zip(rows, values, strict=True)
+            f"{name}: {', '.join(format_value(v, unit) for v in row)}" for name, row in zip(rows, values, strict=True)
         )
         return svg(figure, title, told)
 
@@ -248,7 +252,7 @@ def contours(
         axes.contourf(steps, steps, field, levels=levels, colors=shades)
         if crossed := [level for level in levels if field.min() < level < field.max()]:
             drawn = axes.contour(steps, steps, field, levels=crossed, colors=INK, alpha=0.5, linewidths=0.7)
-            text = {level: number(level, "%") if unit == "%" else number(level) for level in crossed}
+            text = {level: format_value(level, "%") if unit == "%" else format_value(level) for level in crossed}
             axes.clabel(drawn, fmt=text, fontsize=7, colors=INK, inline_spacing=2)
         axes.plot([0], [0], "+", color=INK, markersize=9)
         axes.set(xlabel=across, ylabel=up, aspect="equal")
@@ -256,8 +260,8 @@ def contours(
             axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
             axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value, "")))
         middle = float(np.ma.filled(field, math.nan)[len(steps) // 2, len(steps) // 2])
-        ends = (number(float(end), unit) for end in (field.min(), field.max()))
-        told = f"{number(middle, unit)} in the middle; from {' to '.join(ends)}"
+        ends = (format_value(float(end), unit) for end in (field.min(), field.max()))
+        told = f"{format_value(middle, unit)} in the middle; from {' to '.join(ends)}"
         return svg(figure, title, told)
 
 
@@ -292,7 +296,7 @@ def scatter(
         ticks(axes.yaxis, unit)
         legend(figure, axes, list(points))
         told = "; ".join(
-            f"{kind}: " + ", ".join(f"({number(x, unit)}, {number(y, unit)})" for x, y in pairs)
+            f"{kind}: " + ", ".join(f"({format_value(x, unit)}, {format_value(y, unit)})" for x, y in pairs)
             for kind, pairs in points.items()
         )
         return svg(figure, title, told)
@@ -306,7 +310,12 @@ def _interval(axes: Axes, y: float, estimate: Estimate, model: int) -> None:
             axes.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=1.8, solid_capstyle="round")
         axes.plot([estimate.value], [y], marker, color=colour, markersize=6)
     axes.text(
-        1.2, y, number(estimate.value, estimate.unit), transform=axes.get_yaxis_transform(), ha="right", va="center"
+        1.2,
+        y,
+        format_value(estimate.value, estimate.unit),
+        transform=axes.get_yaxis_transform(),
+        ha="right",
+        va="center",
     )
 
 

@@ -77,10 +77,10 @@ def _audited(run: AuditResults) -> list[tuple[str, Estimate]]:
     shown = [("Accuracy", audit.accuracy)]
     if audit.worst_group:
         shown.append(("Worst-group accuracy", audit.worst_group[1]))
-    if audit.foreground:
-        shown.append(("Relevance in the foreground", audit.foreground))
-    if "background alone" in audit.intervened:
-        shown.append(("Accuracy on the background alone", audit.intervened["background alone"]))
+    if audit.relevance_mass:
+        shown.append(("Foreground relevance", audit.relevance_mass))
+    if "background only" in audit.interventions:
+        shown.append(("Accuracy, background only", audit.interventions["background only"]))
     return shown
 
 

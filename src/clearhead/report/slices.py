@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from clearhead.analyses.slices import Overlap, Slice
-from clearhead.metrics.statistics import number
+from clearhead.metrics.statistics import format_value
 from clearhead.report.example_images import gallery
 from clearhead.report.page import Row, Section, Table
 from clearhead.results import SlicesResults
@@ -37,8 +37,8 @@ def slice_sections(run: SlicesResults, folder: Path, of: str = "") -> list[Secti
         if examples:
             shares = [f"Column {o.column}: {_shares(o)}. " for o in part.overlaps]
             text = (
-                f"{number(part.error.value, '%')} of its {part.error.count:,} images are wrong, "
-                f"{number(part.rest.value, '%')} of the rest of {part.label}. {''.join(shares)}"
+                f"{format_value(part.error.value, '%')} of its {part.error.count:,} images are wrong, "
+                f"{format_value(part.rest.value, '%')} of the rest of {part.label}. {''.join(shares)}"
                 f"Shown are the mistakes nearest to its middle. Maps: {run.method}, of the class the model predicts."
             )
             sections.append(gallery(f"Slice {part.name}{of}", text, examples, folder))

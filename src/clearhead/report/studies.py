@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from clearhead.metrics.statistics import number
+from clearhead.metrics.statistics import format_value
 from clearhead.report import plots
 from clearhead.report.page import Figure, Row, Section, Table
 from clearhead.results import StudyResults
@@ -38,8 +38,8 @@ _TABLES = (
     (
         "Without the background",
         (
-            *("accuracy, background removed", "accuracy, background shuffled", "accuracy, background alone"),
-            "relevance in the foreground",
+            *("accuracy, background removed", "accuracy, background shuffled", "accuracy, background only"),
+            "foreground relevance",
         ),
         "Changes likewise, on the images with masks. Background alone: lower means less reliance on it.",
     ),
@@ -57,7 +57,7 @@ def _curves(rows: Sequence[StudyRow], test: str, across: str, fixed: str) -> Fig
     seeds = max(row.seeds for row in rows)
     text = f"Mean over {seeds} seeds; the bars are one standard deviation." if seeds > 1 else "One seed."
     return Figure(
-        title, f"{text} Before: {number(rows[0].before, '%')}.", plots.lines(points, title, label, "accuracy")
+        title, f"{text} Before: {format_value(rows[0].before, '%')}.", plots.lines(points, title, label, "accuracy")
     )
 
 
@@ -72,7 +72,7 @@ def _table(title: str, rows: Sequence[StudyRow], measures: Sequence[str], text: 
         parts = (samples, "samples"), (classes, "classes"), (main.seeds, "seeds")
         changes = [by_measure[measure].change if measure in by_measure else "" for measure in measures]
         note = "{} of {}, {}".format(*(_counted(*part) for part in parts))
-        told.append(Row(name, [number(main.before, "%"), _spread(main), *changes], note))
+        told.append(Row(name, [format_value(main.before, "%"), _spread(main), *changes], note))
     columns = [measure.removeprefix("accuracy, ") for measure in measures]
     return Table(title, ["before", "after", *columns], told, f"{text} Before and after: {first}.", names="method")
 
@@ -84,5 +84,5 @@ def _counted(count: int, what: str) -> str:
 
 
 def _spread(row: StudyRow) -> str:
-    after = number(row.after, "%")
-    return after if row.spread is None else f"{after.removesuffix('%')} ± {number(row.spread, '%')}"
+    after = format_value(row.after, "%")
+    return after if row.spread is None else f"{after.removesuffix('%')} ± {format_value(row.spread, '%')}"

@@ -4,9 +4,10 @@ import math
 from collections.abc import Collection, Sequence
 
 from clearhead.analyses.robustness import ALPHA, SetChange, SetRow
-from clearhead.metrics.statistics import Estimate, number
+from clearhead.metrics.statistics import Estimate, format_value
+from clearhead.metrics.verdict import Outcome, Verdict
 from clearhead.report import plots
-from clearhead.report.page import Figure, Row, Section, Table, Verdict
+from clearhead.report.page import Figure, Row, Section, Table
 from clearhead.results import SuiteResults
 from clearhead.shifts.corruptions import CORRUPTIONS
 from clearhead.shifts.sweeps import SWEEPS
@@ -40,31 +41,29 @@ _ACCURACY = "Top-1 with its 95% interval (Wilson), each set by its main scoring.
 
 
 def verdicts(run: SuiteResults) -> list[Verdict]:
-    """For each model but the first whether it helped or harmed, over all the sets."""
+    """Return for each model except the first whether it improved or regressed, over all the sets."""
     found = []
     for model in run.models[1:]:
         mine = [change for change in run.changes if change.model == model]
-        worse, better = ([c for c in mine if c.word == word] for word in ("harmed", "helped"))
-        word = "harmed" if worse else "helped" if better else "cannot tell"
-        tested = f"by paired tests at {ALPHA:.0%} over all sets together (Holm)"
+        worse, better = ([c for c in mine if c.word == word] for word in ("regressed", "improved"))
+        word: Outcome = "regressed" if worse else "improved" if better else "inconclusive"
+        basis = f"Exact paired McNemar tests at {ALPHA:.0%}, corrected over all sets together (Holm)."
         parts = [
             f"{direction} on {len(some)} of {len(mine)} sets ({_named(some)})"
             for direction, some in (("worse", worse), ("better", better))
             if some
         ]
-        sentence = f"{model} is {' and '.join(parts)} than {run.models[0]}, {tested}."
+        sentence = f"{model} is {' and '.join(parts)} than {run.models[0]}."
         if not parts:
-            sentence = (
-                f"No difference between {model} and {run.models[0]} is shown on any of {len(mine)} sets, {tested}."
-            )
-        found.append(Verdict(word, run.data, sentence))  # type: ignore[arg-type]
+            sentence = f"No difference between {model} and {run.models[0]} was detected on any of {len(mine)} sets."
+        found.append(Verdict(word, sentence, basis, run.data))
     return found
 
 
 def _named(changes: Sequence[SetChange], most: int = 3) -> str:
     """The sets of the largest changes."""
     largest = sorted(changes, key=lambda c: -abs(c.change.value))[:most]
-    told = ", ".join(f"{c.set} {number(c.change.value, 'pp')}" for c in largest)
+    told = ", ".join(f"{c.set} {format_value(c.change.value, 'pp')}" for c in largest)
     return told + (f" and {len(changes) - most} more" if len(changes) > most else "")
 
 
@@ -115,7 +114,7 @@ def _corruptions(run: SuiteResults, families: Sequence[str]) -> Table:
 
 
 def _mean(values: Collection[float]) -> str:
-    return number(sum(values) / len(values), "%")
+    return format_value(sum(values) / len(values), "%")
 
 
 _AXES = {name: sweep.axis for name, sweep in SWEEPS.items()} | {"adversarial": "largest change of a pixel, in 255ths"}
@@ -128,7 +127,7 @@ def _curve(run: SuiteResults, family: str) -> Figure:
         points[model] = sorted((row.level or 0.0, row.top1.value, (row.top1.high - row.top1.low) / 2) for row in rows)
     title = f"Accuracy by {family}"
     before = [row for row in run.rows if row.set == run.reference]
-    told = ", ".join(f"{row.model} {number(row.top1.value, '%')}" for row in before)
+    told = ", ".join(f"{row.model} {format_value(row.top1.value, '%')}" for row in before)
     text = f"Top-1 with half its 95% interval to each side; on {run.reference}: {told}."
     return Figure(title, text, plots.lines(points, title, _AXES.get(family, family), "accuracy"))
 
@@ -149,19 +148,30 @@ _SUMMARIES = {
 
 def _changes(run: SuiteResults, changes: Sequence[SetChange]) -> Table:
     rows = [
-        Row(c.set, [c.change, f"{c.gained:,}", f"{c.lost:,}", number(c.p_value), number(c.adjusted), c.word])
+        Row(
+            c.set,
+            [
+                c.change,
+                f"{c.positive_flips:,}",
+                f"{c.negative_flips:,}",
+                format_value(c.p_value),
+                format_value(c.adjusted),
+                c.word,
+            ],
+        )
         for c in changes
     ]
     text = (
-        f"Accuracy less that of {run.models[0]} on the same images. p: McNemar's exact test; Holm: the same corrected "
-        f"for all sets and models of this page, which decides the word at {ALPHA:.0%}."
+        f"Accuracy minus that of {run.models[0]} on the same images. Positive flips: corrected predictions; negative "
+        "flips: newly wrong ones. p: McNemar's exact test; Holm: the same corrected for all sets and models of this "
+        f"page, which decides at {ALPHA:.0%}."
     )
-    columns = ["change", "gained", "lost", "p", "Holm", ""]
+    columns = ["change", "positive flips", "negative flips", "p", "Holm", ""]
     return Table(f"{changes[0].model} against {run.models[0]}", columns, rows, text, names="set")
 
 
 def _seeds(run: SuiteResults) -> Table:
-    rows = [Row(f"{row.label}, {row.set}", [row.top1, number(row.spread, "%")], row.scoring) for row in run.seeds]
+    rows = [Row(f"{row.label}, {row.set}", [row.top1, format_value(row.spread, "%")], row.scoring) for row in run.seeds]
     text = "Mean over models of one label with Student's interval over them (n: models), and their standard deviation."
     return Table("Over seeds", ["top-1", "spread"], rows, text, names="label and set")
 
@@ -173,7 +183,7 @@ def _table(rows: Sequence[SetRow], of: str, run: SuiteResults) -> Table:
     told = []
     for row in rows:
         cells: list[Estimate | str] = [row.top1, row.top5 or ""]
-        cells += [_plain(row.loss, ""), _plain(row.calibration_error, "%")]
+        cells += [_plain(row.loss, ""), _plain(row.ece, "%")]
         cells += [row.effective or ""] if robust else []
         notes = [row.scoring] if row.set in several else []
         notes += [f"{row.unreadable:,} unreadable"] if row.unreadable else []
@@ -190,4 +200,4 @@ def _table(rows: Sequence[SetRow], of: str, run: SuiteResults) -> Table:
 
 
 def _plain(value: float, unit: str) -> str:
-    return "" if math.isnan(value) else number(value, unit)
+    return "" if math.isnan(value) else format_value(value, unit)

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from clearhead.metrics.statistics import number
+from clearhead.metrics.statistics import format_value
 
 INK = "#010203"
 SERIES = ("#5d6168", "#1f6fa8", "#b4530f", "#7a4fa3", "#17784a", "#ab2f5c")
@@ -121,7 +121,7 @@ def tick(value: float, unit: str) -> str:
 
 def power(value: float) -> str:
     """A power of ten at its shortest: 0.001, 10⁻⁵."""
-    return tick(value, "") if 1e-3 <= value < 1e6 else number(value).removeprefix("1.00×")
+    return tick(value, "") if 1e-3 <= value < 1e6 else format_value(value).removeprefix("1.00×")
 
 
 def svg(figure: Figure, title: str, told: str) -> str:

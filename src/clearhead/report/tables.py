@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from clearhead.analyses.robustness import SeedRow, SetRow
 from clearhead.data.image_io import DataError
-from clearhead.metrics.statistics import Estimate, interval, number
+from clearhead.metrics.statistics import Estimate, format_interval, format_value
 from clearhead.runs import write_table, written
 
 
@@ -42,7 +42,7 @@ def _mean(mean: SeedRow, rows: Sequence[SetRow]) -> SetRow:
     like = next(row for row in rows if (row.set, row.scoring) == (mean.set, mean.scoring))
     name = f"{mean.label}, mean of {mean.top1.count}"
     like = replace(like, model=name, top1=mean.top1, top5=None, effective=None, unreadable=0)
-    return replace(like, loss=math.nan, calibration_error=math.nan)
+    return replace(like, loss=math.nan, ece=math.nan)
 
 
 def columns_of(rows: Sequence[SetRow]) -> dict[str, list[Any]]:
@@ -67,15 +67,15 @@ def _told(row: SetRow) -> list[str]:
         row.scoring,
         f"{row.images:,}",
         _number(row.top1),
-        interval(row.top1),
+        format_interval(row.top1),
         _number(row.top5),
-        number(row.loss),
-        number(row.calibration_error, "%"),
+        format_value(row.loss),
+        format_value(row.ece, "%"),
     ]
 
 
 def _number(estimate: Estimate | None) -> str:
-    return number(estimate.value, estimate.unit) if estimate else ""
+    return format_value(estimate.value, estimate.unit) if estimate else ""
 
 
 def read_baselines(file: Path) -> Mapping[tuple[str, str], dict[str, float]]:

@@ -4,7 +4,7 @@ import math
 
 from clearhead.analyses.compare import Comparison
 from clearhead.heads.selection import Selection
-from clearhead.metrics.statistics import number
+from clearhead.metrics.statistics import format_value
 from clearhead.repair import LastLayer
 from clearhead.report import plots
 from clearhead.report.comparisons import differences
@@ -77,7 +77,7 @@ def _selection(found: Selection) -> list[Section]:
 
 
 def _percent(value: float) -> str:
-    return number(value, "%")
+    return format_value(value, "%")
 
 
 def _last_layer(found: LastLayer) -> Table:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clearhead.errors import ClearheadError
-from clearhead.metrics.statistics import interval, number
+from clearhead.metrics.statistics import format_interval, format_value
 from clearhead.repair import PRESETS, preset_named
 from clearhead.study.repairs import Method, Plan, StudyRow, run_study
 
@@ -114,7 +114,7 @@ def table(name: str, rows: list[StudyRow]) -> str:
     for row in rows:
         paper = PAPER.get(name, {}).get(row.test) if (row.name, row.measure) == ("relevance", "accuracy") else None
         after = f"{100 * row.after:.1f}" + (f" ± {100 * row.spread:.1f}" if row.spread is not None else "")
-        change = f"{number(row.change.value, 'pp')} {interval(row.change)}"
+        change = f"{format_value(row.change.value, 'pp')} {format_interval(row.change)}"
         told = f"{paper[0]:.1f} → {paper[1]:.1f}" if paper else ""
         cells = [row.name, row.test, row.measure, f"{100 * row.before:.1f}", after, change, told, str(row.seeds)]
         lines.append(f"| {' | '.join(cells)} |")

@@ -20,7 +20,7 @@ from clearhead.data.images import read_images
 from clearhead.data.splits import require_apart, splits_of
 from clearhead.errors import ClearheadError
 from clearhead.heads.scores import HeadScores, implied_classes, score_heads
-from clearhead.metrics.calibration import Rescaled, calibration, fit_temperature
+from clearhead.metrics.calibration import TemperatureScaling, calibration, fit_temperature
 from clearhead.metrics.statistics import accuracy_difference, mean_difference
 from clearhead.models import Classifier, load_model
 from clearhead.models.classifier import on_device
@@ -96,9 +96,9 @@ def run_audit(
         rescaled = None
         if fitted is not None and known is not None:
             scaled = calibration(**predictions.scaled, correct=predictions.correct, seed=seed)
-            rescaled = Rescaled(fitted, str(temperature), len(known.samples), scaled)
+            rescaled = TemperatureScaling(fitted, str(temperature), len(known.samples), scaled)
         write_table(out / "predictions.parquet", predictions.table(classifier.classes))
-        least = examples(out, "least", [("", classifier, predictions)], folder, numbers.least)
+        least = examples(out, "least", [("", classifier, predictions)], folder, numbers.lowest_relevance_mass)
         scores = _scores(classifier, data, folder, "all", None, batch_size, workers, progress) if heads else None
         provenance = provenance_of(arguments, started, folder.samples, classifier)
         issues = list(dict.fromkeys((*folder.issues, *(known.issues if known else ()))))
@@ -205,8 +205,13 @@ def run_compare(
             write_table(out / f"predictions-{title}.parquet", predictions.table(models[0].classes))
         views = [("before", models[0], a), ("after", models[1], b)]
         sample = np.random.default_rng(seed).permutation(a.file)[:SHOWN].tolist()
-        first = [file for files in result.first_lost.values() for file in files]
-        shown = {"gained": result.gained, "lost": result.lost, "sample": sample, "first-lost": first}
+        first = [file for files in result.first_negative_flips.values() for file in files]
+        shown = {
+            "positive_flips": result.positive_flips,
+            "negative_flips": result.negative_flips,
+            "sample": sample,
+            "first-lost": first,
+        }
         gained, lost, drawn, lost_first = (examples(out, title, views, folder, files) for title, files in shown.items())
         names = model_name(before), model_name(after), data_name(data, split)
         provenance = provenance_of(arguments, started, folder.samples, models[1])

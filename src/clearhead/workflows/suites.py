@@ -20,10 +20,10 @@ from clearhead.analyses.robustness import (
 from clearhead.data.dataset import DataIssue
 from clearhead.data.image_io import DataError
 from clearhead.distributed import barrier, rank_and_size
-from clearhead.metrics.aggregates import summaries
+from clearhead.metrics.aggregates import aggregate_metrics
 from clearhead.models import Classifier, load_model
 from clearhead.models.classifier import on_device
-from clearhead.prediction.suite_predictions import SuitePredictions, answer, read_suite_predictions
+from clearhead.prediction.suite_predictions import SuitePredictions, predict_suite, read_suite_predictions
 from clearhead.report.tables import read_baselines, write_tables
 from clearhead.results import Results, SuiteResults, once
 from clearhead.runs import RunError, begin, read_results
@@ -41,8 +41,8 @@ from clearhead.workflows.pieces import (
     versions_told,
 )
 
-Said = Mapping[tuple[str, str], SuitePredictions]
-"""A model's answers by set and scoring."""
+PredictionsBySet = Mapping[tuple[str, str], SuitePredictions]
+"""The predictions of a model by set and scoring."""
 
 
 def run_suite(
@@ -97,7 +97,7 @@ def run_suite(
         first = classifiers[0]
         found, absent = suite_sets(suites, root, first.classes, size=first.preprocess.size, sets=sets, split=split)
         for name, classifier in zip(names, classifiers, strict=True):
-            answer(
+            predict_suite(
                 on_device(classifier, device),
                 found,
                 _predictions(out, name),
@@ -108,14 +108,14 @@ def run_suite(
                 progress=titled(progress, name),
             )
         if rank_and_size()[0] == 0:
-            said = {name: _said(out, name, found) for name in names}
-            main, small = _main(said[names[0]]), is_small(first.preprocess.size)
+            predictions = {name: _read_predictions(out, name, found) for name in names}
+            main, small = _main(predictions[names[0]]), is_small(first.preprocess.size)
             rows = [
                 set_row(name, one.name, scoring, len(one.folder.classes), answers, one.family, one.level)
                 for name in names
                 for one in found
                 for scoring in one.scorings
-                if (answers := said[name][one.name, scoring])
+                if (answers := predictions[name][one.name, scoring])
             ]
             reference = found[0].name
             results = SuiteResults(
@@ -125,14 +125,16 @@ def run_suite(
                 reference,
                 rows if known is None else _with_effective(rows, reference, known),
                 summaries={
-                    name: summaries(found, {one: said[name][key] for one, key in main.items()}, seed, not small)
+                    name: aggregate_metrics(
+                        found, {one: predictions[name][key] for one, key in main.items()}, seed, not small
+                    )
                     for name in names
                 },
                 seeds=over_seeds(rows, {name: label for name, (label, _) in zip(names, parted, strict=True)}),
-                changes=_changes(names, said),
+                changes=_changes(names, predictions),
                 constants="cifar" if small else "imagenet",
                 absent=absent,
-                issues=_problems(found, said[names[0]]),
+                issues=_problems(found, predictions[names[0]]),
             )
             folders = {id(one.folder): one.folder for one in found}.values()
             samples = [sample for folder in folders for sample in folder.samples]
@@ -179,11 +181,11 @@ def compare_suites(before: Path, after: Path, out: Path) -> SuiteResults:
         one_line = (
             len({run.provenance.get("baseline") for run in runs}) == 1
         )  # what effective robustness is measured from
-        said: dict[str, Said] = {}
+        predictions: dict[str, PredictionsBySet] = {}
         rows: list[SetRow] = []
         for name, folder, run in zip(names, (before, after), runs, strict=True):
             files = {key: _predictions(folder, run.models[0]) / file_name(key[0]) for key in shared}
-            said[name] = {key: read_suite_predictions(file)[key[1]] for key, file in files.items()}
+            predictions[name] = {key: read_suite_predictions(file)[key[1]] for key, file in files.items()}
             mine = [row for row in run.rows if row.model == run.models[0] and (row.set, row.scoring) in shared]
             rows += [replace(row, model=name, effective=row.effective if one_line else None) for row in mine]
         results = SuiteResults(
@@ -193,7 +195,7 @@ def compare_suites(before: Path, after: Path, out: Path) -> SuiteResults:
             runs[0].reference,
             rows,
             summaries={name: run.summaries[run.models[0]] for name, run in zip(names, runs, strict=True)},
-            changes=_changes(names, said),
+            changes=_changes(names, predictions),
             constants=runs[0].constants,
             issues=runs[0].issues,
             provenance={"before": str(before), "after": str(after), "versions": versions_told()},
@@ -228,7 +230,7 @@ def _predictions(out: Path, name: str) -> Path:
     return out / "predictions" / Path(file_name(name)).stem
 
 
-def _said(out: Path, name: str, sets: Sequence[ShiftedDataset]) -> Said:
+def _read_predictions(out: Path, name: str, sets: Sequence[ShiftedDataset]) -> PredictionsBySet:
     folder = _predictions(out, name)
     return {
         (one.name, scoring): answers
@@ -237,18 +239,20 @@ def _said(out: Path, name: str, sets: Sequence[ShiftedDataset]) -> Said:
     }
 
 
-def _main(said: Said) -> dict[str, tuple[str, str]]:
+def _main(predictions: PredictionsBySet) -> dict[str, tuple[str, str]]:
     """The key of each set's first scoring, by the set's name."""
     found: dict[str, tuple[str, str]] = {}
-    for key in said:
+    for key in predictions:
         found.setdefault(key[0], key)
     return found
 
 
-def _changes(names: Sequence[str], said: Mapping[str, Said]) -> list[SetChange]:
+def _changes(names: Sequence[str], predictions: Mapping[str, PredictionsBySet]) -> list[SetChange]:
     """Each model but the first against it, on each set under its main scoring."""
-    first = said[names[0]]
-    return changes({(name, *key): (first[key], said[name][key]) for name in names[1:] for key in _main(first).values()})
+    first = predictions[names[0]]
+    return changes(
+        {(name, *key): (first[key], predictions[name][key]) for name in names[1:] for key in _main(first).values()}
+    )
 
 
 def _with_effective(
@@ -271,10 +275,10 @@ def _with_effective(
     return found
 
 
-def _problems(sets: Sequence[ShiftedDataset], said: Said) -> list[DataIssue]:
+def _problems(sets: Sequence[ShiftedDataset], predictions: PredictionsBySet) -> list[DataIssue]:
     """What was wrong with the folders, and the images that could not be read."""
     found = [issue for one in sets for issue in one.folder.issues]
-    for answers in said.values():
+    for answers in predictions.values():
         found += [DataIssue(file, "unreadable", why, "skipped") for file, why in answers.unreadable.items()]
     return list(dict.fromkeys(found))
 

@@ -64,7 +64,7 @@ class Claim:
     def __post_init__(self) -> None:
         low, high = sorted((self.sign * self.difference.low, self.sign * self.difference.high))
         told = low < high
-        word = "holds" if told and low > 0 else "does not hold" if told and high < 0 else "cannot tell"
+        word = "holds" if told and low > 0 else "does not hold" if told and high < 0 else "inconclusive"
         object.__setattr__(self, "verdict", word)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from clearhead.metrics.statistics import Estimate, interval, number
+from clearhead.metrics.statistics import Estimate, format_interval, format_value
 from clearhead.reproduce.vits_work.claims import CORRUPTION, Claim, Found
 from clearhead.results import SuiteResults
 
@@ -45,7 +45,7 @@ def noise_table(noise: SuiteResults) -> str:
     rows = []
     for model in noise.models:
         by_level = {row.level: row.top1.value for row in noise.rows if row.model == model}
-        rows.append([model, *(number(by_level[level], "%") for level in (None, *levels))])
+        rows.append([model, *(format_value(by_level[level], "%") for level in (None, *levels))])
     return _table(["accuracy under noise of", "none", *(f"{level:g} π" for level in levels)], rows)
 
 
@@ -61,7 +61,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _told(value: Estimate | None) -> str:
-    return "" if value is None else f"{number(value.value, value.unit)} {interval(value)}"
+    return "" if value is None else f"{format_value(value.value, value.unit)} {format_interval(value)}"
 
 
 def _error(found: Found, name: str) -> str:

@@ -27,7 +27,7 @@ class Measures:
     Attributes:
         accuracy: on the test images.
         loss: mean negative log-likelihood on them.
-        calibration_error: expected calibration error on them.
+        ece: expected calibration error on them.
         train_loss: mean negative log-likelihood on training images as they are, without augmentation (NLL_train).
         eigenvalue: mean largest eigenvalue of the Hessian of the cross-entropy on mini-batches of training images.
         negative: share of negative ones among the five eigenvalues of largest magnitude.
@@ -37,7 +37,7 @@ class Measures:
 
     accuracy: Estimate
     loss: Estimate
-    calibration_error: Estimate
+    ece: Estimate
     train_loss: Estimate
     eigenvalue: Estimate
     negative: Estimate
@@ -60,7 +60,7 @@ def measure(
     return Measures(
         accuracy=proportion(said.correct),
         loss=mean(said.loss, "nats", seed),
-        calibration_error=expected_calibration_error(said.confidence, said.correct, seed=seed),
+        ece=expected_calibration_error(said.confidence, said.correct, seed=seed),
         train_loss=mean(fitted.loss, "nats", seed),
         eigenvalue=spectrum.largest,
         negative=spectrum.negative,

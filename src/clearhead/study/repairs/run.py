@@ -250,7 +250,7 @@ def measures(columns: Mapping[str, np.ndarray], trained: list[str]) -> dict[str,
     for name in INTERVENTIONS:
         said = columns[f"predicted, {name}"]
         found[f"accuracy, {name}"] = np.where(said == None, np.nan, said == label)  # noqa: E711 (element by element)
-    found["relevance in the foreground"] = columns["foreground"].astype(float)
+    found["foreground relevance"] = columns["relevance_mass"].astype(float)
     return {name: values for name, values in found.items() if not np.isnan(values).all()}
 
 
