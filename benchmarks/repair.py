@@ -22,7 +22,7 @@ from timing import seconds, table
 
 from clearhead.attribution import scale
 from clearhead.models import TokenGrid
-from clearhead.repair import GradMaskLoss, RelevanceLoss, RRRLoss
+from clearhead.repairs import GradMaskLoss, RelevanceLoss, RRRLoss
 
 
 def main(rounds: int) -> None:

@@ -19,7 +19,7 @@ from clearhead.heads.selection import Selection
 from clearhead.landscape import Trajectory
 from clearhead.metrics.calibration import TemperatureScaling
 from clearhead.metrics.statistics import Estimate
-from clearhead.repair import LastLayer
+from clearhead.repairs import LastLayer
 from clearhead.study.optimizers import CellResult, Trial
 from clearhead.study.repairs import StudyRow
 from clearhead.training.linear_probe import LinearLayer

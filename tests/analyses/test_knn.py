@@ -20,7 +20,7 @@ from clearhead.data.dataset import ImageIndex
 from clearhead.data.folder import read_folder
 from clearhead.data.image_io import DataError
 from tests.attribution.test_explain import classifier
-from tests.repair.test_dfr import stack, timm_features
+from tests.repairs.test_dfr import stack, timm_features
 
 
 def shades(root, classes: int, count: int, seed: int) -> ImageIndex:

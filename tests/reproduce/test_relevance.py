@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clearhead.metrics.statistics import Estimate
-from clearhead.repair import GradMaskLoss, RelevanceLoss
+from clearhead.repairs import GradMaskLoss, RelevanceLoss
 from clearhead.reproduce.relevance import plan_of, table
 from clearhead.study.repairs import StudyRow
 

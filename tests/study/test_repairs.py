@@ -10,7 +10,7 @@ from clearhead.data.dataset import ImageIndex
 from clearhead.data.folder import read_folder
 from clearhead.data.interventions import INTERVENTIONS
 from clearhead.demo.run import MODEL
-from clearhead.repair import RelevanceLoss, RRRLoss
+from clearhead.repairs import RelevanceLoss, RRRLoss
 from clearhead.runs import write_results, write_table
 from clearhead.study.files import StudyError
 from clearhead.study.repairs import Plan, Variant, read_plan, run_study

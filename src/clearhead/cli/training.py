@@ -225,7 +225,7 @@ def repair(
 ) -> None:
     """Make the model rely on the right thing, by masks, by its heads or by groups, and check it for harm."""
     from clearhead import console, workflows
-    from clearhead.repair import mask_loss, preset_named
+    from clearhead.repairs import mask_loss, preset_named
     from clearhead.training.loop import TrainConfig
 
     folder = out or default_out("repair" if method == "relevance" else f"repair-{method}", data, model)

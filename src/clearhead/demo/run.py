@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from clearhead.demo.data import make_demo
-from clearhead.repair import RelevanceLoss
+from clearhead.repairs import RelevanceLoss
 from clearhead.results import ComparisonResults
 from clearhead.training.loop import TrainConfig
 from clearhead.workflows import Progress, run_audit, run_compare, run_repair, run_report

@@ -5,7 +5,7 @@ import math
 from clearhead.analyses.compare import Comparison
 from clearhead.heads.selection import Selection
 from clearhead.metrics.statistics import format_value
-from clearhead.repair import LastLayer
+from clearhead.repairs import LastLayer
 from clearhead.report import plots
 from clearhead.report.comparisons import differences
 from clearhead.report.page import Figure, Row, Section, Table

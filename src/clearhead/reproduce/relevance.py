@@ -13,7 +13,7 @@ from typing import Any
 
 from clearhead.errors import ClearheadError
 from clearhead.metrics.statistics import format_interval, format_value
-from clearhead.repair import PRESETS, preset_named
+from clearhead.repairs import PRESETS, preset_named
 from clearhead.study.repairs import Method, Plan, StudyRow, run_study
 
 PAPER = {

@@ -21,7 +21,7 @@ from clearhead.heads.selection import Objective, Search, select_heads
 from clearhead.models import Classifier, NoHeadError, load_model, save_model
 from clearhead.models.classifier import on_device
 from clearhead.prediction.predict import predict
-from clearhead.repair import GroupDRO, MaskLoss, Reweight, mask_loss, retrain_last_layer
+from clearhead.repairs import GroupDRO, MaskLoss, Reweight, mask_loss, retrain_last_layer
 from clearhead.results import Results, TrainingResults
 from clearhead.runs import begin, read_results
 from clearhead.training.linear_probe import train_linear

@@ -18,7 +18,7 @@
       fine-tuning: {method: train}
 
 Every combination of method, samples, classes and seed is a run. A list may be a single value. The terms of a method are
-the fields of its loss (``clearhead.repair``); ``lr``, ``epochs`` and ``batch_size`` in it overrule those above.
+the fields of its loss (``clearhead.repairs``); ``lr``, ``epochs`` and ``batch_size`` in it overrule those above.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from clearhead.data.images import absolute_source
-from clearhead.repair import mask_loss
+from clearhead.repairs import mask_loss
 from clearhead.study.files import Counts, Name, Seeds, StudyError, read_yaml, slug
 from clearhead.training.loop import Loss, TrainConfig, cross_entropy
 

@@ -16,7 +16,7 @@ from clearhead.data.dataset import ImageIndex
 from clearhead.data.folder import read_folder
 from clearhead.data.loading import ImageDataset
 from clearhead.models import Classifier, Preprocessing, from_module
-from clearhead.repair.dfr import PENALTIES, retrain_last_layer
+from clearhead.repairs.dfr import PENALTIES, retrain_last_layer
 from tests.attribution.test_explain import classifier
 from tests.cases import CLASSES
 

@@ -5,11 +5,11 @@ from dataclasses import fields
 from typing import Any
 
 from clearhead.errors import ClearheadError
-from clearhead.repair.dfr import LastLayer, retrain_last_layer
-from clearhead.repair.group_losses import GroupDRO, Reweight
-from clearhead.repair.input_gradient_losses import GradMaskLoss, RRRLoss
-from clearhead.repair.presets import PRESETS, Preset, preset_named
-from clearhead.repair.relevance import RelevanceLoss, relevance_maps
+from clearhead.repairs.dfr import LastLayer, retrain_last_layer
+from clearhead.repairs.group_losses import GroupDRO, Reweight
+from clearhead.repairs.input_gradient_losses import GradMaskLoss, RRRLoss
+from clearhead.repairs.presets import PRESETS, Preset, preset_named
+from clearhead.repairs.relevance import RelevanceLoss, relevance_maps
 
 __all__ = [
     "MASK_LOSSES",

@@ -9,7 +9,7 @@ from torch import nn
 from clearhead.attribution import scale
 from clearhead.heads import DiversityLoss
 from clearhead.landscape import LandscapeError, hessian
-from clearhead.repair.relevance import RelevanceLoss, relevance_maps
+from clearhead.repairs.relevance import RelevanceLoss, relevance_maps
 from tests import reference
 from tests.attribution.test_explain import GLOBAL, classifier, gae_module, read_row
 from tests.cases import images

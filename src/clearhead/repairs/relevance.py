@@ -33,7 +33,7 @@ from clearhead.distributed import rank_and_size
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier
 from clearhead.models.classifier import chosen_logit, logit_gradients
-from clearhead.repair.input_gradient_losses import pixel_gradient
+from clearhead.repairs.input_gradient_losses import pixel_gradient
 from clearhead.tap import tap
 
 DifferentiableAttribution = Literal["gae", "rollout", "attention", "input-gradient", "input-x-gradient"]

@@ -18,7 +18,7 @@ from clearhead.data.dataset import ImageIndex, Sample, group_labels
 from clearhead.data.folder import read_folder
 from clearhead.data.image_io import DataError
 from clearhead.models import Classifier, Preprocessing, from_module
-from clearhead.repair.group_losses import GroupDRO, Reweight
+from clearhead.repairs.group_losses import GroupDRO, Reweight
 from clearhead.training import loop as train
 from clearhead.training.loop import TrainConfig, cross_entropy, fit
 

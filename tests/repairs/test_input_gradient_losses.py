@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from clearhead.repair import GradMaskLoss, RelevanceLoss, RRRLoss
-from clearhead.repair.relevance import relevance_maps
+from clearhead.repairs import GradMaskLoss, RelevanceLoss, RRRLoss
+from clearhead.repairs.relevance import relevance_maps
 from tests.attribution.test_explain import classifier
-from tests.repair.test_relevance import LABEL, batch
+from tests.repairs.test_relevance import LABEL, batch
 
 LOSSES = {"gradmask": GradMaskLoss(), "rrr": RRRLoss()}
 SCORES: dict[str, Callable] = {
