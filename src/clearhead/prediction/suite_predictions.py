@@ -210,7 +210,7 @@ def _shown(one: ShiftedDataset) -> Iterator[object]:
 
 
 def _digest(*parts: object) -> str:
-    """A name for what answers are of: those of other weights, images or class_mappings are not mixed in."""
+    """A name for what answers are of: those of other weights, images or class mappings are not mixed in."""
     return hashlib.sha256("\n".join(map(str, parts)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
