@@ -1,6 +1,7 @@
 """The search for heads against brute force, and what it must refuse."""
 
 import itertools
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,8 @@ from clearhead.data.loading import ImageDataset, loader
 from clearhead.heads.fold import fold_heads
 from clearhead.heads.head_masking import HeadMask, attention_layers
 from clearhead.heads.prune import prune_heads
-from clearhead.heads.selection import select_heads
+from clearhead.heads.search import Candidates, Objective, Search
+from clearhead.heads.selection import _draw_balanced, _optimism, select_heads
 from clearhead.models import Classifier
 from clearhead.tap import tap
 from tests import cases
@@ -156,16 +158,50 @@ def test_shrinking_takes_the_removed_heads_out(folder: ImageIndex, tmp_path) -> 
 
 def test_optimism_is_what_other_images_show() -> None:
     """Coins: 31 candidates that are right by chance. The winner's surplus on the images it was chosen on is known."""
-    from clearhead.heads.selection import _optimism, _Task
-
     rng, found, true = np.random.default_rng(0), [], []
-    counts = np.array([i.bit_count() for i in range(1, 32)])
+    subsets = [{"layer": tuple(bool(i >> h & 1) for h in range(5))} for i in range(1, 32)]
     for trial in range(30):
         correct = rng.random((31, 100)) < 0.5
-        task = _Task(None, None, None, [], "accuracy", [np.arange(100)], np.zeros(100), {}, 1, 0, None)  # type: ignore[arg-type]
-        found.append(_optimism(task, counts, correct, trial))
+        candidates = Candidates(subsets, correct.mean(1), correct)
+        found.append(_optimism(candidates, [np.arange(100)], trial))
         true.append(correct.mean(1).max() - 0.5)
     assert np.mean(found) == pytest.approx(np.mean(true), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("search", "objective", "most"),
+    [("exhaustive", "accuracy", 15), ("greedy", "accuracy", 34), ("importance", "relevance-mass", 7)],
+)
+def test_a_search_logs_an_estimate(
+    search: Search, objective: Objective, most: int, folder: ImageIndex, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="clearhead")
+    model = cases.classifier("timm-vit")
+    _, selection = select_heads(model, folder, search=search, objective=objective, batch_size=8)
+    (line,) = caplog.messages
+    expected = f"head search: at most {most} candidates x 20 images, estimated at most [0-9]+ s; --limit N "
+    assert re.match(expected, line)
+    assert 1 < selection.tried <= most
+
+
+def test_limit_draws_as_many_images_per_class_or_group(folder: ImageIndex) -> None:
+    model = cases.classifier("timm-vit")
+    _, selection = select_heads(model, folder, objective="accuracy", limit=10)
+    assert (selection.images, selection.smallest) == (10, 10)
+    _, all_images = select_heads(model, folder, objective="accuracy", limit=100)
+    assert all_images == select_heads(model, folder, objective="accuracy")[1]
+    _, masked = select_heads(model, folder, objective="relevance-mass", limit=17)
+    assert masked.images == 15  # those with a mask
+    samples = [replace(s, groups={"side": "left" if i % 4 else "right"}) for i, s in enumerate(folder.samples)]
+    _, grouped = select_heads(model, replace(folder, samples=tuple(samples)), limit=18)
+    assert (grouped.objective, grouped.images, grouped.smallest) == ("worst-group", 18, 1)
+    strata = np.array(list("aaaaaaaabbbc"))
+    drawn = _draw_balanced(strata, 7, seed=0)
+    assert strata[drawn].tolist() == list("aaabbbc")
+    assert drawn.tolist() == sorted(set(drawn.tolist()))
+    assert (_draw_balanced(strata, 7, seed=0) == drawn).all()
+    with pytest.raises(ValueError, match="limit: at least 1 image is needed, got 0"):
+        select_heads(model, folder, limit=0)
 
 
 def test_what_is_refused(folder: ImageIndex) -> None:

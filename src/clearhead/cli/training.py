@@ -213,6 +213,12 @@ def repair(
             "--prune", help="With --search importance: a smaller model (Hugging Face's).", rich_help_panel=_HEADS
         ),
     ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Most validation images to search on, balanced. Default: all.", rich_help_panel=_HEADS
+        ),
+    ] = None,
     mixed_precision: Precision = "no",
     train_split: TrainSplit = "train",
     val_split: ValSplit = "val",
@@ -245,7 +251,7 @@ def repair(
     loss = mask_loss(method, terms)
     if method == "heads":
         options |= {"search": search, "objective": objective, "ablation": ablation, "seed": seed, "workers": workers}
-        options |= {"layers": None if layers is None else layers_of(layers), "prune": prune}
+        options |= {"layers": None if layers is None else layers_of(layers), "prune": prune, "limit": limit}
         console.tell_training(workflows.run_select(model, data, folder, **options), folder)
         return
     config = TrainConfig(

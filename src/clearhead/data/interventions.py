@@ -4,7 +4,7 @@ As in Xiao et al., "Noise or Signal" (arXiv 2006.09994), on the normalised image
 foreground mask S (both of the model's input size); 0 is the mean colour of the model's training data:
 
 - background removed: x S;
-- background swapped: x S + b (1 - S), with b another image's background;
+- background shuffled: x S + b (1 - S), with b another image's background;
 - background only: x outside the bounding box of the foreground (so that no silhouette is left).
 
 A background of another image is that image with the box of its own foreground filled by the mean of what is around it.
@@ -13,7 +13,7 @@ A background of another image is that image with the box of its own foreground f
 import torch
 from torch import Tensor
 
-INTERVENTIONS = ("background removed", "background swapped", "background only")
+INTERVENTIONS = ("background removed", "background shuffled", "background only")
 
 
 def intervene(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,6 +26,7 @@ from clearhead.heads.head_masking import HeadMask, HeadMaskRunner, Layer, attent
 from clearhead.metrics.statistics import Estimate, proportion
 from clearhead.models import Classifier
 from clearhead.models.classifier import evaluation_mode, require_not_nan
+from clearhead.progress import Progress, track
 from clearhead.tap import AttentionCall, tap
 
 _ENTRIES = 2**24
@@ -249,12 +250,18 @@ def _importance(layer: AttentionCall, to_loss: Tensor, images: int) -> Tensor:
 
 
 def head_importance(
-    model: Classifier, folder: ImageIndex, layers: Layers = "all", batch_size: int = 32, workers: int = 0
+    model: Classifier,
+    folder: ImageIndex,
+    layers: Layers = "all",
+    batch_size: int = 32,
+    workers: int = 0,
+    progress: Progress | None = None,
 ) -> dict[str, np.ndarray]:
     """The importance of each head of each layer, H by the layer's name: a forward and a backward pass an image."""
     device = next(model.module.parameters()).device
     sums: dict[str, Tensor] = {}
-    for batch in loader(ImageDataset(folder, model.preprocess), batch_size, workers):
+    batches = loader(ImageDataset(folder, model.preprocess), batch_size, workers)
+    for batch in track(batches, progress, "importance of heads"):
         images, labels = batch["image"].to(device), batch["label"].to(device)
         with torch.enable_grad(), evaluation_mode(model.module), tap(model.module, needs_grad=True) as record:
             loss = F.cross_entropy(model(images), labels, reduction="sum")

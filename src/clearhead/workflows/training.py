@@ -230,6 +230,7 @@ def run_select(
     objective: Objective | None = None,
     ablation: Literal["rescale", "mean"] = "rescale",
     prune: bool = False,
+    limit: int | None = None,
     validation_split: str = "val",
     test_split: str | None = None,
     groups: list[str] | None = None,
@@ -256,6 +257,7 @@ def run_select(
         require_apart(validation=validation, test=test)
         options: dict[str, Any] = {"search": search, "layers": layers, "objective": objective, "ablation": ablation}
         options |= {
+            "limit": limit,
             "group_columns": groups,
             "seed": seed,
             "batch_size": batch_size,
