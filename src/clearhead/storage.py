@@ -1,10 +1,12 @@
 """Files written whole or not at all, and dataclasses as JSON beside their images."""
 
+import hashlib
+import itertools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -101,17 +103,45 @@ NotSaved = Annotated[Any, PlainSerializer(lambda value: None)]
 """A part of a result that is only in memory, such as arrays that a run folder keeps in a file of its own."""
 
 
-def save_result(path: Path, result: Any) -> None:
-    """Write a dataclass as JSON, its ``Pixels`` as PNG files in images/ beside it."""
-    context = {"folder": path.parent, "numbers": iter(range(10**9))}
-    plain = TypeAdapter(type(result)).dump_python(result, mode="json", context=context)
+def to_plain(result: Any, folder: Path) -> Any:
+    """Return a dataclass as JSON values; its ``Pixels`` are written as PNG files below images/ of `folder`."""
+    context = {"folder": folder, "numbers": itertools.count()}
+    return TypeAdapter(type(result)).dump_python(result, mode="json", context=context)
+
+
+def from_plain(plain: Any, result_type: type[T], folder: Path) -> T:
+    """Read what ``to_plain`` gave. Raises ClearheadError for anything else."""
+    try:
+        return TypeAdapter(result_type).validate_python(plain, context={"folder": folder})
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ClearheadError(f"{folder} does not hold results of this version of clearhead: {reason}") from error
+
+
+def write_json(path: Path, plain: Any) -> None:
+    """Write JSON values."""
     write_text(path, json.dumps(plain, indent=2, ensure_ascii=False))
 
 
-def load_result(path: Path, result_type: type[T]) -> T:
-    """Read what ``save_result`` wrote. Raises ClearheadError for a file that does not hold such a result."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises ClearheadError for a file that holds none."""
     try:
-        return TypeAdapter(result_type).validate_json(path.read_bytes(), context={"folder": path.parent})
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ClearheadError(f"{path} does not hold results of this version of clearhead: {reason}") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ClearheadError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ClearheadError(f"{path} holds a {type(content).__name__}; an object is needed")
+    return content
+
+
+def resumable(state: Path | None, key: str, compute: Callable[[], T], result_type: type[T]) -> T:
+    """Return what `compute` gives, from `state` where an interrupted run has saved it under this key.
+
+    `key` must name all that the value depends on besides what identifies the run, such as one of several models.
+    """
+    if state is None:
+        return compute()
+    file = state / hashlib.sha256(key.encode()).hexdigest()[:16] / "part.json"
+    if not file.is_file():
+        write_json(file, to_plain(compute(), file.parent))
+    return from_plain(read_json(file), result_type, file.parent)

@@ -1,1 +1,10 @@
-"""Analyses of a model on data: one module each."""
+"""Analyses of a model on data, a module each: ``measure`` gives the numbers, ``page`` shows them.
+
+To add one, write the module and add a line here: the command, its help, the run folder and the page follow from it
+(``clearhead.runs``). This module imports none of them.
+"""
+
+ANALYSES: dict[str, str] = {
+    "layers fourier": "clearhead.analyses.fourier",
+}
+"""Commands to modules."""

@@ -1,0 +1,69 @@
+"""A model that is loaded when it is needed, and any of the ways to name a model as a classifier."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from clearhead.inputs import model_name, number_duplicates
+from clearhead.models import load_model
+from clearhead.models.classifier import Classifier, on_device
+from clearhead.models.errors import NoHeadError
+
+
+@dataclass
+class ModelSource:
+    """A model by name, on a device; loaded by ``as_classifier``, so that of many models one is in memory at a time.
+
+    Attributes:
+        name: as for ``load_model``.
+        device: as for ``torch.device``; None is a GPU where there is one.
+        options: further arguments of ``load_model``.
+        seed: seeds the weights that are drawn at random.
+    """
+
+    name: str
+    device: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    _held: Classifier | None = field(default=None, repr=False)
+
+    def load(self, *, hold: bool = False) -> Classifier:
+        """Return the classifier; with `hold`, keep it in memory for the next call."""
+        model, self._held = self._held, None
+        if model is None:
+            torch.manual_seed(self.seed)
+            model = on_device(load_model(self.name, **self.options), self.device)
+        if hold:
+            self._held = model
+        return model
+
+    def load_backbone(self) -> Classifier:
+        """Return the classifier, with an unused head of one class where the weights have none."""
+        try:
+            return self.load()
+        except NoHeadError:
+            return on_device(load_model(self.name, **{**self.options, "num_classes": 1}), self.device)
+
+
+ModelLike = Classifier | ModelSource | str
+
+
+def as_classifier(model: ModelLike) -> Classifier:
+    """Return any of the ways to name a model as a classifier."""
+    if isinstance(model, ModelSource):
+        return model.load()
+    return on_device(load_model(model), None) if isinstance(model, str) else model
+
+
+def as_backbone(model: ModelLike) -> Classifier:
+    """Return a classifier for its features alone: weights without a head get one that is not used."""
+    if isinstance(model, str):
+        model = ModelSource(model)
+    return model.load_backbone() if isinstance(model, ModelSource) else model
+
+
+def display_names(models: Sequence[ModelLike]) -> list[str]:
+    """Return how people call some models, numbered where several have the same name."""
+    return number_duplicates([model_name(m if isinstance(m, str) else m.name) for m in models])
