@@ -1,4 +1,4 @@
-"""Names of models and data on the command line: how they read, and mistakes that show before anything heavy is imported."""
+"""Names of models and data: how people read them, and mistakes in them found without importing torch."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -27,10 +27,8 @@ def require_model(name: str) -> None:
         hint = f"; write timm:ARCHITECTURE@{name}" if path.is_file() else ""
         state = "a checkpoint file does not say its architecture" if path.is_file() else "no such file"
         raise ClearheadError(f"model: {name}: {state}{hint}")
-    if "/" not in name and not name.startswith("."):
-        hint = f"; did you mean timm:{name}?"
-    else:
-        hint = _nearby(path)
+    is_name = "/" not in name and not name.startswith(".")
+    hint = f"; did you mean timm:{name}?" if is_name else _nearby(path)
     choices = ", ".join(f"{library}:NAME" for library in LIBRARIES)
     raise ClearheadError(f"model: {name} is not a folder; give a folder, {choices} or timm:NAME@FILE{hint}")
 

@@ -44,16 +44,16 @@ from clearhead.analyses.subject import Subject
 from clearhead.data.dataset import DataIssue
 from clearhead.data.fingerprint import fingerprint as data_fingerprint
 from clearhead.data.image_io import DataError
-from clearhead.data.shards import absolute_source, read_images, source_name
+from clearhead.data.images import absolute_source, read_images, source_name
 from clearhead.distributed import barrier, rank_and_size
 from clearhead.errors import ClearheadError
 from clearhead.inputs import model_name, number_duplicates
 from clearhead.models.classifier import fingerprint as weights_fingerprint
 from clearhead.models.errors import NoHeadError
 from clearhead.models.source import ModelSource
-from clearhead.progress import duration, is_shown_by_bar, log, show_progress
+from clearhead.progress import duration, log, show_progress
 from clearhead.report.page import Page, Row, Table, render
-from clearhead.storage import from_plain, read_json, to_plain, write_json, write_text
+from clearhead.storage import from_plain, read_json, temporary_prefix, to_plain, write_json, write_text
 
 FOLDER = Path("runs")
 """Where run folders are made unless ``--out`` names one."""
@@ -173,7 +173,7 @@ def merge_pages(runs: Sequence[Run], title: str = "") -> Page:
     names = number_duplicates([run.command for run in runs])
     order = sorted(zip(names, pages, runs, strict=True), key=lambda entry: entry[1] is not main)
     sections = []
-    for name, page, one in order:
+    for _, page, one in order:
         models = one.result.subject.models
         label = f": {models[0]}" if len(runs) > 1 and len(models) == 1 else ""
         sections += [replace(section, title=f"{section.title}{label}") for section in page.sections]
@@ -307,7 +307,12 @@ def _contents(path: Path) -> str:
 
 def _default_folder(command: str, arguments: Mapping[str, Any], identity: Mapping[str, Any]) -> Path:
     """Return runs/COMMAND-MODEL-DATA-DIGEST, and log which inputs changed since the same command ran before."""
-    models = [name for key in MODELS if (value := arguments.get(key)) for name in ([value] if isinstance(value, str) else value)]
+    models = [
+        name
+        for key in MODELS
+        if (value := arguments.get(key))
+        for name in ([value] if isinstance(value, str) else value)
+    ]
     files = [path.stem for value in arguments.values() if isinstance(value, Path) for path in [value]]
     parts = [command, *map(model_name, models), *files]
     parts += [source_name(arguments["data"])] if arguments.get("data") else []
@@ -351,7 +356,9 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         for part in sorted({*old, *new}):
             if old.get(part) != new.get(part):
                 counted = part.startswith("number")
-                changes.append(f"{part}: {old.get(part)} -> {new.get(part)}" if counted else f"{part} of {name} changed")
+                changes.append(
+                    f"{part}: {old.get(part)} -> {new.get(part)}" if counted else f"{part} of {name} changed"
+                )
     if before.get("model options") != now.get("model options"):
         changes.append("model options changed")
     if before.get("clearhead") != now.get("clearhead"):
@@ -405,7 +412,9 @@ def _require_free(folder: Path) -> None:
     if folder.is_file():
         raise RunError(f"out: {folder} is a file; give a new or an empty folder")
     if folder.is_dir() and _config(folder) is None:
-        strangers = [e.name for e in folder.iterdir() if e.name not in _TRACES and not e.name.startswith(".config.yaml.")]
+        strangers = [
+            e.name for e in folder.iterdir() if e.name not in _TRACES and not e.name.startswith(".config.yaml.")
+        ]
         if strangers:
             raise RunError(
                 f"out: {folder} holds other files (such as {strangers[0]}) and is not a run folder; give a new or an "

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clearhead.data.dataset import DataIssue, ImageIndex
-from clearhead.data.shards import source_name
+from clearhead.data.images import source_name
 from clearhead.models.classifier import Classifier
 
 
@@ -41,7 +41,11 @@ class Subject:
 
 
 def subject_of(
-    models: Sequence[str], index: ImageIndex, data: object = None, split: str | None = None, model: Classifier | None = None
+    models: Sequence[str],
+    index: ImageIndex,
+    data: object = None,
+    split: str | None = None,
+    model: Classifier | None = None,
 ) -> Subject:
     """Return the subject of a result on an index; `data` is what the index was read from."""
     source = data if isinstance(data, str | Path) else index.root

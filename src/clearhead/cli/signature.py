@@ -1,7 +1,7 @@
 """The signature of an analysis, read from its source: help and mistakes in arguments need no torch.
 
-``measure`` of a module is a plain function; its keyword arguments are annotated with aliases of ``clearhead.options`` or
-with ``Annotated[type, Option(...)]``. What it takes from the runner, ``progress`` and ``state``, is no option.
+``measure`` of a module is a plain function; its keyword arguments are annotated with aliases of ``clearhead.options``
+or with ``Annotated[type, Option(...)]``. What it takes from the runner, ``progress`` and ``state``, is no option.
 """
 
 import ast

@@ -8,6 +8,9 @@ from clearhead.data.folder import read_folder
 from clearhead.data.image_io import DataError
 from clearhead.data.shards import HUB, is_sharded, read_sharded
 
+DataLike = ImageIndex | str | Path
+"""Any of the ways to name images."""
+
 
 def read_images(
     source: str | Path, *, split: str | None = None, classes: Sequence[str] | None = None, check: bool = True
@@ -36,7 +39,7 @@ def read_images(
 
 
 def as_image_index(
-    data: ImageIndex | str | Path,
+    data: DataLike,
     *,
     classes: Sequence[str] | None = None,
     split: str | None = None,
