@@ -53,7 +53,7 @@ from clearhead.models.errors import NoHeadError
 from clearhead.models.source import ModelSource
 from clearhead.progress import duration, log, show_progress
 from clearhead.report.page import Page, Row, Table, render
-from clearhead.storage import from_plain, read_json, temporary_prefix, to_plain, write_json, write_text
+from clearhead.storage import from_plain, read_json, to_plain, write_json, write_text
 
 FOLDER = Path("runs")
 """Where run folders are made unless ``--out`` names one."""

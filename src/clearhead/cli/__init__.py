@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 
 from clearhead import __version__
+from clearhead.cli.analyses import add_analyses
 from clearhead.cli.data import data_app
 from clearhead.cli.evaluation import audit, compare, evaluate, explain, heads, report, sis, slices
 from clearhead.cli.landscape import landscape_app
 from clearhead.cli.layers import layers_app
 from clearhead.cli.options import Device
+from clearhead.cli.output import log_to_stderr
 from clearhead.cli.reproduce import reproduce_app
 from clearhead.cli.study import study_app
 from clearhead.cli.training import repair, train
@@ -27,6 +29,7 @@ app = typer.Typer(
 )
 for command in (explain, sis, audit, compare, heads, slices, evaluate, train, repair, report):
     app.command()(command)
+add_analyses(app, {"layers": layers_app, "landscape": landscape_app, "study": study_app})
 app.add_typer(data_app, name="data")
 app.add_typer(landscape_app, name="landscape")
 app.add_typer(layers_app, name="layers")
@@ -57,6 +60,7 @@ def demo(
 
 def main() -> None:
     """The command ``clearhead``."""
+    log_to_stderr()
     try:
         app()
     except Exception as error:

@@ -23,13 +23,15 @@ Out = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Run again in a folder that holds a run.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU where there is one.")]
 Classes = Annotated[
-    Path | None, typer.Option(help="File of class names, one per line, for models without.", rich_help_panel=_MODEL_PANEL)
+    Path | None,
+    typer.Option(help="File of class names, one per line, for models without.", rich_help_panel=_MODEL_PANEL),
 ]
 Mean = Annotated[
     str | None, typer.Option(help="Mean of each channel: 0.485,0.456,0.406.", rich_help_panel=_MODEL_PANEL)
 ]
 Std = Annotated[
-    str | None, typer.Option(help="Standard deviation of each channel: 0.229,0.224,0.225.", rich_help_panel=_MODEL_PANEL)
+    str | None,
+    typer.Option(help="Standard deviation of each channel: 0.229,0.224,0.225.", rich_help_panel=_MODEL_PANEL),
 ]
 Size = Annotated[int | None, typer.Option(help="Side of the input in pixels.", min=1, rich_help_panel=_MODEL_PANEL)]
 CropPct = Annotated[
@@ -83,7 +85,7 @@ def _function(command: str, module: str) -> Callable[..., None]:
     parameters += [_option(parameter) for parameter in signature.parameters]
     extra = dict(_RUN_OPTIONS)
     if any(name in _MODELS for name in signature.positional):
-        extra |= {name: option for name, option in _MODEL_OPTIONS.items()}
+        extra |= _MODEL_OPTIONS
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters += [inspect.Parameter(n, keyword, default=d, annotation=a) for n, (a, d) in extra.items()]
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -95,7 +97,8 @@ def _argument(name: str) -> inspect.Parameter:
     several = {"models": list[str], "images": list[Path]}
     paths = ("run", "plan", "before_run", "after_run")
     base: Any = several.get(name, Path if name in paths else str)
-    annotation = Annotated[base, typer.Argument(help=ARGUMENTS[name], show_default=False)]
+    metavar = f"{name.upper().removesuffix('S')}..." if name in several else name.upper()
+    annotation = Annotated[base, typer.Argument(metavar=metavar, help=ARGUMENTS[name], show_default=False)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
 
 
@@ -103,7 +106,10 @@ def _option(parameter: Parameter) -> inspect.Parameter:
     option, base = parameter.option, parameter.type
     flag = option.name or f"--{parameter.name.replace('_', '-')}"
     info: dict[str, Any] = {"help": option.help, "min": option.min, "max": option.max}
-    info |= {"rich_help_panel": option.panel or None, "show_default": parameter.default not in (None, False)}
+    info |= {
+        "rich_help_panel": option.panel or None,
+        "show_default": parameter.default is not None and parameter.default is not False,
+    }
     if _is_bool(base):
         flags = [flag if parameter.default is not True else f"{flag}/--no-{flag.removeprefix('--')}"]
         return _parameter(parameter, bool, typer.Option(*flags, **info))
@@ -140,7 +146,9 @@ def parse(parameter: Parameter, value: Any) -> Any:
             return [int(part) for part in value.split(",")]
         except ValueError:
             words = [*literals(parameter.type), "comma-separated whole numbers, as in 0,5,11"]
-            raise ClearheadError(f"--{parameter.name.replace('_', '-')}: got {value!r}; give {' or '.join(words)}") from None
+            raise ClearheadError(
+                f"--{parameter.name.replace('_', '-')}: got {value!r}; give {' or '.join(words)}"
+            ) from None
     return value
 
 

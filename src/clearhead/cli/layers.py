@@ -19,28 +19,6 @@ def _layers() -> None:
     """Feature maps through the depth of a model, and what each unit is for."""
 
 
-@layers_app.command("fourier")
-def layers_fourier(
-    models: _Models,
-    data: Data,
-    out: Out = None,
-    split: Split = None,
-    images: _Images = None,
-    batch_size: BatchSize = 32,
-    workers: Workers = 0,
-    seed: Seed = 0,
-    device: Device = None,
-) -> None:
-    """Which units lower high frequencies, and which raise them? With the variance of feature maps."""
-    from clearhead import console, workflows
-
-    folder = out or default_out("fourier", data, *models)
-    options: dict[str, Any] = {"split": split, "images": images, "batch_size": batch_size}
-    options |= {"workers": workers, "seed": seed}
-    found = workflows.run_fourier(models, data, folder, **options, device=device, progress=console.progress)
-    console.tell_fourier(found, folder)
-
-
 @layers_app.command("lesion")
 def layers_lesion(
     models: _Models,
