@@ -4,12 +4,8 @@ Importing torch and timm takes seconds, so all commands but the first are forked
 """
 
 import json
-import multiprocessing
-import os
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
@@ -20,40 +16,8 @@ import yaml
 from PIL import Image
 
 from clearhead.models import load_model
+from tests.command import COMMAND, clearhead, error
 from tests.conftest import CLASSES
-
-COMMAND = Path(sys.executable).with_name("clearhead")
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["clearhead.workflows", "clearhead.console", "clearhead.cli"])
-
-
-def clearhead(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:
-    """Run a command: its exit code, what it wrote to stdout and to stderr."""
-    command, files = [str(COMMAND), *map(str, arguments)], (cwd / ".stdout", cwd / ".stderr")
-    process = FORKS.Process(target=_command, args=(command, cwd, files))
-    process.start()
-    process.join(300)
-    assert process.exitcode is not None, f"{command} did not end in time"
-    return subprocess.CompletedProcess(command, process.exitcode, *(file.read_text("utf-8") for file in files))
-
-
-def _command(command: list[str], cwd: Path, files: tuple[Path, Path]) -> None:
-    """What the installed script does, with this process's own output, folder and arguments."""
-    for descriptor, file in zip((1, 2), files, strict=True):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-    os.chdir(cwd)
-    sys.argv = command
-    from clearhead.cli import main
-
-    main()
-
-
-def told(run: subprocess.CompletedProcess) -> str:
-    """The message of a command that was refused: exit code 2, an error, no traceback."""
-    assert run.returncode == 2, run.stdout + run.stderr
-    assert "Traceback" not in run.stderr
-    assert "Error" in run.stderr
-    return " ".join(run.stderr.split())
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +29,7 @@ def test_the_installed_command(tmp_path):
     run = subprocess.run([COMMAND, "--version"], capture_output=True, text=True, timeout=60)
     assert (run.returncode, run.stdout.strip()) == (0, "0.1.0")
     run = subprocess.run([COMMAND, "audit", "a", "b"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert "timm:NAME" in told(run)
+    assert "timm:NAME" in error(run)
 
 
 def test_help_names_every_command(tmp_path):
@@ -103,7 +67,7 @@ def test_audit_leaves_a_whole_run_and_does_it_once(place):
     again = clearhead("audit", "model", "data", "--out", "audit", "--split", "test", cwd=place)
     assert again.stdout == run.stdout
     assert (place / "audit" / "results.json").stat().st_mtime_ns == before
-    assert "split was 'test', now None" in told(clearhead("audit", "model", "data", "--out", "audit", cwd=place))
+    assert "split was 'test', now None" in error(clearhead("audit", "model", "data", "--out", "audit", cwd=place))
 
 
 def test_repair_leaves_an_ordinary_checkpoint_and_compare_judges_it(place, repaired):
@@ -321,7 +285,7 @@ def test_nothing_of_the_users_is_written_over(place, tmp_path):
     (tmp_path / "photos" / "a[b].png").write_bytes((place / "data" / "cat" / "00.png").read_bytes())
     before = {file.name: file.read_bytes() for file in (tmp_path / "photos").iterdir()}
     model = place / "model"
-    said = told(clearhead("explain", model, "photos", "--out", "photos", cwd=tmp_path))
+    said = error(clearhead("explain", model, "photos", "--out", "photos", cwd=tmp_path))
     assert "would take the place of images such as" in said
     assert {file.name: file.read_bytes() for file in (tmp_path / "photos").iterdir()} == before
     run = clearhead("explain", model, "photos/a[b].png", "--out", "maps", cwd=tmp_path)
@@ -332,12 +296,14 @@ def test_nothing_of_the_users_is_written_over(place, tmp_path):
     (tmp_path / "plan.yaml").write_text(f"{{model: {model}, data: {place / 'data'}, tests: {{all: {place / 'data'}}}, ")
     with (tmp_path / "plan.yaml").open("a") as plan:
         plan.write("methods: {a: {method: train}}, samples: 2, classes: 2, seeds: 0, epochs: 1}")
-    assert "not the folder of a study" in told(clearhead("study", "repairs", "plan.yaml", "--out", mine, cwd=tmp_path))
+    assert "not the folder of a study" in error(clearhead("study", "repairs", "plan.yaml", "--out", mine, cwd=tmp_path))
     assert (mine / "state").is_dir()
     (mine / "state").rmdir()
     for content in ("learning: 3\n", "!!python/object:x.Y {}\n"):
         (mine / "config.yaml").write_text(content)
-        assert "not the folder of a run" in told(clearhead("audit", model, place / "data", "--out", mine, cwd=tmp_path))
+        assert "not the folder of a run" in error(
+            clearhead("audit", model, place / "data", "--out", mine, cwd=tmp_path)
+        )
         assert (mine / "config.yaml").read_text() == content
 
 
@@ -407,7 +373,7 @@ def test_bad_images_are_named_and_left_out(place):
 def test_bad_input_ends_with_one_message(place, arguments, said):
     if not (place / "maskless").exists():
         shutil.copytree(place / "data", place / "maskless", ignore=shutil.ignore_patterns("masks"))
-    assert said in told(clearhead(*arguments, cwd=place))
+    assert said in error(clearhead(*arguments, cwd=place))
 
 
 def test_evaluate_a_suite_leaves_one_table_and_compares_from_what_it_kept(place, repaired):
@@ -488,7 +454,7 @@ def test_effective_robustness_is_from_a_baseline_table(place, repaired):
     ],
 )
 def test_suites_that_cannot_be_are_refused(place, repaired, arguments, message):
-    assert message in told(clearhead(*arguments, "--out", "refused", cwd=place))
+    assert message in error(clearhead(*arguments, "--out", "refused", cwd=place))
 
 
 def test_landscape_hessian_tells_models_side_by_side(place, repaired):
@@ -505,7 +471,7 @@ def test_landscape_hessian_tells_models_side_by_side(place, repaired):
             assert batch["error"] <= 0.01
     assert "Positive eigenvalues" in (place / "hessian" / "report.html").read_text()
     refused = clearhead("landscape", "hessian", "model", "data", "--batch-size", 99, "--out", "few", cwd=place)
-    assert "36 images are fewer than a batch of 99" in told(refused)
+    assert "36 images are fewer than a batch of 99" in error(refused)
 
 
 def test_each_model_of_a_comparison_is_shown_the_images_as_it_sees_them(place, repaired, tmp_path):

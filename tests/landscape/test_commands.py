@@ -8,7 +8,7 @@ import torch
 
 from clearhead.models import ModelError, load_model, save_model
 from clearhead.workflows import landscape, run_hessian
-from tests.cli.test_cli import clearhead, told
+from tests.command import clearhead, error
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_the_way_of_the_weights(place, run):
     assert len(results["trajectory"]["step"]) == 2
     assert results["trajectory"]["angle"][0] == pytest.approx(90, abs=3)  # steps drawn at random in many dimensions
     assert "kept: the way of the weights" in (place / "way" / "report.html").read_text()
-    assert "0 kept epochs, at least 2 are needed" in told(clearhead("landscape", "trajectory", "model", cwd=place))
+    assert "0 kept epochs, at least 2 are needed" in error(clearhead("landscape", "trajectory", "model", cwd=place))
 
 
 @pytest.mark.parametrize(
@@ -181,4 +181,4 @@ def test_the_way_of_the_weights(place, run):
 )
 def test_surfaces_that_cannot_be_are_refused(place, options, message):
     found = clearhead("landscape", "surface", "model", "data", *options, "--out", "no-surface", cwd=place)
-    assert message in told(found)
+    assert message in error(found)

@@ -6,14 +6,14 @@ import numpy as np
 from PIL import Image
 
 from clearhead.workflows import run_lesion
-from tests.cli.test_cli import clearhead, told
+from tests.command import clearhead, error, result
 
 
 def test_fourier_and_cka_leave_whole_runs(place):
-    run = clearhead("layers", "fourier", "model", "data", "--images", 8, "--out", "fourier", cwd=place)
+    run = clearhead("layers", "fourier", "model", "data", "--limit", 8, "--out", "fourier", cwd=place)
     assert run.returncode == 0, run.stderr
     assert "attention" in run.stdout
-    found = json.loads((place / "fourier" / "results.json").read_text())["maps"]["model"]
+    found = result(place / "fourier")["maps"]["model"]
     assert found["images"] == 8
     assert [unit["kind"] for unit in found["units"]] == ["embed", *["attention", "mlp"] * 2]
     page = (place / "fourier" / "report.html").read_text()
@@ -39,10 +39,10 @@ def test_lesion_leaves_a_whole_run(place, monkeypatch):
 
 
 def test_bad_input_is_told(place):
-    assert "3 were given" in told(
+    assert "3 were given" in error(
         clearhead("layers", "cka", "model", "model", "model", "data", "--out", "x", cwd=place)
     )
     (place / "few-images" / "cat").mkdir(parents=True)
     for i in range(3):
         Image.new("RGB", (32, 32)).save(place / "few-images" / "cat" / f"{i}.png")
-    assert "needs at least 4" in told(clearhead("layers", "cka", "model", "few-images", "--out", "y", cwd=place))
+    assert "needs at least 4" in error(clearhead("layers", "cka", "model", "few-images", "--out", "y", cwd=place))

@@ -5,10 +5,11 @@ import math
 import pytest
 
 from clearhead.analyses.cka import Similarity
-from clearhead.analyses.fourier import FeatureMap, FeatureMaps
+from clearhead.analyses.fourier import FeatureMap, FeatureMaps, Fourier, page
+from clearhead.analyses.subject import Subject
 from clearhead.metrics.statistics import Estimate
-from clearhead.report.layers import cka_sections, fourier_sections
-from clearhead.results import CkaResults, FourierResults
+from clearhead.report.layers import cka_sections
+from clearhead.results import CkaResults
 
 
 def most_alike(matrix: list[list[float]]) -> list[list[str]]:
@@ -43,8 +44,8 @@ def test_units_are_counted_whose_change_is_known():
 
     mean = Estimate(-0.5, -1, 0, 8)
     maps = FeatureMaps([unit(c) for c in (None, -2.0, 1.0)], {"conv": mean}, {"conv": mean, "mlp": mean}, [], 8)
-    changes = fourier_sections(FourierResults("fourier", ["model"], "data", {"model": maps}, [], {}))[0]
+    changes = page(Fourier(Subject(["model"]), {"model": maps})).sections[0]
     assert [(row.name, row.cells, row.note) for row in changes.rows] == [
-        ("model, convolution", [mean, mean], "2 units, 1 lower it"),
+        ("model, convolution", [mean, mean], "2 branches, 1 lower it"),
         ("model, MLP", ["", mean], ""),
     ]

@@ -16,7 +16,7 @@ from clearhead.models import Preprocessing, from_module, load_model
 from clearhead.training import loop as train
 from clearhead.training.loop import DivergedError, Epoch, TrainConfig, TrainingError, best_epoch, cross_entropy, fit
 from clearhead.workflows import run_repair, run_train
-from tests.cli.test_cli import clearhead, told
+from tests.command import clearhead, error
 
 
 @pytest.fixture
@@ -312,7 +312,7 @@ def test_a_recipe_by_its_options(place):
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(place, arguments, said):
-    assert said in told(clearhead("train", "model", "data", *arguments.split(), "--out", "not-trained", cwd=place))
+    assert said in error(clearhead("train", "model", "data", *arguments.split(), "--out", "not-trained", cwd=place))
     assert not (place / "not-trained").exists()
 
 
