@@ -138,7 +138,7 @@ def speed(rounds: int) -> None:
     model = classifier("vit_small_patch16_224", 224, TokenGrid(14, 14, 1, "cls"))
     images, target = torch.randn(8, 3, 224, 224), torch.arange(8)
     ours = METHODS["gae"](model, images, target)[0].flatten(1)
-    theirs = layer_by_layer(model.module, images, target)
+    theirs = layer_by_layer(model.module, model.normalize(images), target)
     difference = (ours - theirs).abs().max() / theirs.abs().max()
     candidates: dict[str, Callable[[], object]] = {
         "plain forward + input gradient": lambda: plain(model.module, images, target)

@@ -68,7 +68,7 @@ def overlaps(model: Classifier, data: Path, batch_size: int) -> None:
     chosen_on = {sample.file for sample in folder.samples[::2]}
     folder = replace(folder, samples=tuple(sample for sample in folder.samples if sample.mask))
     first = np.array([sample.file in chosen_on for sample in folder.samples])
-    whole = replace(model.preprocess, resize=model.preprocess.size, fit="squash")
+    whole = replace(model.preprocess, resize=model.preprocess.size, crop_mode="squash")
     seen = {None: [], (-1,): []}
     for batch in loader(ImageDataset(folder, whole), batch_size, 0):
         for layers, found in seen.items():

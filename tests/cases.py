@@ -95,6 +95,11 @@ def images(batch: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32) ->
     return torch.randn(batch, 3, SIZE, SIZE, generator=generator, dtype=torch.float64).to(dtype)
 
 
+def pixels(batch: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Pixels that ``classifier`` normalises to ``images``: that noise, halved, around 0.5."""
+    return images(batch, seed, dtype) / 2 + 0.5
+
+
 def logits(model: nn.Module, batch: Tensor) -> Tensor:
     """The model's logits, B x 5, also where it gives them inside an output object."""
     output = model(batch)

@@ -76,8 +76,7 @@ def falling(side: int) -> Tensor:
 
 
 def one_by_one(model: Classifier, folder: ImageIndex, method: str, fill: str, target: str) -> dict[str, np.ndarray]:
-    """Top-1 and probability of every picture, each filled by itself in pixel values and normalised again."""
-    mean, std = (np.array(v)[:, None, None] for v in (model.preprocess.mean, model.preprocess.std))
+    """Top-1 and probability of every picture, each filled by itself."""
     rows, alike = [], []
     other = randomised(model, 3)
     for item in ImageDataset(folder, model.preprocess):
@@ -86,7 +85,7 @@ def one_by_one(model: Classifier, folder: ImageIndex, method: str, fill: str, ta
             chosen = label if target == "truth" else int(model(image[None]).argmax())
         ranking = explain(model, image[None], chosen, method)[0].flatten().numpy()
         alike.append(spearmanr(ranking, explain(other, image[None], chosen, method)[0].flatten()).statistic)
-        picture = image.double().numpy() * std + mean
+        picture = image.double().numpy()
         background = np.zeros_like(picture)
         if fill == "mean":
             background += picture.mean((1, 2), keepdims=True)
@@ -101,9 +100,8 @@ def one_by_one(model: Classifier, folder: ImageIndex, method: str, fill: str, ta
                 changed = picture.reshape(3, -1).copy()
                 gone = order[: len(order) * tenth // 10]
                 changed[:, gone] = background.reshape(3, -1)[:, gone]
-                normal = torch.from_numpy((changed.reshape(picture.shape) - mean) / std).float()
                 with torch.no_grad():
-                    logits = model(normal[None])[0]
+                    logits = model(torch.from_numpy(changed.reshape(picture.shape)).float()[None])[0]
                 rows.append((direction, tenth, float(logits.softmax(-1)[chosen]), int(logits.argmax()) == label))
     table = np.array(rows).reshape(-1, 2, 11, 4)
     return {"probability": table[..., 2], "right": table[..., 3], "alike": np.array(alike)}

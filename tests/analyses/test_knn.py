@@ -58,7 +58,7 @@ def test_leave_one_out_is_scikit_learns(seen):
     model.module.eval()
     images, labels = stack(model, seen)
     with torch.no_grad():
-        x = timm_features(model.module, images).numpy()
+        x = timm_features(model.module, model.normalize(images)).numpy()
     one = KNeighborsClassifier(1, metric="cosine", algorithm="brute")
     expected = cross_val_predict(one, x, labels, cv=LeaveOneOut())
     np.testing.assert_array_equal(found.correct[1], expected == labels)
@@ -76,7 +76,7 @@ def test_against_a_bank_is_scikit_learns(seen, unseen):
     found = knn(model, unseen, k=(1, 4), bank=seen)
     (images, labels), (known, of_bank) = stack(model, unseen), stack(model, seen)
     with torch.no_grad():
-        x, bank = (timm_features(model.module, i).numpy() for i in (images, known))
+        x, bank = (timm_features(model.module, model.normalize(i)).numpy() for i in (images, known))
     one = KNeighborsClassifier(1, metric="cosine", algorithm="brute").fit(bank, of_bank)
     np.testing.assert_array_equal(found.correct[1], one.predict(x) == labels)
     nearest = NearestNeighbors(metric="cosine").fit(bank).kneighbors(x, 4, return_distance=False)

@@ -13,7 +13,7 @@ from clearhead.attribution import METHODS, explain, explain_with_logits, scale
 from clearhead.models import Classifier, Preprocessing, from_module
 from clearhead.tap import NoAttentionError, tap
 from tests import reference
-from tests.cases import CLASSES, MODELS, SIZE, images, logits
+from tests.cases import CLASSES, MODELS, SIZE, images
 
 import timm  # isort: skip  (after clearhead, which lets torchvision import)
 
@@ -42,7 +42,7 @@ def test_gae_is_the_full_recursion(name, monkeypatch):
     model, batch = classifier(name, torch.float64), images(dtype=torch.float64)
     target = torch.tensor([3, 1])
     maps, found = METHODS["gae"](model, batch, target)
-    matrix, expected = reference.gae(model.module, batch, target)
+    matrix, expected = reference.gae(model.module, model.normalize(batch), target)
     start = 0 if model.grid.pooling == "cls" else 1 / 16  # of a mean, what R is at first is left out
     torch.testing.assert_close(maps, read_row(model, matrix) - start)
     torch.testing.assert_close(found, expected.detach())
@@ -52,7 +52,7 @@ def test_gae_is_the_full_recursion(name, monkeypatch):
 def test_rollout_and_attention_are_the_explicit_ones(name):
     model, batch = classifier(name, torch.float64), images(dtype=torch.float64)
     with reference.explicit_attention() as attention, torch.no_grad():
-        logits(model.module, batch)
+        model(batch)
     product = torch.eye(attention[0].shape[-1], dtype=torch.float64)
     for attn in attention:
         product = (attn.mean(1) + torch.eye(len(product[-1]))) / 2 @ product
@@ -65,13 +65,14 @@ def test_rollout_and_attention_are_the_explicit_ones(name):
 def test_gradients_agree_with_finite_differences(name):
     model, batch = classifier(name, torch.float64), images(1, dtype=torch.float64)
     direction, step = images(1, seed=1, dtype=torch.float64), 1e-5
+    std = torch.tensor(model.preprocess.std, dtype=torch.float64)[:, None, None]  # a step in the normalised input
     with torch.no_grad():
-        slope = (model(batch + step * direction) - model(batch - step * direction))[0, 2] / (2 * step)
-    moved = batch.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(model(moved)[0, 2], moved)
+        slope = (model(batch + step * std * direction) - model(batch - step * std * direction))[0, 2] / (2 * step)
+    moved = model.normalize(batch).requires_grad_()
+    (gradient,) = torch.autograd.grad(model.from_normalized(moved)[0, 2], moved)
     torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-4, atol=1e-8)
     torch.testing.assert_close(METHODS["input-gradient"](model, batch, 2)[0], gradient.abs().amax(1))
-    torch.testing.assert_close(METHODS["input-x-gradient"](model, batch, 2)[0], (gradient * batch).sum(1).clamp(min=0))
+    torch.testing.assert_close(METHODS["input-x-gradient"](model, batch, 2)[0], (gradient * moved).sum(1).clamp(min=0))
 
 
 @pytest.mark.parametrize("method", METHODS)

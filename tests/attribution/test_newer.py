@@ -160,11 +160,12 @@ def hand_written(model: TinyViT, image: Tensor, target: int, constant_attention:
 @pytest.mark.parametrize("method", LRP)
 def test_lrp_is_the_relevance_handed_back_by_hand(method):
     module, batch = tiny(), images(2, dtype=torch.float64)
-    maps, _ = METHODS[method](with_grid(module, TokenGrid(4, 4, 0, "mean")), batch, torch.tensor([3, 1]))
+    model = with_grid(module, TokenGrid(4, 4, 0, "mean"))
+    maps, _ = METHODS[method](model, batch, torch.tensor([3, 1]))
     with torch.no_grad():
         expected = [
             hand_written(module, image, target, method == "libragrad")
-            for image, target in zip(batch, [3, 1], strict=True)
+            for image, target in zip(model.normalize(batch), [3, 1], strict=True)
         ]
     torch.testing.assert_close(maps, torch.stack(expected).clamp(min=0))
 
@@ -213,7 +214,7 @@ def test_legrad_is_the_gradient_of_an_explicit_attention(name, monkeypatch):
     model, batch, target = double(name), images(dtype=torch.float64), torch.tensor([3, 1])
     maps, found = METHODS["legrad"](model, batch, target)
     with reference.explicit_attention() as attention:
-        expected = logits(model.module, batch)
+        expected = model(batch)
     gradients = torch.autograd.grad(expected.gather(1, target[:, None]).sum(), attention)
     row = sum(gradient.clamp(min=0).mean((1, 2)) for gradient in gradients)[:, model.grid.prefix :]
     torch.testing.assert_close(maps, row.unflatten(1, (model.grid.height, model.grid.width)))
@@ -246,15 +247,16 @@ class SecondLayer(nn.Module):
 def test_attnlrp_reads_the_first_layer_and_libragrad_the_mean_before_their_norms(norm):
     """Where attention writes nothing and the MLP a constant, tokens reach the head with that constant added."""
     module, batch = tiny(), images(dtype=torch.float64)
+    model = with_grid(module, TokenGrid(4, 4, 0, "mean"))
     module.norm1, module.norm3 = norm.double(), SecondLayer().double()
     with torch.no_grad():
         for layer in (module.attn.proj, module.norm3.attn.proj, module.down):
             layer.weight.zero_()
         module.attn.proj.bias.zero_()
-        first = module.patches(batch).flatten(2).transpose(1, 2)
+        first = module.patches(model.normalize(batch)).flatten(2).transpose(1, 2)
         relevance = [((first + added) * module.head.weight[2] / 16).sum(-1) for added in (0, module.down.bias)]
     for method, expected in (("attnlrp", relevance[0]), ("libragrad", sum(relevance) / 2)):
-        maps, _ = METHODS[method](with_grid(module, TokenGrid(4, 4, 0, "mean")), batch, 2)
+        maps, _ = METHODS[method](model, batch, 2)
         torch.testing.assert_close(maps, expected.clamp(min=0).unflatten(1, (4, 4)))
 
 

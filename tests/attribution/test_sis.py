@@ -66,7 +66,7 @@ def test_of_a_linear_model_it_is_the_smallest_of_all_subsets(seed, size, fill):
     model = linear(size * torch.randn(3, 3, 3, generator=generator), bias=-1.0)
     image = torch.randn(1, 3, 3, 3, generator=generator)
     found = sis(model, image, 1, steps=20, fill=fill)  # so many that they take one pixel at a time
-    ground = torch.zeros(3) if fill == "mean" else -torch.tensor(MEAN) / torch.tensor(STD)
+    ground = torch.zeros(3) if fill == "black" else torch.tensor(MEAN)
     masks = torch.tensor(list(product([False, True], repeat=9))).view(-1, 1, 3, 3)
     with torch.no_grad():
         every = model(torch.where(masks, image, ground[:, None, None])).softmax(-1)[:, 1]
@@ -83,9 +83,8 @@ def test_it_is_back_selection_written_out(memory, confidence):
     model = classifier("timm-vit", torch.float64)
     batch, target = images(3, dtype=torch.float64), torch.tensor([3, 0, 1])
     found = sis(model, batch, target, confidence=confidence, steps=7, memory=memory, fill="black")
-    black = [-m / s for m, s in zip(model.preprocess.mean, model.preprocess.std, strict=True)]
     for i in range(3):
-        subset, curve = written_out(model, batch[i], target[i], confidence, 7, memory, black)
+        subset, curve = written_out(model, batch[i], target[i], confidence, 7, memory, [0.0, 0.0, 0.0])
         assert torch.equal(found.subset[i], subset)
         torch.testing.assert_close(found.curve[i], torch.tensor(curve), rtol=1e-5, atol=1e-6)
 
@@ -111,7 +110,8 @@ def test_the_subset_is_what_it_says(name):
     assert all(torch.equal(value, state[key]) for key, value in model.module.state_dict().items())
     model.module.eval()
     with torch.no_grad():
-        logits, alone = model(batch), model(batch * found.subset[:, None]).softmax(-1)
+        mean = torch.tensor(model.preprocess.mean)[:, None, None]
+        logits, alone = model(batch), model(torch.where(found.subset[:, None], batch, mean)).softmax(-1)
     torch.testing.assert_close(found.logits, logits)
     torch.testing.assert_close(found.curve[:, 0], logits.softmax(-1).gather(1, target[:, None])[:, 0])
     torch.testing.assert_close(found.confidence, alone.gather(1, target[:, None])[:, 0])
@@ -133,7 +133,7 @@ def test_the_predicted_label_is_the_default():
 
 def test_a_constant_picture_has_no_pixel_that_counts():
     model = classifier("timm-vit")
-    found = sis(model, torch.zeros(1, 3, SIZE, SIZE), steps=4)
+    found = sis(model, torch.full((1, 3, SIZE, SIZE), 0.5), steps=4)  # the mean colour
     assert not found.reached.item()
     assert found.share.item() == 0
     assert found.subset.sum() == 0
@@ -147,7 +147,7 @@ def test_a_constant_picture_has_no_pixel_that_counts():
         ({"confidence": float("nan")}, "confidence: nan"),
         ({"steps": 0}, "steps: 0; at least 1"),
         ({"memory": 1}, "memory: 1; a share"),
-        ({"fill": "grey"}, "fill: 'grey' is unknown; there is mean, black"),
+        ({"fill": "grey"}, "fill: 'grey' is unknown; choose from mean, black"),
         ({"target": 5}, "target: class 5"),
         ({"images": torch.full((1, 3, SIZE, SIZE), torch.nan)}, "images: some pixels are NaN"),
     ],

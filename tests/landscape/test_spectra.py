@@ -26,7 +26,7 @@ def test_a_linear_models_spectrum_is_that_of_its_fisher_matrix(model, folder):
     found = spectra(model, folder, k=2, batches=9, batch_size=10, tolerance=1e-4)
     assert len(found.batches) == 1  # a pass over the images
     images = torch.stack([model.preprocess.image(Image.open(sample.path)) for sample in folder.samples])
-    x, p = images.mean((2, 3)), model(images).softmax(-1).detach()
+    x, p = model.normalize(images).mean((2, 3)), model(images).softmax(-1).detach()
     logits = torch.diag_embed(p) - p[:, :, None] * p[:, None]  # of the logits, N x 2 x 2
     true = torch.linalg.eigvalsh(torch.einsum("ncd,ni,nj->cidj", logits, x, x).reshape(6, 6) / 10)
     assert found.batches[0].values == pytest.approx(true.flip(0)[:2].tolist(), rel=1e-3)
@@ -56,7 +56,7 @@ def test_mixing_images_mixes_their_labels(model, folder):
         assert (target.amax(1) < 1).any()
         target = 0.9 * target + 0.1 / 2
         assert one.loss == pytest.approx(-(target * model(image).log_softmax(-1)).sum(1).mean().item(), rel=1e-5)
-        x, p = image.mean((2, 3)), model(image).softmax(-1).detach()
+        x, p = model.normalize(image).mean((2, 3)), model(image).softmax(-1).detach()
         logits = torch.diag_embed(p) - p[:, :, None] * p[:, None]
         true = torch.linalg.eigvalsh(torch.einsum("ncd,ni,nj->cidj", logits, x, x).reshape(6, 6) / 4)
         assert one.values == pytest.approx(true.flip(0)[:2].tolist(), rel=1e-3)

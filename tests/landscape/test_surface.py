@@ -69,7 +69,7 @@ def test_a_plane_is_that_of_weights_moved_by_hand(folder):
     for i, point in enumerate([(x, y) for x in found.steps for y in found.steps]):
         other = shifted_weights(module, directions, point)
         assert not other.training
-        output = other(images)
+        output = other(model.normalize(images))
         assert found.nll[i] == pytest.approx(F.cross_entropy(output, labels).item(), rel=1e-5)
         assert found.accuracy[i] == pytest.approx((output.argmax(1) == labels).float().mean().item())
         squares = sum(p.detach().double().square().sum().item() for p in other.parameters())

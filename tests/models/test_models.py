@@ -19,6 +19,7 @@ from clearhead.data.folder import read_folder
 from clearhead.data.loading import ImageDataset
 from clearhead.models import Classifier, ModelError, Preprocessing, TokenGrid, from_module, load_model, save_model
 from clearhead.models.classifier import evaluation_mode
+from clearhead.models.preprocessing import to_uint8
 from tests import cases
 
 import timm  # isort: skip  (after clearhead, which lets torchvision import)
@@ -34,13 +35,19 @@ def picture(width: int = 90, height: int = 71, seed: int = 0) -> Image.Image:
 
 
 def batch(model: Classifier, count: int = 2) -> torch.Tensor:
-    return torch.randn(count, 3, *model.preprocess.size, generator=torch.Generator().manual_seed(1))
+    return torch.rand(count, 3, *model.preprocess.size, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
 def same_logits(a: Classifier, b) -> bool:
+    """Whether a classifier gives, for some pixels, what another one or a module (which takes them normalised) gives."""
     images = batch(a)
-    return torch.equal(a(images), getattr(b(images), "logits", b(images)))
+    other = b(images if isinstance(b, Classifier) else a.normalize(images))
+    return torch.equal(a(images), getattr(other, "logits", other))
+
+
+def network_input(preprocess: Preprocessing, image: Image.Image) -> torch.Tensor:
+    return preprocess.normalize(preprocess.image(image))
 
 
 TINY = {
@@ -150,10 +157,9 @@ def test_image_is_timms_own_bit_for_bit(size, square, crop_pct, crop_mode, inter
     size = (size[0], size[0]) if square else size
     data = {"crop_pct": crop_pct, "crop_mode": crop_mode, "interpolation": interpolation, **NORM}
     expected = timm.data.create_transform(input_size=(3, *size), is_training=False, **data)(picture(width, height))
-    fit = {"center": "cover", "squash": "squash", "border": "inside"}[crop_mode]
     box = (int(size[0] / crop_pct), int(size[1] / crop_pct))
-    ours = Preprocessing(size=size, resize=box, fit=fit, interpolation=interpolation, **NORM)
-    assert torch.equal(ours.image(picture(width, height)), expected)
+    ours = Preprocessing(size=size, resize=box, crop_mode=crop_mode, interpolation=interpolation, **NORM)
+    assert torch.equal(network_input(ours, picture(width, height)), expected)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_b_16", "swin_t"])
@@ -165,7 +171,7 @@ def test_image_is_torchvisions_own(name):
     if model is not None:
         assert model.preprocess == ours
     for width, height in [(300, 411), (640, 333), (224, 224), (40, 50)]:
-        assert torch.equal(ours.image(picture(width, height)), preset(picture(width, height)))
+        assert torch.equal(network_input(ours, picture(width, height)), preset(picture(width, height)))
 
 
 @pytest.mark.parametrize("kind", ["vit", "deit", "clip", "dino", "resnet"])
@@ -176,7 +182,7 @@ def test_image_is_the_hf_processors_own(kind, tmp_path):
     std = torch.tensor(preprocess.std)[:, None, None]
     pillow = getattr(transformers, type(processor).__name__ + "Pil", None)
     for width, height in [(90, 71), (57, 120), (301, 200)]:
-        ours = preprocess.image(picture(width, height))
+        ours = network_input(preprocess, picture(width, height))
         theirs = processor(images=picture(width, height), return_tensors="pt")["pixel_values"][0]
         assert ((ours - theirs) * std).abs().mean() < 0.5 / 255
         if pillow is not None:
@@ -186,16 +192,16 @@ def test_image_is_the_hf_processors_own(kind, tmp_path):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    fit=st.sampled_from(["cover", "squash", "inside"]),
+    crop_mode=st.sampled_from(["center", "squash", "border"]),
     size=st.tuples(st.integers(4, 40), st.integers(4, 40)),
     margin=st.integers(0, 9),
     odd_margin=st.sampled_from(["even", "down"]),
     width=st.integers(3, 90),
     height=st.integers(3, 90),
 )
-def test_a_mask_has_the_images_geometry(fit, size, margin, odd_margin, width, height):
+def test_a_mask_has_the_images_geometry(crop_mode, size, margin, odd_margin, width, height):
     preprocess = Preprocessing(
-        size, (size[0] + margin, size[1] + margin), (0.0,) * 3, (1.0,) * 3, fit=fit, odd_margin=odd_margin
+        size, (size[0] + margin, size[1] + margin), (0.0,) * 3, (1.0,) * 3, crop_mode=crop_mode, odd_margin=odd_margin
     )
     grey = picture(width, height).convert("L")
     mask = preprocess.mask(grey)
@@ -204,9 +210,11 @@ def test_a_mask_has_the_images_geometry(fit, size, margin, odd_margin, width, he
     assert 0 <= mask.min() <= mask.max() <= 1
 
 
-def test_picture_undoes_the_normalisation():
+def test_pixels_are_in_0_to_1_and_become_the_image_again():
     preprocess = Preprocessing((30, 40), (30, 40), **NORM)
-    shown = preprocess.picture(preprocess.image(picture(40, 30)))
+    pixels = preprocess.image(picture(40, 30))
+    assert 0 <= pixels.min() < 0.01 < 0.99 < pixels.max() <= 1
+    shown = to_uint8(pixels)
     assert shown.dtype == np.uint8
     assert np.array_equal(shown, np.asarray(picture(40, 30)))
 
@@ -221,7 +229,7 @@ def test_an_image_of_another_mode_is_taken_as_rgb():
     [
         ({"resize": (20, 48)}, "no \\(32, 48\\) can be cut out of \\(20, 48\\)"),
         ({"interpolation": "cubic"}, "bilinear"),
-        ({"fit": "crop"}, "cover, squash, inside"),
+        ({"crop_mode": "crop"}, "center, squash, border"),
         ({"std": (0.0, 1.0, 1.0)}, "std > 0"),
         ({"size": (0, 4)}, "at least 1 pixel"),
     ],
@@ -256,10 +264,10 @@ def test_a_timm_folder_loads_and_comes_back(architecture, grid, tmp_path):
     assert (model.grid, model.library, model.classes) == (grid, "timm", ("x", "y", "z"))
     data = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{tmp_path / 'theirs'}"))
     transform = timm.data.create_transform(**data, is_training=False)
-    assert torch.equal(model.preprocess.image(picture()), transform(picture()))
+    assert torch.equal(network_input(model.preprocess, picture()), transform(picture()))
     with torch.no_grad():
         # the tested model may attend by the fused kernel where theirs does not
-        assert torch.allclose(model(batch(model)), module(batch(model)), atol=1e-5)
+        assert torch.allclose(model(batch(model)), module(model.normalize(batch(model))), atol=1e-5)
 
     save_model(model, tmp_path / "ours")
     again = load_model(str(tmp_path / "ours"))
@@ -267,7 +275,7 @@ def test_a_timm_folder_loads_and_comes_back(architecture, grid, tmp_path):
     assert same_logits(model, again)
     alone = timm.create_model(f"local-dir:{tmp_path / 'ours'}", pretrained=True).eval()
     with torch.no_grad():
-        assert torch.allclose(model(batch(model)), alone(batch(model)), atol=1e-5)
+        assert torch.allclose(model(batch(model)), alone(model.normalize(batch(model))), atol=1e-5)
     if not architecture.startswith("swin"):  # which is created unfused by timm alone
         assert same_logits(model, alone)
 
@@ -298,7 +306,7 @@ def test_an_hf_folder_loads_and_comes_back(kind, grid, tmp_path):
     assert alone.config.id2label == {0: "u", 1: "v", 2: "w"}
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "ours")
     pixels = processor(images=picture(), return_tensors="pt")["pixel_values"][0]
-    assert (pixels - model.preprocess.image(picture())).abs().max() < 1.01 / 255 / min(model.preprocess.std)
+    assert (pixels - network_input(model.preprocess, picture())).abs().max() < 1.01 / 255 / min(model.preprocess.std)
 
 
 def test_torchvision_models_load_and_come_back(tmp_path):
@@ -463,7 +471,7 @@ def test_a_timm_checkpoint_file(suffix, tmp_path, deit):
     assert same_logits(model, deit)
     assert model.grid == TokenGrid(14, 14, 1, "cls")
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(deit), is_training=False)
-    assert torch.equal(model.preprocess.image(picture(640, 427)), transform(picture(640, 427)))
+    assert torch.equal(network_input(model.preprocess, picture(640, 427)), transform(picture(640, 427)))
 
 
 def test_a_fresh_head_on_strictly_loaded_weights(tmp_path, deit):
@@ -747,11 +755,11 @@ def small_resnet(tmp_path_factory) -> Classifier:
 
 
 @settings(max_examples=25, deadline=None)
-@given(side=st.integers(32, 200), crop_pct=st.floats(0.5, 1.0), fit=st.sampled_from(["cover", "squash", "inside"]))
-@example(side=34, crop_pct=0.671875, fit="cover")  # 34 / (34 / 50) rounds to less than 50
-def test_any_margin_around_the_crop_is_read_back(small_resnet, tmp_path_factory, side, crop_pct, fit):
+@given(side=st.integers(32, 200), crop_pct=st.floats(0.5, 1.0), mode=st.sampled_from(["center", "squash", "border"]))
+@example(side=34, crop_pct=0.671875, mode="center")  # 34 / (34 / 50) rounds to less than 50
+def test_any_margin_around_the_crop_is_read_back(small_resnet, tmp_path_factory, side, crop_pct, mode):
     box = int(side / crop_pct)
-    model = replace(small_resnet, preprocess=Preprocessing((side, side), (box, box), fit=fit, **NORM))
+    model = replace(small_resnet, preprocess=Preprocessing((side, side), (box, box), crop_mode=mode, **NORM))
     folder = tmp_path_factory.getbasetemp() / "margin"
     save_model(model, folder)
     assert load_model(str(folder)).preprocess == model.preprocess

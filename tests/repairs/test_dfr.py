@@ -65,7 +65,7 @@ def test_the_head_gives_scikit_learns_decision(name, five):
     new, found = retrain_last_layer(model, five, five, group_columns=None, batch_size=7)
     images, labels = stack(model, five)
     with torch.no_grad():
-        x = StandardScaler().fit_transform(FEATURES[name](model.module, images).double().numpy())
+        x = StandardScaler().fit_transform(FEATURES[name](model.module, model.normalize(images)).double().numpy())
         logits = new(images).double().numpy()
     # all groups are of one size, so that each subset is the whole
     one = LogisticRegression(l1_ratio=1, C=found.chosen, solver="liblinear", random_state=0)

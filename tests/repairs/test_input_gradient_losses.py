@@ -24,8 +24,8 @@ def test_the_penalty_is_the_formula_image_by_image(method: str, name: str) -> No
     model, data = classifier(name, torch.float64), batch()
     sizes = []
     for image, label, mask in zip(data["image"], LABEL, data["mask"], strict=True):
-        image = image.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(SCORES[method](model(image[None])[0], label), image)
+        image = model.normalize(image).requires_grad_()
+        (gradient,) = torch.autograd.grad(SCORES[method](model.from_normalized(image[None])[0], label), image)
         sizes.append(SIZES[method](gradient[:, mask[0] == 0]))
     found = LOSSES[method](model, data)
     torch.testing.assert_close(found["background"], torch.stack(sizes).mean())

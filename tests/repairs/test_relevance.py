@@ -12,7 +12,7 @@ from clearhead.landscape import LandscapeError, hessian
 from clearhead.repairs.relevance import RelevanceLoss, relevance_maps
 from tests import reference
 from tests.attribution.test_explain import GLOBAL, classifier, gae_module, read_row
-from tests.cases import images
+from tests.cases import pixels
 
 LABEL = torch.tensor([3, 1])
 
@@ -21,7 +21,7 @@ def batch(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
     mask = torch.zeros(2, 1, 32, 32, dtype=dtype)
     mask[0, :, 4:20, 8:30] = 1
     mask[1, :, 10:, :15] = 1
-    return {"image": images(dtype=dtype), "label": LABEL, "mask": mask, "has_mask": torch.tensor([True, True])}
+    return {"image": pixels(dtype=dtype), "label": LABEL, "mask": mask, "has_mask": torch.tensor([True, True])}
 
 
 @pytest.mark.parametrize("name", GLOBAL)
@@ -32,7 +32,7 @@ def test_the_gradient_is_that_of_the_written_out_formula(name, order, monkeypatc
     mask = data["mask"][:, 0]
 
     model = classifier(name, torch.float64)
-    matrix, found = reference.gae(model.module, data["image"], LABEL, graph=order)
+    matrix, found = reference.gae(model.module, model.normalize(data["image"]), LABEL, graph=order)
     maps = scale(read_row(model, matrix), (32, 32))
     expected = 0.8 * (2 * ((maps * (1 - mask)) ** 2).mean() + 0.3 * ((maps * mask - mask) ** 2).mean())
     expected = expected + 0.2 * torch.nn.functional.cross_entropy(found, found.argmax(-1))
@@ -137,13 +137,14 @@ def test_exchange_shows_half_of_a_training_batch_on_the_next_background():
     model.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     loss = RelevanceLoss(target="truth", background_swap=0.5)
     loss(model, data)
-    assert torch.equal(seen[-1], data["image"])  # a model in eval mode is shown the images as they are
+    shown = model.normalize(data["image"])
+    assert torch.equal(seen[-1], shown)  # a model in eval mode is shown the images as they are
     model.module.train()
     loss(model, data)
     changed, inside = seen[-1], data["mask"].bool().expand_as(seen[-1])
-    assert torch.equal(changed[1], data["image"][1])
-    assert torch.equal(changed[0][inside[0]], data["image"][0][inside[0]])
-    assert not torch.equal(changed[0], data["image"][0])
+    assert torch.equal(changed[1], shown[1])
+    assert torch.equal(changed[0][inside[0]], shown[0][inside[0]])
+    assert not torch.equal(changed[0], shown[0])
 
 
 @pytest.mark.parametrize("wrong", [{"background_swap": 0.5}, {"background_swap": 1.5, "target": "truth"}])

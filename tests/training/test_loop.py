@@ -104,7 +104,7 @@ def by_hand(start, folder, config, step):
     optimizer = torch.optim.SGD(found.module.parameters(), config.lr, momentum=0.9, weight_decay=1e-4)
     for _ in range(config.epochs):
         for batch in batches:
-            step(found.module, batch["image"], batch["label"], optimizer)
+            step(found.module, found.normalize(batch["image"]), batch["label"], optimizer)
 
 
 def assert_trained_to(true, config, folder):
@@ -209,7 +209,9 @@ def test_a_schedule_free_model_has_the_statistics_of_its_average(folder):
     assert best_epoch(history).number > 0
     images = torch.stack([trained.preprocess.image(Image.open(sample.path)) for sample in folder.samples])
     with torch.no_grad():
-        torch.testing.assert_close(trained.module[2].running_mean, trained.module[:2](images).mean(0))
+        torch.testing.assert_close(
+            trained.module[2].running_mean, trained.module[:2](trained.normalize(images)).mean(0)
+        )
 
 
 @pytest.mark.parametrize("name", ["sgd", "lion", "muon", "schedulefree-sgd", "sam-adamw"])

@@ -24,9 +24,8 @@ from clearhead.data.dataset import ImageIndex, require_classes
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.errors import ClearheadError
 from clearhead.metrics.statistics import Estimate, mean, mean_difference, proportion
-from clearhead.models import Classifier, Preprocessing
+from clearhead.models import Classifier
 from clearhead.models.classifier import copied, evaluation_mode, require_not_nan
-from clearhead.models.preprocessing import per_channel
 
 Fill = Literal["black", "mean", "blur"]
 Target = Literal["predicted", "truth"]
@@ -123,7 +122,7 @@ def faithfulness(
         folder: the data, as ``read_folder`` gives it.
         methods: keys of ``clearhead.attribution.METHODS``.
         fill: what a removed pixel becomes: ``black``, the ``mean`` colour of its image, or its value in the image
-            blurred (Gaussian, standard deviation ``BLUR`` of the shorter side). Before normalisation: black is 0.
+            blurred (Gaussian, standard deviation ``BLUR`` of the shorter side).
         target: explain the ``predicted`` class, or the one that is the ``truth``.
         batch_size: images a batch, and the most pictures a forward pass gets.
         workers: processes that load images.
@@ -150,7 +149,7 @@ def faithfulness(
             chosen = labels if target == "truth" else logits.argmax(-1)
             for method, shown in maps.items():
                 alike[method].append(_rank_correlation(shown, explain(random, images, chosen, method)).cpu())
-            filled = _FILLS[fill](images, model.preprocess)
+            filled = _FILLS[fill](images)
             with torch.inference_mode():
                 nothing = model(filled[:1] if fill == "black" else filled).expand(len(images), -1)
             whole, gone = (
@@ -201,15 +200,11 @@ def _maps(
     return {methods[0]: first} | {name: explain(model, images, target, name) for name in methods[1:]}, logits
 
 
-def _black(images: Tensor, preprocess: Preprocessing) -> Tensor:
-    return (-per_channel(preprocess.mean) / per_channel(preprocess.std)).to(images).expand_as(images)
-
-
-def _mean(images: Tensor, preprocess: Preprocessing) -> Tensor:
+def _mean(images: Tensor) -> Tensor:
     return images.mean((2, 3), keepdim=True).expand_as(images)
 
 
-def _blur(images: Tensor, preprocess: Preprocessing) -> Tensor:
+def _blur(images: Tensor) -> Tensor:
     """A Gaussian along each side as a matrix; its rows sum to 1, so that nothing from outside the image comes in."""
     height, width = images.shape[-2:]
     sigma = BLUR * min(height, width)
@@ -221,8 +216,8 @@ def _blur(images: Tensor, preprocess: Preprocessing) -> Tensor:
     return weights(height) @ images @ weights(width).T
 
 
-_FILLS: dict[Fill, Callable[[Tensor, Preprocessing], Tensor]] = {"black": _black, "mean": _mean, "blur": _blur}
-"""From normalised images to what their pixels become, B x C x H x W both. Normalising commutes with mean and blur."""
+_FILLS: dict[Fill, Callable[[Tensor], Tensor]] = {"black": torch.zeros_like, "mean": _mean, "blur": _blur}
+"""From images to what their pixels become, B x C x H x W both."""
 
 
 def _shuffled(indices: list[int], pixels: int, seed: int) -> Tensor:

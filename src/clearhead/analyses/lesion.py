@@ -168,7 +168,7 @@ def without(
 def _resumes(model: Classifier, units: Sequence[ResidualBranch]) -> list[bool]:
     """For each unit whether the model without it gives the same gone on from there as from the start: tried out."""
     like = next(model.module.parameters())
-    images = torch.randn(2, 3, *model.preprocess.size, generator=torch.Generator().manual_seed(1)).to(like)
+    images = torch.rand(2, 3, *model.preprocess.size, generator=torch.Generator().manual_seed(1)).to(like)
     starts = whole(model, images, units)[1]
     found = []
     for i in range(len(units)):

@@ -151,7 +151,9 @@ def surface(
     if along == "random":
         directions = random_directions(module, dims, seed=seed)
     else:
-        directions, curvature = eigenvector_directions(module, loss_closure(model, *batches[0]), dims, seed=seed)
+        directions, curvature = eigenvector_directions(
+            module, loss_closure(model.from_normalized, *batches[0]), dims, seed=seed
+        )
     steps = np.linspace(-span, span, points).tolist()
     grid = list(itertools.product(steps, repeat=dims))
     centre = torch.stack(on_points(module, directions, [(0.0,) * dims], batches))
@@ -184,7 +186,7 @@ def on_points(
         module: takes images (B x 3 x H x W) and gives logits, or an output with ``.logits``.
         directions: D of them.
         grid: points of D coordinates.
-        batches: images and labels (B) on the module's device.
+        batches: normalised images and labels (B) on the module's device.
     """
     count = sum(len(label) for _, label in batches)
     weights = dict(module.named_parameters())
@@ -211,12 +213,12 @@ def on_points(
 def _batches(
     model: Classifier, folder: ImageIndex, images: int, batch_size: int, workers: int, seed: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """The first images of a random order, decoded, on the model's device."""
+    """The first images of a random order, normalised, on the model's device."""
     device = next(model.module.parameters()).device
     data = ImageDataset(folder, model.preprocess)
     wanted, found = min(images, len(data)), []
     for batch in loader(data, batch_size, workers, shuffle=True, seed=seed):
-        found.append((batch["image"][:wanted].to(device), batch["label"][:wanted].to(device)))
+        found.append((model.normalize(batch["image"][:wanted].to(device)), batch["label"][:wanted].to(device)))
         wanted -= len(found[-1][1])
         if wanted == 0:
             break

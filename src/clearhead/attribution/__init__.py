@@ -3,7 +3,7 @@
 >>> from clearhead.attribution import explain
 >>> maps = explain(model, images)  # B x H x W in 0..1, for the predicted class
 
-A method is a function ``(model, images, target) -> (maps, logits)`` on normalised images (B x C x H x W); its maps are
+A method is a function ``(model, images, target) -> (maps, logits)`` on pixels in 0..1 (B x 3 x H x W); its maps are
 raw and of its own resolution (a token grid, or pixels), the logits those of the same forward pass. To add one, write
 the function and add a line to ``METHODS``.
 """
@@ -46,7 +46,7 @@ def explain(model: Classifier, images: Tensor, target: Tensor | int | None = Non
 
     Args:
         model: a classifier as ``load_model`` gives it; it runs in eval mode, and is left in its own.
-        images: B x C x H x W, normalised as ``model.preprocess`` does.
+        images: B x 3 x H x W, pixels in 0..1.
         target: the class to explain: one for all, one an image (B), or None for the predicted class.
         method: a key of ``METHODS``.
 

@@ -73,9 +73,9 @@ def _relevance(
     """
     grid = token_grid(model, method, images)
     with torch.inference_mode(False), torch.enable_grad():
-        images = images.detach().clone().requires_grad_()
+        inputs = model.normalize(images.detach().clone()).requires_grad_()
         with tap(model.module) as record, _Rules() as rules, Instead(torch.Tensor.detach):
-            found = model(images)
+            found = model.from_normalized(inputs)
         for layer in record:
             for tensor, share in ((layer.q, query_key), (layer.k, query_key), (layer.v, value)):
                 if tensor.requires_grad:

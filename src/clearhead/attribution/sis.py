@@ -19,7 +19,6 @@ from torch import Tensor
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier
 from clearhead.models.classifier import chosen_logit, evaluation_mode
-from clearhead.models.preprocessing import per_channel
 
 
 @dataclass(frozen=True)
@@ -68,13 +67,13 @@ def sis(
 
     Args:
         model: a classifier as ``load_model`` gives it.
-        images: B x C x H x W, normalised as ``model.preprocess`` does.
+        images: B x 3 x H x W, pixels in 0..1.
         target: the label: one for all, one an image (B), or None for the predicted one.
         confidence: the probability that suffices.
         steps: from the whole image to nothing.
         memory: how much the gradients of the last step count at the next, those of the one before by its square, and
             so on; 0 for none.
-        fill: what is put in the place of a pixel: the mean colour the model's preprocessing takes off, or black.
+        fill: what is put in the place of a pixel: the mean colour that the model subtracts, or black.
 
     Raises:
         ClearheadError: for a target out of range, a confidence or memory outside 0..1, no steps, an unknown fill,
@@ -91,7 +90,7 @@ def sis(
         raise ClearheadError("images: some pixels are NaN or infinite")
     with evaluation_mode(model.module), torch.inference_mode(False), torch.enable_grad():
         images = images.detach().clone()
-        ground = _ground(model, fill).to(images)
+        ground = _fill_colour(model, fill, images)
         batch, _, height, width = images.shape
         with torch.no_grad():
             logits, empty = model(images).float(), model(ground.expand(1, -1, height, width)).float()
@@ -130,13 +129,12 @@ def sis(
     )
 
 
-def _ground(model: Classifier, fill: str) -> Tensor:
-    """What a pixel that is not there is worth, C x 1 x 1, normalised."""
-    mean, std = per_channel(model.preprocess.mean), per_channel(model.preprocess.std)
-    grounds = {"mean": torch.zeros_like(mean), "black": -mean / std}
-    if fill not in grounds:
-        raise ClearheadError(f"fill: {fill!r} is unknown; there is {', '.join(grounds)}")
-    return grounds[fill]
+def _fill_colour(model: Classifier, fill: str, like: Tensor) -> Tensor:
+    """Return the colour of a removed pixel, C x 1 x 1 in 0..1. Raises ClearheadError for an unknown fill."""
+    colours = {"mean": model.preprocess.mean, "black": (0.0, 0.0, 0.0)}
+    if fill not in colours:
+        raise ClearheadError(f"fill: {fill!r} is unknown; choose from {', '.join(colours)}")
+    return like.new_tensor(colours[fill])[:, None, None]
 
 
 def _labels(logits: Tensor, target: Tensor | int | None) -> Tensor:

@@ -1,14 +1,16 @@
 """Images with their background removed, exchanged, or left alone.
 
-As in Xiao et al., "Noise or Signal" (arXiv 2006.09994), on the normalised image x with the
-foreground mask S (both of the model's input size); 0 is the mean colour of the model's training data:
+As in Xiao et al., "Noise or Signal" (arXiv 2006.09994), on the image x with the foreground mask S (both of the model's
+input size) and the mean colour m of the model's training data (0 after normalisation):
 
-- background removed: x S;
+- background removed: x S + m (1 - S);
 - background shuffled: x S + b (1 - S), with b another image's background;
-- background only: x outside the bounding box of the foreground (so that no silhouette is left).
+- background only: x outside the bounding box of the foreground, m inside (so that no silhouette is left).
 
 A background of another image is that image with the box of its own foreground filled by the mean of what is around it.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,15 +18,23 @@ from torch import Tensor
 INTERVENTIONS = ("background removed", "background shuffled", "background only")
 
 
-def intervene(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Images (B x C x H x W, normalised) under the three ``INTERVENTIONS``, by their masks (B x 1 x H x W in 0..1).
+def intervene(image: Tensor, mask: Tensor, fill: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return images (B x C x H x W, pixels in 0..1) under the three ``INTERVENTIONS``.
 
     The background of image i is put behind image i + 1, the last one's behind the first.
+
+    Args:
+        image: the images.
+        mask: their foreground masks, B x 1 x H x W in 0..1.
+        fill: the colour that replaces what is removed, one value in 0..1 per channel: the model's mean colour.
     """
+    colour = image.new_tensor(fill)[:, None, None]
     outside = 1 - _box(mask)
     mean = (image * outside).sum((2, 3), keepdim=True) / outside.sum((2, 3), keepdim=True).clamp(min=1)
     background = torch.where(outside > 0, image, mean).roll(1, 0)
-    return image * mask, image * mask + background * (1 - mask), image * outside
+    foreground, behind = image * mask, 1 - mask
+    alone = torch.where(outside > 0, image, colour)
+    return foreground + colour * behind, foreground + background * behind, alone
 
 
 def _box(mask: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clearhead.errors import ClearheadError
-from clearhead.models import Classifier
 from clearhead.models.classifier import evaluation_mode
 
 
@@ -167,7 +166,7 @@ def shifted_weights(module: nn.Module, parameters: Sequence[nn.Parameter], by: S
         module.eval()
 
 
-def loss_closure(model: Classifier, image: Tensor, label: Tensor) -> Callable[[], Tensor]:
+def loss_closure(model: Callable[[Tensor], Tensor], image: Tensor, label: Tensor) -> Callable[[], Tensor]:
     """The mean cross-entropy of a batch (B x 3 x H x W; B, or B x classes), to be computed anew at each call."""
     return lambda: F.cross_entropy(model(image), label)
 

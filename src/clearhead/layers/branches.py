@@ -22,7 +22,7 @@ from clearhead.errors import ClearheadError
 from clearhead.layers.prefix_caching import stands_in
 from clearhead.layers.provenance import Calls, Provenance, ResidualAdd
 from clearhead.models import Classifier, TokenGrid
-from clearhead.models.classifier import evaluation_mode, logits
+from clearhead.models.classifier import evaluation_mode
 
 
 class LayersError(ClearheadError):
@@ -89,10 +89,10 @@ def find_branches(model: Classifier) -> list[ResidualBranch]:
         LayersError: for a model without residual sums, a compiled one, or one that does not do the same at every call.
     """
     with repeatable_forward(model):
-        watched = _noise(model, _PROBED)
+        watched = model.normalize(_noise(model, _PROBED))
         provenance = Provenance(model.module, watched)
         with _plain(), provenance.watched():
-            output = logits(model.module(watched))
+            output = model.from_normalized(watched)
         sums = provenance.sums(output)
         if not sums:
             raise LayersError(
@@ -135,8 +135,9 @@ def hooked_forward(
             return args[0].copy_(value)  # who holds the tensor that is added to sees it too
         return value
 
+    inputs = images if stands_in(images) else model.normalize(images)
     with repeatable_forward(model), _plain(), Calls(act):
-        output = logits(model.module(images))
+        output = model.from_normalized(inputs)
     if seen != len(units):
         raise _inconsistent_forward(model, next(unit for unit in units if unit.call == sorted(by_call)[seen]))
     return output
@@ -263,7 +264,7 @@ def _plain() -> Iterator[None]:
 def _noise(model: Classifier, count: int) -> Tensor:
     like = next(model.module.parameters(), torch.zeros(1))
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(count, 3, *model.preprocess.size, generator=generator).to(like)
+    return torch.rand(count, 3, *model.preprocess.size, generator=generator).to(like)
 
 
 def _inconsistent_forward(model: Classifier, unit: ResidualBranch) -> LayersError:

@@ -188,7 +188,7 @@ def _found(
     workers: int,
 ) -> Iterator[_Judged]:
     """Every image's mask by the model's features, judged and saved."""
-    whole = replace(model.preprocess, resize=model.preprocess.size, fit="squash")
+    whole = replace(model.preprocess, resize=model.preprocess.size, crop_mode="squash")
     plain = replace(data, samples=tuple(replace(sample, mask=None) for sample in data.samples))
     device = next(model.module.parameters()).device
 

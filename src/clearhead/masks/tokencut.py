@@ -69,7 +69,7 @@ def tokencut(
     tau: float = TAU,
     side: Side = "inside",
 ) -> list[Cut]:
-    """Cut the object out of each image (B x 3 x H x W, as the model sees them).
+    """Cut the object out of each image (B x 3 x H x W, pixels in 0..1).
 
     Args:
         model: a vision transformer whose tokens form one grid.

@@ -7,7 +7,7 @@
     FOLDER              what `save_model`, timm's `save_for_hf` or transformers' `save_pretrained` wrote
 
 >>> model = load_model("timm:deit_tiny_patch16_224")
->>> logits = model(model.preprocess.image(picture)[None])  # 1 x 1000
+>>> logits = model(model.preprocess.image(image)[None])  # pixels in 0..1; 1 x 1000
 >>> save_model(model, "my-model")  # an ordinary checkpoint: timm.create_model("local-dir:my-model", pretrained=True)
 
 Names of architectures, checkpoint formats and preprocessing are the libraries' own. What is found out here without
@@ -157,6 +157,8 @@ def _load_folder(target: str, wanted: Wanted) -> Classifier:
         return load_hf(target, wanted)
     if config.get("library") == "torchvision":
         saved: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["preprocessing"].items()}
+        if "fit" in saved:  # written by version 0.1
+            saved["crop_mode"] = {"cover": "center", "inside": "border"}.get(fit := saved.pop("fit"), fit)
         preprocess = Preprocessing(**saved)
         if wanted.size not in (None, preprocess.size):
             raise ModelError(f"image_size: {wanted.size[0]}; a saved torchvision model keeps its own")

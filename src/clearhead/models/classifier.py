@@ -35,7 +35,9 @@ class TokenGrid:
 
 @dataclass(frozen=True)
 class Classifier:
-    """An image classifier and what is needed to use it: called on B x 3 x H x W, it gives logits, B x classes.
+    """An image classifier and what is needed to use it: pixels in 0..1 (B x 3 x H x W) in, logits (B x classes) out.
+
+    It normalises inside. `module` takes normalised input: ``module(normalize(pixels))``.
 
     Attributes:
         module: the model itself, in eval mode when loaded.
@@ -57,9 +59,17 @@ class Classifier:
     grid: TokenGrid | None = None
     rebuild: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits, B x classes."""
-        return logits(self.module(images))
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return the logits (B x classes) of pixels in 0..1 (B x 3 x H x W)."""
+        return self.from_normalized(self.normalize(pixels))
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Return pixels in 0..1 as `module` takes them: (pixels - mean) / std of each channel."""
+        return self.preprocess.normalize(pixels)
+
+    def from_normalized(self, inputs: Tensor) -> Tensor:
+        """Return the logits (B x classes) of normalised input, for gradients with respect to that input."""
+        return logits(self.module(inputs))
 
 
 def logits(output: Any) -> Tensor:

@@ -20,7 +20,7 @@ def last_layer(model: Classifier) -> nn.Linear | None:
     image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(parameter)
     try:
         with evaluation_mode(model.module), torch.no_grad():
-            logits = model(image)
+            logits = model.from_normalized(image)
     finally:
         for hook in hooks:
             hook.remove()

@@ -74,7 +74,7 @@ def _hf_preprocessing(processor: Any) -> Preprocessing:
     preprocess = _from_processor_config(processor.to_dict())
     noise = np.random.default_rng(0).integers(0, 256, (300, 401, 3), dtype=np.uint8)
     wanted = torch.as_tensor(processor(images=Image.fromarray(noise), return_tensors="pt")["pixel_values"][0])
-    ours = preprocess.image(Image.fromarray(noise))
+    ours = preprocess.normalize(preprocess.image(Image.fromarray(noise)))
     # Noise moved by one pixel is off by 40 levels; the processors' filters are Pillow's, or torchvision's, off by one.
     if wanted.shape != ours.shape or ((wanted - ours) * per_channel(preprocess.std)).abs().mean() > 4 / 255:
         raise ModelError(
@@ -87,19 +87,19 @@ def _hf_preprocessing(processor: Any) -> Preprocessing:
 def _from_processor_config(config: Mapping[str, Any]) -> Preprocessing:
     """The preprocessing a processor's config describes."""
     size = {k: v for k, v in (config.get("size") or {}).items() if v is not None}
-    fit: CropMode
+    crop_mode: CropMode
     crop = config.get("crop_size") if config.get("do_center_crop") else None
     if set(size) == {"shortest_edge"}:
         edge = size["shortest_edge"]
-        box, fit = (edge, edge), "cover"
+        box, crop_mode = (edge, edge), "center"
         if config.get("crop_pct"):  # ConvNext's: `size` is that of the crop, and from 384 on it is squashed
-            crop, fit = {"height": edge, "width": edge}, "cover" if edge < 384 else "squash"
+            crop, crop_mode = {"height": edge, "width": edge}, "center" if edge < 384 else "squash"
             box = (int(edge / config["crop_pct"]),) * 2 if edge < 384 else box
     elif set(size) == {"height", "width"}:
-        box, fit = (size["height"], size["width"]), "squash"
+        box, crop_mode = (size["height"], size["width"]), "squash"
     else:
-        box, fit = None, "squash"
-    if not config.get("do_resize") or box is None or (fit == "cover" and not crop):
+        box, crop_mode = None, "squash"
+    if not config.get("do_resize") or box is None or (crop_mode == "center" and not crop):
         told = {key: config.get(key) for key in ("do_resize", "size", "do_center_crop", "crop_size")}
         raise ModelError(f"its image processor does not bring every image to one size: {told}")
     normalise = config.get("do_normalize")
@@ -108,7 +108,7 @@ def _from_processor_config(config: Mapping[str, Any]) -> Preprocessing:
         resize=box,
         mean=tuple(config["image_mean"]) if normalise else (0.0, 0.0, 0.0),
         std=tuple(config["image_std"]) if normalise else (1.0, 1.0, 1.0),
-        fit=fit,
+        crop_mode=crop_mode,
         interpolation=Image.Resampling(config["resample"]).name.lower(),
         odd_margin="down",
     )
@@ -122,7 +122,7 @@ def save_hf(classifier: Classifier, folder: Path) -> None:
         "image_processor_type": "CLIPImageProcessor",  # the plain one: scaling, centre crop, normalising
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": tall} if preprocess.fit == "cover" else {"height": tall, "width": wide},
+        "size": {"shortest_edge": tall} if preprocess.crop_mode == "center" else {"height": tall, "width": wide},
         "resample": Image.Resampling[preprocess.interpolation.upper()].value,
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},

@@ -16,7 +16,7 @@ from clearhead.models.checkpoint_io import CONFIG, existing, read_json, require_
 from clearhead.models.class_names import imagenet_names, numbered
 from clearhead.models.classifier import Classifier, Wanted
 from clearhead.models.errors import ModelError, NoHeadError, close_matches
-from clearhead.models.preprocessing import CropMode, Preprocessing
+from clearhead.models.preprocessing import Preprocessing
 
 
 def load_timm(target: str, wanted: Wanted, model_args: Mapping[str, Any] = MappingProxyType({})) -> Classifier:
@@ -78,9 +78,6 @@ def _fixed_size(name: str) -> bool:
     return config is not None and config.fixed_input_size
 
 
-_FITS: dict[str, CropMode] = {"center": "cover", "squash": "squash", "border": "inside"}
-
-
 def _timm_preprocessing(data: Mapping[str, Any]) -> Preprocessing:
     """The preprocessing of a timm data config, as its create_transform does it."""
     channels, height, width = data["input_size"]
@@ -91,7 +88,7 @@ def _timm_preprocessing(data: Mapping[str, Any]) -> Preprocessing:
         resize=_box((height, width), data["crop_pct"]),
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
-        fit=_FITS[data["crop_mode"]],
+        crop_mode=data["crop_mode"],
         interpolation=data["interpolation"],
     )
 
@@ -121,7 +118,7 @@ def save_timm(classifier: Classifier, folder: Path) -> None:
         "input_size": (3, *preprocess.size),
         "interpolation": preprocess.interpolation,
         "crop_pct": _crop_pct(preprocess),
-        "crop_mode": next(mode for mode, fit in _FITS.items() if fit == preprocess.fit),
+        "crop_mode": preprocess.crop_mode,
         "mean": preprocess.mean,
         "std": preprocess.std,
     }

@@ -198,7 +198,7 @@ def _intervened(model: Classifier, image: Tensor, mask: Tensor, has_mask: Tensor
     if not has_mask.any():
         return predicted
     x, s = image[has_mask], mask[has_mask]
-    for name, changed in zip(INTERVENTIONS, intervene(x, s), strict=True):
+    for name, changed in zip(INTERVENTIONS, intervene(x, s, model.preprocess.mean), strict=True):
         if name != "background shuffled" or len(x) > 1:
             predicted[name][has_mask] = model(changed).argmax(-1)
     return predicted

@@ -30,7 +30,7 @@ from clearhead.distributed import barrier, rank_and_size
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier
 from clearhead.models.classifier import evaluation_mode, fingerprint, require_not_nan
-from clearhead.models.preprocessing import Preprocessing, per_channel
+from clearhead.models.preprocessing import Preprocessing
 from clearhead.runs import RunError, written
 from clearhead.shifts.sets import ClassMapping, ShiftedDataset, file_name, generators, require_files
 
@@ -289,17 +289,13 @@ def _answer_batch(
 
 
 def _shifted(model: Classifier, one: ShiftedDataset, image: Tensor, label: Tensor, index: Tensor, seed: int) -> Tensor:
-    """Normalised images under the shift or the attack of a set."""
-    if one.shift is None and one.attack is None:
-        return image
-    mean, std = (per_channel(v).to(image.device) for v in (model.preprocess.mean, model.preprocess.std))
-    pixels = (image * std + mean).clamp(0, 1)
+    """Images under the shift or the attack of a set."""
     if one.shift is not None:
-        pixels = one.shift(pixels, generators(seed, index.tolist(), image.device))
+        image = one.shift(image, generators(seed, index.tolist(), image.device))
     if one.attack is not None:
         first = torch.tensor([own[0] for own in next(iter(one.scorings.values())).outputs], device=label.device)
-        pixels = one.attack(lambda x: model((x - mean) / std), pixels, first[label])
-    return (pixels - mean) / std
+        image = one.attack(model, image, first[label])
+    return image
 
 
 def scored(logits: Tensor, label: Tensor, scoring: ClassMapping) -> dict[str, Tensor]:

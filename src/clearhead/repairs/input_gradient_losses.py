@@ -1,7 +1,8 @@
-"""The older repairs by masks: a penalty on the gradient at the background's pixels. They need no attention.
+"""The older repairs by masks: a penalty on the gradient at the background's input. They need no attention.
 
 GradMask (Simpson et al., arXiv 1904.07478) takes the gradient of the label's logit, Right for the Right Reasons (RRR;
-Ross, Hughes and Doshi-Velez, arXiv 1703.03717) that of the summed log-probabilities. With x the image, S its mask::
+Ross, Hughes and Doshi-Velez, arXiv 1703.03717) that of the summed log-probabilities. With x the normalised image (not
+its pixels in 0..1, at which gradients are 1 / std times as large) and S its mask::
 
     GradMask:  CE + λ mean over images of ‖ ∂y / ∂x ∘ (1 - S) ‖₂
     RRR:       CE + λ mean over images and pixels of ( ∂ Σ_k log p_k / ∂x ∘ (1 - S) )²
@@ -46,7 +47,7 @@ class GradMaskLoss:
         Images without a mask count in the cross-entropy alone.
         """
         labels = batch["label"]
-        gradient, _, logits = pixel_gradient(model, batch["image"], lambda logits: chosen_logit(logits, labels))
+        gradient, _, logits = input_gradient(model, batch["image"], lambda logits: chosen_logit(logits, labels))
         outside = _outside(gradient, batch).square().sum(1)
         # the root has no slope at 0, where there is nothing outside to lower
         size = outside.where(outside > 0, 1).sqrt() * (outside > 0)
@@ -62,20 +63,23 @@ class RRRLoss:
 
     def __call__(self, model: Classifier, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Returns as `GradMask`."""
-        gradient, _, logits = pixel_gradient(model, batch["image"], lambda logits: logits.log_softmax(-1).sum(-1))
+        gradient, _, logits = input_gradient(model, batch["image"], lambda logits: logits.log_softmax(-1).sum(-1))
         size = _outside(gradient, batch).square().mean(1)
         return _parts(self.background, size, self.classification, logits, batch)
 
 
-def pixel_gradient(
+def input_gradient(
     model: Classifier, images: Tensor, score: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of ``score(logits)`` (B) at the images, B x C x H x W, with a graph; the images; the logits."""
-    images = images.detach().requires_grad_()
+    """Return the gradient of ``score(logits)`` (B) at the normalised input, with a graph, that input, and the logits.
+
+    `images` are pixels in 0..1; gradient and input are B x C x H x W.
+    """
+    inputs = model.normalize(images.detach()).requires_grad_()
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-        logits = model(images)
-        (gradient,) = torch.autograd.grad(score(logits).sum(), images, create_graph=True)
-    return gradient, images, logits
+        logits = model.from_normalized(inputs)
+        (gradient,) = torch.autograd.grad(score(logits).sum(), inputs, create_graph=True)
+    return gradient, inputs, logits
 
 
 def _outside(gradient: Tensor, batch: Mapping[str, Any]) -> Tensor:

@@ -13,7 +13,7 @@ differentiates through dA too, at about twice the cost.
 shows where the evidence seems to come from; on a background of another class, following the background costs accuracy.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -33,7 +33,7 @@ from clearhead.distributed import rank_and_size
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier
 from clearhead.models.classifier import chosen_logit, logit_gradients
-from clearhead.repairs.input_gradient_losses import pixel_gradient
+from clearhead.repairs.input_gradient_losses import input_gradient
 from clearhead.tap import tap
 
 DifferentiableAttribution = Literal["gae", "rollout", "attention", "input-gradient", "input-x-gradient"]
@@ -51,7 +51,8 @@ class RelevanceLoss:
         classification: weight of the cross-entropy.
         temperature: T, divides the logits.
         target: what the cross-entropy aims at: the model's own ``predicted`` class, or the ``truth``.
-        attribution: where the map comes from; the gradient sources are always of second order.
+        attribution: where the map comes from; gradient attributions are always of second order, and their gradient is
+            that at the normalised input.
         second_order: with GAE, also differentiate through dA.
         background_swap: fraction of the images with masks that are placed on another image's background; requires
             ``target="truth"``.
@@ -95,7 +96,7 @@ class RelevanceLoss:
                 "background_swap: images change backgrounds within a batch, which one process must hold whole"
             )
         images = (
-            _swapped_backgrounds(batch, self.background_swap)
+            _swapped_backgrounds(batch, self.background_swap, model.preprocess.mean)
             if self.background_swap and model.module.training
             else batch["image"]
         )
@@ -111,12 +112,12 @@ class RelevanceLoss:
         return {"loss": total, "logits": logits} | parts
 
 
-def _swapped_backgrounds(batch: Mapping[str, Any], share: float) -> Tensor:
+def _swapped_backgrounds(batch: Mapping[str, Any], share: float, mean: Sequence[float]) -> Tensor:
     """The images, a share of those with masks (the first of the shuffled batch) on the background of the one before."""
     images, which = batch["image"].clone(), batch["has_mask"].nonzero()[:, 0]
     shown = which[: round(share * len(which))]
     if len(which) > 1:
-        images[shown] = intervene(batch["image"][which], batch["mask"][which])[1][: len(shown)]
+        images[shown] = intervene(batch["image"][which], batch["mask"][which], mean)[1][: len(shown)]
     return images
 
 
@@ -131,9 +132,9 @@ def relevance_maps(
 
     One forward pass and, where the attribution has gradients, one backward pass, for all layers at once.
     """
-    if attribution in _FROM_PIXELS:
-        gradient, images, logits = pixel_gradient(model, images, lambda logits: chosen_logit(logits, target))
-        maps = _FROM_PIXELS[attribution](gradient, images)
+    if attribution in _FROM_INPUT:
+        gradient, inputs, logits = input_gradient(model, images, lambda logits: chosen_logit(logits, target))
+        maps = _FROM_INPUT[attribution](gradient, inputs)
     elif attribution in _FROM_LAYERS:
         grid = token_grid(model, attribution, images)
         with torch.enable_grad(), tap(model.module) as record:
@@ -156,4 +157,4 @@ def _gae(model: Classifier, images: Tensor, target: Tensor, second_order: bool) 
 
 
 _FROM_LAYERS = {"attention": attention_map, "rollout": rollout_map}
-_FROM_PIXELS = {"input-gradient": input_gradient_map, "input-x-gradient": input_x_gradient_map}
+_FROM_INPUT = {"input-gradient": input_gradient_map, "input-x-gradient": input_x_gradient_map}

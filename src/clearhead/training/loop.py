@@ -210,7 +210,7 @@ def fit(
         module.eval()
         prepared.eval()
         if optimizers.is_schedule_free(config.optimizer):
-            update_bn(_images(batches, accelerator.device), measured.module)
+            update_bn(_inputs(measured, batches, accelerator.device), measured.module)
         seconds = time.perf_counter() - began
         epoch = Epoch(number, means, validated(title), seconds, len(augmented))
         if epoch.validation[monitor] < min(e.validation[monitor] for e in history):
@@ -312,10 +312,10 @@ def _softened(batch: Batch, classes: int, config: TrainConfig, seed: list[int]) 
     return {**batch, "image": images, "target": target}
 
 
-def _images(batches: Iterable, device: torch.device) -> Iterator[Tensor]:
-    """The images of some batches; the loader is left alone until the first is asked for."""
+def _inputs(model: Classifier, batches: Iterable, device: torch.device) -> Iterator[Tensor]:
+    """Yield the normalised images of some batches; the loader is left alone until the first is asked for."""
     for batch in islice(batches, _RENEW):
-        yield batch["image"].to(device)
+        yield model.normalize(batch["image"].to(device))
 
 
 def _require_finite(value: float, history: list[Epoch], config: TrainConfig) -> None:

@@ -15,6 +15,7 @@ from clearhead.data.loading import ImageDataset, loader
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier, load_model
 from clearhead.models.classifier import on_device
+from clearhead.models.preprocessing import to_uint8
 from clearhead.prediction.predict import default_method
 from clearhead.report.overlay import overlay
 from clearhead.results import ExampleImages, Results, SufficientLabel, SufficientResults
@@ -74,7 +75,7 @@ def run_explain(
         probability, predicted = logits.softmax(-1).max(-1)
         for i, index in enumerate(batch["index"].tolist()):
             heat = maps[i].cpu().numpy()
-            picture = overlay(model.preprocess.picture(batch["image"][i]), heat)
+            picture = overlay(to_uint8(batch["image"][i]), heat)
             explained = predicted[i].item() if target is None else target
             with written(out / f"{names[index]}.png") as path:
                 Image.fromarray(picture).save(path)
@@ -143,7 +144,7 @@ def run_sis(
                     stem = f"{names[index]}-{int(few.target[i])}"
                     with written(out / f"{stem}.npz") as path:
                         np.savez_compressed(path, subset=subset, kept=kept[0], curve=kept[1])
-                    picture = classifier.preprocess.picture(batch["image"][i])
+                    picture = to_uint8(batch["image"][i])
                     if label is None:
                         pictures[index] = [("image", _picture(out, f"{stem}-image.png", picture))]
                     alone = np.where(subset[..., None], picture, 128).astype(np.uint8)

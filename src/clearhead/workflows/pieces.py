@@ -23,6 +23,7 @@ from clearhead.data.loading import ImageDataset, loader
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier, NoHeadError, load_model
 from clearhead.models.classifier import fingerprint, on_device
+from clearhead.models.preprocessing import to_uint8
 from clearhead.prediction.predict import Predictions
 from clearhead.report.overlay import outline, overlay
 from clearhead.report.pages import write_page
@@ -206,9 +207,7 @@ def examples(
     ]
     found = []
     for i, sample in enumerate(shown.samples):
-        pictures = [
-            model.preprocess.picture(batch["image"][i]) for (_, model, _), batch in zip(views, batches, strict=True)
-        ]
+        pictures = [to_uint8(batch["image"][i]) for batch in batches]
         image = outline(pictures[0], batches[0]["mask"][i, 0].numpy() >= 0.5) if sample.mask else pictures[0]
         images, told = [("image", image)], []
         for (title, model, predictions), picture, heat in zip(views, pictures, maps, strict=True):
