@@ -1,6 +1,5 @@
 """Nearest neighbours against scikit-learn's, and against counting by hand."""
 
-import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -91,40 +90,25 @@ def test_against_a_bank_is_scikit_learns(seen, unseen):
     count=st.integers(2, 40),
     size=st.integers(1, 40),
     queries=st.integers(1, 12),
-    part=st.integers(1, 12),
-    group=st.integers(1, 5),
+    chunk=st.integers(1, 12),
     data=st.data(),
 )
-def test_neighbours_do_not_depend_on_the_parts(seed, count, size, queries, part, group, data):
+def test_neighbours_do_not_depend_on_the_chunks(seed, count, size, queries, chunk, data):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, 8, generator=generator, dtype=torch.float64)
     bank = torch.randn(size, 8, generator=generator, dtype=torch.float64) if data.draw(st.booleans()) else None
     k = data.draw(st.integers(1, count - 1 if bank is None else size))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_QUERIES", queries)
-        patch.setattr(module, "_BANK", part)
-        patch.setattr(module, "_GROUP", group)
+        patch.setattr(module, "_REFERENCES", chunk)
         found = neighbours(x, k, bank)
     fitted = NearestNeighbors(n_neighbors=k, metric="cosine").fit(x if bank is None else bank)
     expected = fitted.kneighbors(None if bank is None else x, return_distance=False)
     np.testing.assert_array_equal(found.numpy(), expected)
 
 
-@pytest.fixture(params=[True, False], ids=["faiss", "ours"])
-def faiss(request, monkeypatch) -> bool:
-    """Whether neighbours are searched by faiss, as where it is installed, or not, as where it is not."""
-    if request.param:
-        pytest.importorskip("faiss")
-        if sys.platform != "linux":
-            pytest.skip("faiss is used under Linux only")
-        monkeypatch.setattr(module, "_highest", None)  # what ours cannot do without
-    else:
-        monkeypatch.setattr(module, "find_spec", lambda name: None)
-    return request.param
-
-
 @pytest.mark.parametrize(("size", "k"), [(None, 1), (None, 10), (None, 299), (40, 1), (40, 7), (40, 40)])
-def test_faiss_or_not_the_neighbours_are_scikit_learns(faiss, size, k):
+def test_neighbours_are_those_of_scikit_learn(size, k):
     generator = torch.Generator().manual_seed(k)
     x = torch.randn(300, 192, generator=generator).requires_grad_()
     bank = torch.randn(size, 192, generator=generator) if size else None
@@ -163,7 +147,7 @@ def test_what_cannot_be_classified(seen, unseen, tmp_path):
         knn(broken, seen)
 
 
-def test_of_many_twins_none_is_its_own_neighbour(faiss):
+def test_of_many_twins_none_is_its_own_neighbour():
     x = torch.eye(3).repeat_interleave(9, 0)
     found = neighbours(x, 4)
     assert found.shape == (27, 4)
