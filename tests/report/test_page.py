@@ -25,7 +25,7 @@ from clearhead.metrics.statistics import Estimate, format_interval, format_value
 from clearhead.metrics.verdict import Verdict
 from clearhead.report import plots
 from clearhead.report.overlay import data_uri, outline, overlay
-from clearhead.report.page import Figure, Gallery, Page, Picture, Row, Table, render, write
+from clearhead.report.page import ExampleImages, Figure, Gallery, Page, Row, Table, render, write
 from clearhead.report.renderers import KINDS
 from clearhead.results import Results
 
@@ -52,12 +52,12 @@ def scene(seed: int, size: int = 224) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def full_page(pictures: int = 12) -> Page:
-    def picture(i: int) -> Picture:
+    def picture(i: int) -> ExampleImages:
         image, mask, heat = scene(i)
         after = np.clip(mask * 0.8 + 0.25 * heat, 0, 1)
         after = after.reshape(14, 16, 14, 16).mean((1, 3))
         more = [("rollout", overlay(image, heat**2)), ("attention", overlay(image, heat**0.5))] if i == 11 else []
-        return Picture(
+        return ExampleImages(
             [
                 *more,
                 ("image with mask", outline(image, mask)),
@@ -372,7 +372,7 @@ def test_hostile_text_is_shown_as_it_is_wherever_it_stands() -> None:
         headline=[(words, estimate)],
         sections=[
             Table(words, [words, words], [Row(words, [words, estimate], words)], words, words),
-            Gallery(words, words, [Picture([(words, image)], words, words)]),
+            Gallery(words, words, [ExampleImages([(words, image)], words, words)]),
             Figure(words, words, plots.intervals([(words, [(words, estimate)])], words, unit="")),
             Figure(words, words, plots.curves({words: [1.0, 2.0]}, words, words)),
         ],

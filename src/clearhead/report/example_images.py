@@ -7,16 +7,17 @@ import numpy as np
 from PIL import Image
 
 from clearhead.analyses.audit import Audit
-from clearhead.report.page import Gallery, Picture
+from clearhead.report import page
+from clearhead.report.page import Gallery
 from clearhead.results import ExampleImages
 
 
 def gallery(title: str, text: str, examples: Sequence[ExampleImages], folder: Path) -> Gallery:
     """Strips of the run in a folder under one heading."""
 
-    def picture(strip: ExampleImages) -> Picture:
+    def picture(strip: ExampleImages) -> page.ExampleImages:
         images = [(caption, np.asarray(Image.open(folder / "pictures" / file))) for caption, file in strip.pictures]
-        return Picture(images, strip.title, strip.text)
+        return page.ExampleImages(images, strip.title, strip.text)
 
     return Gallery(title, text, [picture(strip) for strip in examples])
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TypeGuard
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
 
 from clearhead.errors import ClearheadError
 from clearhead.metrics.statistics import Estimate, format_interval, format_value
 from clearhead.metrics.verdict import Verdict
 from clearhead.report.overlay import data_uri
+from clearhead.storage import Pixels
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,24 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A row of captioned pictures (H x W x 3, uint8) of one sample, such as image, map before, map after."""
+class ExampleImages:
+    """Captioned images (H x W x 3, uint8) of one sample side by side, such as image, map before, map after.
 
-    images: Sequence[tuple[str, np.ndarray]]
+    Part of results too: ``clearhead.storage`` saves the pixels as PNG files.
+    """
+
+    images: Sequence[tuple[str, Pixels]]
     title: str
     text: str = ""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures under one heading."""
+    """Example images under one heading."""
 
     title: str
     text: str
-    pictures: Sequence[Picture]
+    examples: Sequence[ExampleImages]
 
 
 @dataclass(frozen=True)
