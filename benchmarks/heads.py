@@ -22,7 +22,7 @@ from timing import seconds, table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clearhead.heads import DiversityLoss, head_input_gradients
+from clearhead.heads import DiversityLoss, head_gradients
 from clearhead.heads.diversity import diversity_loss
 from clearhead.heads.head_masking import HeadMask, attention_layers, head_mask_runner
 from clearhead.models import Classifier, Preprocessing, TokenGrid
@@ -55,12 +55,12 @@ def gradients(rounds: int) -> None:
     model = classifier("vit_small_patch16_224", 224, TokenGrid(14, 14, 1, "cls"))
     images, target = torch.randn(8, 3, 224, 224), torch.arange(8)
     with_grad = images.clone().requires_grad_()
-    ours, theirs = head_input_gradients(model, images)[0][0], one_by_one(model, with_grad, -1)
+    ours, theirs = head_gradients(model, images)[0][0], one_by_one(model, with_grad, -1)
     candidates: dict[str, Callable[[], object]] = {
         "plain forward + input gradient": lambda: plain(model.module, images, target),
-        "all heads, last layer": lambda: head_input_gradients(model, images),
-        "all heads, first layer": lambda: head_input_gradients(model, images, [0]),
-        "all heads, all 12 layers": lambda: head_input_gradients(model, images, "all"),
+        "all heads, last layer": lambda: head_gradients(model, images),
+        "all heads, first layer": lambda: head_gradients(model, images, [0]),
+        "all heads, all 12 layers": lambda: head_gradients(model, images, "all"),
         "6 masked passes, last layer": lambda: one_by_one(model, with_grad, -1),
         "6 masked passes, first layer": lambda: one_by_one(model, with_grad, 0),
     }

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clearhead.heads import DiversityLoss, head_input_gradients
+from clearhead.heads import DiversityLoss, head_gradients
 from clearhead.heads.diversity import diversity_loss, similarity
-from clearhead.heads.gradients import projections
+from clearhead.heads.gradients import qkv_weights
 from clearhead.models import Classifier, Preprocessing
 from clearhead.tap import tap
 from clearhead.training.loop import cross_entropy
@@ -52,7 +52,7 @@ def one_by_one(model: Classifier, x: Tensor, layer: int, target: Tensor | None =
 @pytest.mark.parametrize("name", cases.MODELS)
 def test_gradients_equal_one_masked_backward_pass_a_head(name: str) -> None:
     model, x = classifier(name), images()
-    gradients, logits = head_input_gradients(model, x, [0, -1])
+    gradients, logits = head_gradients(model, x, [0, -1])
     torch.testing.assert_close(logits, model(x).detach())
     for layer, found in zip((0, -1), gradients, strict=True):
         torch.testing.assert_close(found, one_by_one(model, x, layer), rtol=1e-9, atol=1e-12)
@@ -62,8 +62,8 @@ def test_gradients_equal_one_masked_backward_pass_a_head(name: str) -> None:
 @pytest.mark.parametrize("name", ["timm-vit", "timm-eva02", "torchvision-vit", "hf-vit"])
 def test_the_differentiable_form_is_the_same(name: str) -> None:
     model, x = classifier(name), images()
-    plain, _ = head_input_gradients(model, x, "all")
-    with_graph, _ = head_input_gradients(model, x, "all", differentiable=True)
+    plain, _ = head_gradients(model, x, "all")
+    with_graph, _ = head_gradients(model, x, "all", differentiable=True)
     for a, b in zip(plain, with_graph, strict=True):
         assert b.requires_grad
         assert not a.requires_grad
@@ -75,14 +75,14 @@ def test_the_closed_form_is_used_where_q_k_v_are_linear(name: str) -> None:
     model = classifier(name)
     with tap(model.module) as record:
         model(images())
-    assert (projections(record[-1]) is None) == (name in NOT_LINEAR)
+    assert (qkv_weights(record[-1]) is None) == (name in NOT_LINEAR)
 
 
 def test_weights_that_do_not_explain_the_record_are_not_used() -> None:
     model, x = classifier("timm-vit"), images()
     attn = model.module.blocks[-1].attn
     attn.q_norm = nn.LayerNorm(attn.head_dim, dtype=x.dtype)
-    gradients, _ = head_input_gradients(model, x)
+    gradients, _ = head_gradients(model, x)
     torch.testing.assert_close(gradients[0], one_by_one(model, x, -1), rtol=1e-9, atol=1e-12)
 
 
@@ -91,7 +91,7 @@ def test_a_frozen_model_and_a_given_class() -> None:
     model.module.requires_grad_(False)
     target = torch.tensor([3, 1])
     with torch.no_grad():
-        (found,), _ = head_input_gradients(model, x, target=target)
+        (found,), _ = head_gradients(model, x, target=target)
     model.module.requires_grad_(True)
     torch.testing.assert_close(found, one_by_one(model, x, -1, target))
     assert not x.requires_grad
@@ -100,7 +100,7 @@ def test_a_frozen_model_and_a_given_class() -> None:
 @pytest.mark.parametrize("layers", [[2], [-3], [], "first"])
 def test_a_layer_that_does_not_exist(layers: object) -> None:
     with pytest.raises(ValueError, match="layers: "):
-        head_input_gradients(classifier("timm-vit"), images(), layers)  # type: ignore[arg-type]
+        head_gradients(classifier("timm-vit"), images(), layers)  # type: ignore[arg-type]
 
 
 def loss_by_loops(gradients: Tensor, normalize: bool, mean: bool) -> float:
@@ -186,7 +186,7 @@ def test_second_derivatives_by_gradgradcheck() -> None:
     x = torch.randn(1, 4, 1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
 
     def gradients(pixels: Tensor, layers: str) -> Tensor:
-        return head_input_gradients(model, pixels, layers, target=0, differentiable=True)[0][0]
+        return head_gradients(model, pixels, layers, target=0, differentiable=True)[0][0]
 
     assert torch.autograd.gradcheck(lambda pixels: gradients(pixels, "last"), (x,))
     assert torch.autograd.gradgradcheck(lambda pixels: gradients(pixels, "all"), (x,))
@@ -204,6 +204,26 @@ def test_no_weight_is_plain_training() -> None:
         replace(DiversityLoss(), weight=-1.0)
 
 
+@pytest.mark.parametrize("name", ["timm-vit", "hf-vit", "torchvision-vit"])
+def test_a_plain_module_in_a_loop_of_its_own(name: str) -> None:
+    """A plain module takes normalised input, and a Hugging Face model returns an output object."""
+    model, x = classifier(name), images()
+    labels = torch.tensor([0, 1])
+    module, batch = model.module, {"image": model.normalize(x), "label": labels}
+    (plain,), logits = head_gradients(module, batch["image"])
+    (expected,), expected_logits = head_gradients(model, x)
+    torch.testing.assert_close(plain, expected)
+    torch.testing.assert_close(logits, expected_logits)
+    parts = DiversityLoss(weight=2.0)(module, batch)
+    torch.testing.assert_close(parts["loss"], DiversityLoss(weight=2.0)(model, {"image": x, "label": labels})["loss"])
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+    for _ in range(5):
+        optimizer.zero_grad()
+        DiversityLoss(weight=2.0)(module, batch)["loss"].backward()
+        optimizer.step()
+    assert DiversityLoss(weight=2.0)(module, batch)["loss"] < parts["loss"]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
 def test_training_in_mixed_precision(dtype: torch.dtype) -> None:
     model = classifier("timm-vit", torch.float32)
@@ -219,17 +239,17 @@ def test_training_in_mixed_precision(dtype: torch.dtype) -> None:
 def test_attention_that_is_dropped_out_is_refused_where_it_would_be_wrong() -> None:
     model, x = classifier("timm-vit"), images()
     model.module.blocks[-1].attn.attn_drop.p = 0.3
-    head_input_gradients(model, x, differentiable=True)  # in eval mode nothing is dropped
+    head_gradients(model, x, differentiable=True)  # in eval mode nothing is dropped
     model.module.train()
-    with pytest.raises(ValueError, match=r"'blocks\.1\.attn' drops attention out"):
-        head_input_gradients(model, x, differentiable=True)
+    with pytest.raises(ValueError, match=r"'blocks\.1\.attn' uses attention dropout"):
+        head_gradients(model, x, differentiable=True)
 
 
 def test_the_penalty_of_windows_is_the_mean_of_an_images() -> None:
     model = cases.classifier("timm-swin")
     batch = {"image": torch.randn(3, 3, cases.SIZE, cases.SIZE), "label": torch.tensor([0, 1, 2])}
     each = [DiversityLoss(layers=[i])(model, batch)["diversity"] for i in range(4)]
-    assert len({len(g) for g in head_input_gradients(model, batch["image"], "all")[0]}) > 1  # windows, then images
+    assert len({len(g) for g in head_gradients(model, batch["image"], "all")[0]}) > 1  # windows, then images
     torch.testing.assert_close(DiversityLoss(layers="all")(model, batch)["diversity"], torch.stack(each).mean())
-    (windows,), _ = head_input_gradients(model, batch["image"], [0])
+    (windows,), _ = head_gradients(model, batch["image"], [0])
     torch.testing.assert_close(each[0].detach(), diversity_loss(windows).detach())

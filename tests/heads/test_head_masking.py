@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clearhead.attribution import explain
-from clearhead.heads import head_input_gradients
+from clearhead.heads import head_gradients
 from clearhead.heads.fold import fold_heads
 from clearhead.heads.head_masking import HeadMask, HeadMaskRunner, attention_layers, head_mask_runner
 from clearhead.models import Classifier, load_model, save_model
@@ -98,6 +98,15 @@ def test_folding_is_exact(name: str) -> None:
     torch.testing.assert_close(model(images).detach(), before)
 
 
+def test_a_plain_module_is_folded() -> None:
+    model, images = cases.classifier("hf-vit"), cases.images(3)
+    layer, scales = attention_layers(model, images)[0].name, torch.tensor([0.0, 2.0, 1.0, 1.0])
+    folded = fold_heads(model.module, {layer: scales}, images)
+    with torch.no_grad(), tap(model.module, heads={layer: scales}):
+        torch.testing.assert_close(folded(images).logits, model.module(images).logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(folded(model.normalize(images)).logits, model(images), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["timm-vit", "torchvision-vit", "hf-vit"])
 def test_what_is_read_off_a_masked_model_is_read_off_the_folded_one(name: str) -> None:
     model, images = cases.classifier(name), cases.images(3)
@@ -108,10 +117,10 @@ def test_what_is_read_off_a_masked_model_is_read_off_the_folded_one(name: str) -
             found = explain(model, images, 1, method)
         torch.testing.assert_close(found, explain(folded, images, 1, method), rtol=1e-4, atol=1e-5, msg=method)
         assert not torch.allclose(found, explain(model, images, 1, method), atol=1e-3)
-    expected, _ = head_input_gradients(folded, images, [0], 1)
+    expected, _ = head_gradients(folded, images, [0], 1)
     for differentiable in (False, True):
         with tap(model.module, heads={layer: scales}):
-            (found,), _ = head_input_gradients(model, images, [0], 1, differentiable=differentiable)
+            (found,), _ = head_gradients(model, images, [0], 1, differentiable=differentiable)
         torch.testing.assert_close(found.detach(), expected[0], rtol=1e-4, atol=1e-6)
         assert not found[:, 0].any()
 

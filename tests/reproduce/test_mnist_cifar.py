@@ -9,7 +9,7 @@ import torch
 
 from clearhead.data.image_io import DataError
 from clearhead.data.mnist_cifar import Part
-from clearhead.heads import head_input_gradients
+from clearhead.heads import head_gradients
 from clearhead.models import Preprocessing, from_module
 from clearhead.reproduce import mnist_cifar as module
 from clearhead.reproduce.mnist_cifar import PARTS, PROTOCOLS, SUBSETS, Protocol, Run, read_off, reproduce, train_run
@@ -42,7 +42,7 @@ def test_without_the_last_residual_the_output_depends_on_the_last_heads_alone(la
     assert torch.allclose(silent[0], silent[1]) != last_residual
     model = from_module(vit, preprocess=Preprocessing((64, 32), (64, 32), (0, 0, 0), (1, 1, 1)), classes=("a", "b"))
     assert (model.grid.height, model.grid.width, model.grid.prefix, model.grid.pooling) == (16, 8, 1, "cls")  # type: ignore[union-attr]
-    assert head_input_gradients(model, x)[0][0].shape == (2, 4, 129, 64)
+    assert head_gradients(model, x)[0][0].shape == (2, 4, 129, 64)
 
 
 def test_every_subset_is_measured_after_every_epoch_and_the_seed_decides_all(monkeypatch: pytest.MonkeyPatch) -> None:

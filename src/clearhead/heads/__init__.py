@@ -2,7 +2,7 @@
 
 from clearhead.heads.diversity import DiversityLoss
 from clearhead.heads.fold import fold_heads
-from clearhead.heads.gradients import head_input_gradients
+from clearhead.heads.gradients import head_gradients
 from clearhead.heads.head_masking import HeadMask
 from clearhead.heads.prune import prune_heads
 from clearhead.heads.scores import HeadScores, score_heads
@@ -14,7 +14,7 @@ __all__ = [
     "HeadScores",
     "Selection",
     "fold_heads",
-    "head_input_gradients",
+    "head_gradients",
     "prune_heads",
     "score_heads",
     "select_heads",

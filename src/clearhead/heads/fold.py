@@ -1,71 +1,84 @@
-"""A choice of heads put into the weights: an ordinary checkpoint that needs no mask, at no cost.
+"""Fold head masks into the weights: the result is an ordinary checkpoint that needs no mask, at no cost.
 
-The output projection is linear in the heads' outputs, so scaling head h is scaling its columns of the weight, and a
-constant in its place is a change of the bias: both exact.
+The output projection is linear in the heads' outputs, so scaling head h equals scaling its columns of the weight, and
+replacing its output by a constant changes the bias: both are exact.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from clearhead.errors import ClearheadError
+from clearhead.heads.gradients import network
 from clearhead.heads.head_masking import HeadMask
 from clearhead.models import Classifier
 from clearhead.models.classifier import copied
 from clearhead.tap import tap
 
+Model = TypeVar("Model", Classifier, nn.Module)
+
 
 @torch.no_grad()
-def fold_heads(model: Classifier, heads: Mapping[str, HeadMask], images: Tensor) -> Classifier:
-    """A copy of the model with head scalings (S = 1, by layer name) folded into its output projections.
+def fold_heads(model: Model, heads: Mapping[str, HeadMask | Tensor], images: Tensor) -> Model:
+    """Return a copy of the model with head scales folded into its output projections.
 
-    `images` (one is enough) show which Linear takes a layer's heads. Raises ClearheadError where none takes them as
-    they
-    are (a norm or a gate between), where a constant needs a bias that is not there, or where a layer would lose all its
-    heads.
+    Args:
+        model: a classifier or a plain module.
+        heads: by layer name, one scale per head (H; 0 removes a head), or a HeadMask with S = 1.
+        images: B x 3 x H x W, one is enough; they show which Linear takes a layer's heads.
+
+    Raises:
+        NoAttentionError: if the model makes no attention call.
+        ClearheadError: where no Linear takes the heads unchanged (a norm or a gate between), where a constant needs a
+            bias that the projection lacks, or where a layer would lose all its heads.
     """
-    module = copied(model.module)
-    folded = replace(model, module=module)
-    linears = _projections(folded, images[:1])
-    for name, chosen in heads.items():
+    if isinstance(model, Classifier):
+        folded: Model = replace(model, module=copied(model.module))
+    else:
+        folded = copied(model)
+    linears = _output_projections(folded, images[:1])
+    for name, mask in heads.items():
         if name not in linears:
             raise ClearheadError(
-                f"heads: no Linear takes the heads of '{name}' as they are (is there a norm or a gate between?), so "
-                "the choice cannot be folded into the weights"
+                f"heads: no Linear takes the heads of '{name}' unchanged (is there a norm or a gate between?), so "
+                "they cannot be folded into the weights"
             )
-        if not chosen.scales[0].any() and chosen.fill is None:
-            raise ClearheadError(f"heads: nothing is left of '{name}'; keep at least one head of a layer")
+        scales, fill = (mask, None) if isinstance(mask, Tensor) else (mask.scales[0], mask.fill)
+        if not scales.any() and fill is None:
+            raise ClearheadError(f"heads: nothing is left of '{name}'; keep at least one head of each layer")
         linear, size = linears[name]
-        scales = chosen.scales[0].to(linear.weight)
-        if chosen.fill is not None:
+        scales = scales.to(linear.weight)
+        if fill is not None:
             if linear.bias is None:
-                raise ClearheadError(f"heads: the output projection of '{name}' has no bias to take a mean output")
-            linear.bias.add_(linear.weight @ ((1 - scales)[:, None] * chosen.fill.to(linear.weight)).flatten())
+                raise ClearheadError(f"heads: the output projection of '{name}' has no bias to add a mean output to")
+            linear.bias.add_(linear.weight @ ((1 - scales)[:, None] * fill.to(linear.weight)).flatten())
         linear.weight *= scales.repeat_interleave(size)
     return folded
 
 
-def _projections(model: Classifier, images: Tensor) -> dict[str, tuple[nn.Linear, int]]:
-    """The Linear that takes each layer's heads side by side, and the channels a head."""
-    found: dict[str, tuple[nn.Linear, int]] = {}
-    with tap(model.module) as record:
+def _output_projections(model: Classifier | nn.Module, images: Tensor) -> dict[str, tuple[nn.Linear, int]]:
+    """Return the Linear that takes each layer's concatenated heads, and the channels per head."""
+    projections: dict[str, tuple[nn.Linear, int]] = {}
+    module = network(model)
+    with tap(module) as record:
 
-        def look(linear: nn.Module, args: tuple[Tensor, ...]) -> None:
+        def compare_input(linear: nn.Module, args: tuple[Tensor, ...]) -> None:
             if len(record) and args:
-                layer = record[-1]
-                joined = layer.output.transpose(1, 2).flatten(2)
-                if args[0].shape == joined.shape and torch.equal(args[0], joined) and isinstance(linear, nn.Linear):
-                    found[layer.name] = linear, layer.output.shape[-1]
+                call = record[-1]
+                heads = call.output.transpose(1, 2).flatten(2)
+                if args[0].shape == heads.shape and torch.equal(args[0], heads) and isinstance(linear, nn.Linear):
+                    projections[call.name] = linear, call.output.shape[-1]
 
-        handles = [m.register_forward_pre_hook(look) for m in model.module.modules() if isinstance(m, nn.Linear)]
+        handles = [m.register_forward_pre_hook(compare_input) for m in module.modules() if isinstance(m, nn.Linear)]
         try:
             model(images)
         finally:
             for handle in handles:
                 handle.remove()
-    for layer in record:
-        if isinstance(layer.module, nn.MultiheadAttention):  # calls its projection by its weights
-            found[layer.name] = layer.module.out_proj, layer.output.shape[-1]
-    return found
+    for call in record:
+        if isinstance(call.module, nn.MultiheadAttention):  # reads the weights of its projection without calling it
+            projections[call.name] = call.module.out_proj, call.output.shape[-1]
+    return projections

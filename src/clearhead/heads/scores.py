@@ -21,7 +21,7 @@ from clearhead.data.dataset import ImageIndex, require_classes
 from clearhead.data.image_io import DataError
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.heads.diversity import similarity
-from clearhead.heads.gradients import Layers, by_image, pick, through_heads
+from clearhead.heads.gradients import Layers, gradient_per_head, per_image, pick_layers
 from clearhead.heads.head_masking import HeadMask, HeadMaskRunner, Layer, attention_layers, head_mask_runner
 from clearhead.metrics.statistics import Estimate, proportion
 from clearhead.models import Classifier
@@ -153,7 +153,7 @@ def score_heads(
             images, labels = batch["image"].to(device), batch["label"].to(device)
             if not runners:
                 found = attention_layers(model, images)
-                runners = [head_mask_runner(model, layer, images) for layer in pick(found, layers)]
+                runners = [head_mask_runner(model, layer, images) for layer in pick_layers(found, layers)]
             logits = _look(model, images, labels, batch["mask"].to(device), batch["has_mask"], runners, sums)
             right.append((require_not_nan(logits).argmax(-1) == labels).cpu())
             given.append([b.logits(images, _variants(b.layer)).argmax(-1).cpu() for b in runners])
@@ -229,7 +229,7 @@ def _look(
         of_logit = torch.autograd.grad(logits.max(-1).values.sum(), outputs, retain_graph=True)
         # one layer after another: H gradients of the size of its input are much to hold
         alike = [
-            similarity(through_heads(a, g).detach()).square().mean(1) for a, g in zip(chosen, of_logit, strict=True)
+            similarity(gradient_per_head(a, g).detach()).square().mean(1) for a, g in zip(chosen, of_logit, strict=True)
         ]
     with torch.no_grad():
         inside = _on_grid(model, mask, has_mask)
@@ -237,7 +237,7 @@ def _look(
             sums["area"].append(inside[has_mask.to(inside.device)].mean(1).cpu())
         for b, layer, to_loss, to_logit, cosines in zip(runners, chosen, of_loss, of_logit, alike, strict=True):
             found = {"importance": _importance(layer, to_loss, len(images))}
-            found["similarity"] = by_image(cosines, len(images)).mean(1)
+            found["similarity"] = per_image(cosines, len(images)).mean(1)
             found |= _attended(model, layer, to_logit, inside, len(images))
             for key, values in found.items():
                 sums[f"{key} {b.layer.index}"].append(values.float().cpu())
@@ -246,7 +246,7 @@ def _look(
 
 def _importance(layer: AttentionCall, to_loss: Tensor, images: int) -> Tensor:
     """|Σ o ∘ dL/do| of each head of each image, B x H."""
-    return by_image((layer.output * to_loss).sum((-2, -1)), images).sum(1).abs()
+    return per_image((layer.output * to_loss).sum((-2, -1)), images).sum(1).abs()
 
 
 def head_importance(
@@ -265,7 +265,7 @@ def head_importance(
         images, labels = batch["image"].to(device), batch["label"].to(device)
         with torch.enable_grad(), evaluation_mode(model.module), tap(model.module, needs_grad=True) as record:
             loss = F.cross_entropy(model(images), labels, reduction="sum")
-            chosen = pick(list(record), layers)
+            chosen = pick_layers(list(record), layers)
             slopes = torch.autograd.grad(loss, [layer.output for layer in chosen])
         for layer, slope in zip(chosen, slopes, strict=True):
             sums[layer.name] = sums.get(layer.name, 0) + _importance(layer, slope, len(images)).detach().sum(0)
@@ -303,7 +303,7 @@ def _attended(
         among = attn[..., patches, patches]
         found["distance"].append(((among * spots).sum(-1) / among.sum(-1)).mean(-1))
     whole = {key: torch.cat(values) for key, values in found.items()}
-    whole["entropy"] = by_image(whole["entropy"], images).mean(1)
+    whole["entropy"] = per_image(whole["entropy"], images).mean(1)
     nothing = torch.full((images, heads), torch.nan)
     return {key: whole.get(key, nothing) for key in ("attention", "contribution", "entropy", "distance")}
 

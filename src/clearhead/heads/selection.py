@@ -22,7 +22,7 @@ from clearhead.data.image_io import DataError
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.errors import ClearheadError
 from clearhead.heads.fold import fold_heads
-from clearhead.heads.gradients import Layers, pick
+from clearhead.heads.gradients import Layers, pick_layers
 from clearhead.heads.head_masking import HeadMask, attention_layers, head_mask_runner
 from clearhead.heads.search import (
     SEARCHES,
@@ -142,7 +142,7 @@ def select_heads(
     images = images.to(next(model.module.parameters()).device)
     with evaluation_mode(model.module):
         default = "last" if search == "exhaustive" else "all"
-        picked = pick(attention_layers(model, images), default if layers is None else layers)
+        picked = pick_layers(attention_layers(model, images), default if layers is None else layers)
         every_head = {layer.name: HeadMask(torch.ones(1, layer.num_heads)) for layer in picked}
         fold_heads(model, every_head, images)  # raises now, rather than after the search
         problem = HeadSearch(
