@@ -19,10 +19,10 @@ from clearhead.heads.selection import Selection
 from clearhead.landscape import Trajectory
 from clearhead.metrics.calibration import TemperatureScaling
 from clearhead.metrics.statistics import Estimate
-from clearhead.repairs import LastLayer
+from clearhead.repairs import RetrainedHead
 from clearhead.study.optimizers import CellResult, Trial
 from clearhead.study.repairs import StudyRow
-from clearhead.training.linear_probe import LinearLayer
+from clearhead.training.linear_probe import LinearProbe
 from clearhead.training.loop import Epoch, Monitor
 
 
@@ -77,8 +77,8 @@ class TrainingResults:
     history: list[Epoch] = field(default_factory=list)
     monitor: Monitor = "loss"
     selection: Selection | None = None
-    last_layer: LastLayer | None = None
-    linear: LinearLayer | None = None
+    last_layer: RetrainedHead | None = None
+    linear: LinearProbe | None = None
     check: Comparison | None = None
     test: Comparison | None = None
     issues: list[DataIssue] = field(default_factory=list)

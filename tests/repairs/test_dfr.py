@@ -1,4 +1,4 @@
-"""The new last layer against scikit-learn's own decision, and what it does for the worst group."""
+"""The retrained head compared with scikit-learn's decision function, and the worst-group accuracy it reaches."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from clearhead.data.dataset import ImageIndex
 from clearhead.data.folder import read_folder
 from clearhead.data.loading import ImageDataset
 from clearhead.models import Classifier, Preprocessing, from_module
-from clearhead.repairs.dfr import PENALTIES, retrain_last_layer
+from clearhead.repairs.dfr import PENALTIES, retrain_head
 from tests.attribution.test_explain import classifier
 from tests.cases import CLASSES
 
@@ -25,7 +25,7 @@ HALF = (0.5, 0.5, 0.5)
 
 @pytest.fixture(scope="module")
 def five(tmp_path_factory) -> ImageIndex:
-    """Noise of five classes, each of its own shade, 6 images each."""
+    """Noise images of five classes with 6 images each; each class has its own brightness."""
     root, rng = tmp_path_factory.mktemp("five"), np.random.default_rng(0)
     for label in range(CLASSES):
         (root / f"c{label}").mkdir()
@@ -59,29 +59,29 @@ FEATURES = {
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_the_head_gives_scikit_learns_decision(name, five):
+def test_the_head_matches_scikit_learn(name, five):
     model = classifier(name)
     before = {key: value.clone() for key, value in model.module.state_dict().items()}
-    new, found = retrain_last_layer(model, five, five, group_columns=None, batch_size=7)
+    new, report = retrain_head(model, five, five, group_columns=None, batch_size=7)
     images, labels = stack(model, five)
     with torch.no_grad():
         x = StandardScaler().fit_transform(FEATURES[name](model.module, model.normalize(images)).double().numpy())
         logits = new(images).double().numpy()
-    # all groups are of one size, so that each subset is the whole
-    one = LogisticRegression(l1_ratio=1, C=found.chosen, solver="liblinear", random_state=0)
-    expected = OneVsRestClassifier(one).fit(x, labels).decision_function(x)
+    # all groups have the same size, so each subset is the whole training set
+    regression = LogisticRegression(l1_ratio=1, C=report.chosen, solver="liblinear", random_state=0)
+    expected = OneVsRestClassifier(regression).fit(x, labels).decision_function(x)
     np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
     after = new.module.state_dict()
     changed = {key for key in before if not torch.equal(after[key], before[key])}
     assert {key.rsplit(".", 1)[1] for key in changed} == {"weight", "bias"}
     assert len(changed) == 2
     assert all(torch.equal(value, before[key]) for key, value in model.module.state_dict().items())
-    assert found.groups == {f"class=c{i}": 6 for i in range(CLASSES)}
-    assert found.chosen == max(PENALTIES, key=lambda c: found.worst_group_accuracy[c])
+    assert report.groups == {f"class=c{i}": 6 for i in range(CLASSES)}
+    assert report.chosen == max(PENALTIES, key=lambda c: report.worst_group_accuracy[c])
 
 
 class Means(nn.Module):
-    """Mean red, mean green and 1 as features: the class, the ground, and one that is constant."""
+    """Features: mean red (the class), mean green (the background), and a constant."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -93,16 +93,16 @@ class Means(nn.Module):
 
 
 def shades(root: Path, counts: dict[tuple[int, int], int], seed: int) -> ImageIndex:
-    """Class in a weak red, ground in a strong green; so many images of each (class, ground)."""
-    rng, rows = np.random.default_rng(seed), ["file,ground"]
-    for (label, ground), count in counts.items():
+    """Images with the class as a weak red and the background as a strong green; `counts` images per pair."""
+    rng, rows = np.random.default_rng(seed), ["file,background"]
+    for (label, background), count in counts.items():
         (root / "ab"[label]).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             red = 128 + (15 if label else -15) + rng.normal(0, 8)
-            green = 128 + (60 if ground else -60) + rng.normal(0, 8)
-            file = f"{'ab'[label]}/{ground}{i}.png"
+            green = 128 + (60 if background else -60) + rng.normal(0, 8)
+            file = f"{'ab'[label]}/{background}{i}.png"
             Image.new("RGB", (4, 4), (round(red), round(green), 0)).save(root / file)
-            rows.append(f"{file},{ground}")
+            rows.append(f"{file},{background}")
     (root / "metadata.csv").write_text("\n".join(rows))
     return read_folder(root)
 
@@ -112,8 +112,8 @@ def two(head: nn.Module) -> Classifier:
     return from_module(Means(head), preprocess=preprocess, classes=["a", "b"], name="means")
 
 
-def by_ground() -> nn.Linear:
-    """A last layer that reads the ground and little else."""
+def by_background() -> nn.Linear:
+    """A head that relies on the background and on little else."""
     head = nn.Linear(3, 2)
     with torch.no_grad():
         head.weight.copy_(torch.tensor([[-0.5, -5.0, 0.0], [0.5, 5.0, 0.0]]))
@@ -124,34 +124,34 @@ def by_ground() -> nn.Linear:
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory) -> tuple[ImageIndex, ImageIndex, ImageIndex]:
     root = tmp_path_factory.mktemp("shades")
-    even = {(label, ground): 20 for label in (0, 1) for ground in (0, 1)}
+    even = {(label, background): 20 for label in (0, 1) for background in (0, 1)}
     counts = {(0, 0): 60, (0, 1): 12, (1, 0): 9, (1, 1): 60}
     return shades(root / "train", counts, 0), shades(root / "val", even, 1), shades(root / "test", even, 2)
 
 
 def worst(model: Classifier, folder: ImageIndex) -> float:
     images, labels = stack(model, folder)
-    right = model(images).argmax(1).numpy() == labels
-    ground = np.array([sample.groups["ground"] for sample in folder.samples])
-    return min(right[(labels == c) & (ground == g)].mean() for c in (0, 1) for g in "01")
+    correct = model(images).argmax(1).numpy() == labels
+    background = np.array([sample.groups["background"] for sample in folder.samples])
+    return min(correct[(labels == c) & (background == g)].mean() for c in (0, 1) for g in "01")
 
 
-def test_it_raises_the_worst_groups_accuracy(uneven):
+def test_worst_group_accuracy_improves(uneven):
     train, validation, test = uneven
-    model = two(by_ground())
-    new, found = retrain_last_layer(model, train, validation, group_columns=["ground"], seed=1)
+    model = two(by_background())
+    new, report = retrain_head(model, train, validation, group_columns=["background"], seed=1)
     assert worst(model, test) < 0.2
     assert worst(new, test) > 0.85
-    assert worst(new, validation) == pytest.approx(found.worst_group_accuracy[found.chosen])
-    assert list(found.worst_group_accuracy) == list(PENALTIES)
-    assert found.worst_group_accuracy[found.chosen] == max(found.worst_group_accuracy.values())
-    assert list(found.groups.values()) == [60, 12, 9, 60]
+    assert worst(new, validation) == pytest.approx(report.worst_group_accuracy[report.chosen])
+    assert list(report.worst_group_accuracy) == list(PENALTIES)
+    assert report.worst_group_accuracy[report.chosen] == max(report.worst_group_accuracy.values())
+    assert list(report.groups.values()) == [60, 12, 9, 60]
 
 
-def test_two_classes_share_one_regression_and_the_seed_decides(uneven):
+def test_two_classes_share_one_regression_and_the_seed_matters(uneven):
     train, validation, _ = uneven
     results = [
-        retrain_last_layer(two(by_ground()), train, validation, group_columns=None, seed=seed)[0].module.head
+        retrain_head(two(by_background()), train, validation, group_columns=None, seed=seed)[0].module.head
         for seed in (0, 0, 1)
     ]
     torch.testing.assert_close(results[0].weight[0], -results[0].weight[1])
@@ -159,69 +159,69 @@ def test_two_classes_share_one_regression_and_the_seed_decides(uneven):
     assert not torch.equal(results[0].weight, results[2].weight)
 
 
-def test_two_equal_classes_give_scikit_learns_decision(uneven):
+def test_two_balanced_classes_match_scikit_learn(uneven):
     _, even, _ = uneven
-    model = two(by_ground())
-    new, found = retrain_last_layer(model, even, even, group_columns=["ground"])
+    model = two(by_background())
+    new, report = retrain_head(model, even, even, group_columns=["background"])
     images, labels = stack(model, even)
     x = StandardScaler().fit_transform(images.mean((2, 3))[:, :2].double().numpy())
     x = np.concatenate([x, np.zeros_like(x[:, :1])], 1)
-    one = LogisticRegression(l1_ratio=1, C=found.chosen, solver="liblinear", random_state=0)
+    regression = LogisticRegression(l1_ratio=1, C=report.chosen, solver="liblinear", random_state=0)
     logits = new(images).detach().double()
-    np.testing.assert_allclose(logits[:, 1] - logits[:, 0], one.fit(x, labels).decision_function(x), atol=1e-5)
+    np.testing.assert_allclose(logits[:, 1] - logits[:, 0], regression.fit(x, labels).decision_function(x), atol=1e-5)
 
 
-def test_a_model_in_training_mode_is_read_in_evaluation_mode(uneven):
+def test_features_are_computed_in_eval_mode(uneven):
     train, validation, _ = uneven
-    model = two(nn.Sequential(nn.Dropout(0.5), by_ground()))
+    model = two(nn.Sequential(nn.Dropout(0.5), by_background()))
     model.module.train()
-    new, _ = retrain_last_layer(model, train, validation, group_columns=None)
-    still, _ = retrain_last_layer(two(by_ground()), train, validation, group_columns=None)
+    new, _ = retrain_head(model, train, validation, group_columns=None)
+    still, _ = retrain_head(two(by_background()), train, validation, group_columns=None)
     assert torch.equal(new.module.head[1].weight, still.module.head.weight)
     assert model.module.training
     assert not new.module.training
 
 
 @pytest.mark.parametrize(
-    ("head", "told"),
+    ("head", "message"),
     [
         (nn.Sequential(nn.Linear(3, 2), nn.Softmax(-1)), "no linear layer's output is its logits"),
-        (nn.Linear(3, 2, bias=False), "the last layer has no bias"),
+        (nn.Linear(3, 2, bias=False), "the classifier head has no bias"),
     ],
 )
-def test_a_head_that_cannot_be_retrained(head, told, uneven):
-    with pytest.raises(ValueError, match=f"last layer of means cannot be retrained: {told}"):
-        retrain_last_layer(two(head), *uneven[:2], group_columns=None)
+def test_unsuitable_heads_raise_an_error(head, message, uneven):
+    with pytest.raises(ValueError, match=f"classifier head of means cannot be fitted: {message}"):
+        retrain_head(two(head), *uneven[:2], group_columns=None)
 
 
-def test_two_heads_are_refused(five):
-    with pytest.raises(ValueError, match=r"timm-deit-distilled cannot be retrained.*distilled DeiTs average two heads"):
-        retrain_last_layer(classifier("timm-deit-distilled"), five, five, group_columns=None)
+def test_two_averaged_heads_raise_an_error(five):
+    with pytest.raises(ValueError, match=r"timm-deit-distilled cannot be fitted.*Distilled DeiTs average two heads"):
+        retrain_head(classifier("timm-deit-distilled"), five, five, group_columns=None)
 
 
-def test_classes_without_images_are_refused(uneven):
+def test_classes_without_images_raise_an_error(uneven):
     with pytest.raises(ValueError, match=r"train: no image of c2, c3, c4 \(3 of the model's 5 classes\)"):
-        retrain_last_layer(classifier("timm-vit"), *uneven[:2], group_columns=None)
+        retrain_head(classifier("timm-vit"), *uneven[:2], group_columns=None)
     preprocess = Preprocessing((4, 4), (4, 4), HALF, HALF)
     single = from_module(Means(nn.Linear(3, 1)), preprocess=preprocess, classes=["a"], name="one")
     with pytest.raises(ValueError, match="model: two or more classes are needed, one has 1"):
-        retrain_last_layer(single, *uneven[:2], group_columns=None)
+        retrain_head(single, *uneven[:2], group_columns=None)
 
 
-def test_a_column_of_many_values_makes_no_groups_of_the_few_it_has_in_validation(uneven):
+def test_columns_with_values_missing_from_validation_are_ignored(uneven):
     train, validation, _ = uneven
     named = []
     for folder, step in ((train, 1), (validation, 8)):
         scenes = enumerate(folder.samples[::step])
         samples = [replace(sample, groups=sample.groups | {"scene": f"{i}"}) for i, sample in scenes]
-        samples[0] = replace(samples[0], label=1 - samples[0].label)  # wrong whatever is chosen
+        samples[0] = replace(samples[0], label=1 - samples[0].label)  # misclassified whatever C is chosen
         named.append(replace(folder, samples=tuple(samples)))
-    _, found = retrain_last_layer(two(by_ground()), *named, group_columns=None)
-    _, expected = retrain_last_layer(two(by_ground()), *named, group_columns=["ground"])
-    assert found == expected
+    _, report = retrain_head(two(by_background()), *named, group_columns=None)
+    _, expected = retrain_head(two(by_background()), *named, group_columns=["background"])
+    assert report == expected
 
 
-def test_a_group_of_one_image_is_warned_of(uneven, tmp_path):
+def test_a_group_of_one_image_warns(uneven, tmp_path):
     train = shades(tmp_path, {(0, 0): 6, (0, 1): 1, (1, 0): 4, (1, 1): 6}, 0)
-    with pytest.warns(UserWarning, match="class=a, ground=1: one training image"):
-        retrain_last_layer(two(by_ground()), train, uneven[1], group_columns=None)
+    with pytest.warns(UserWarning, match="class=a, background=1: one training image"):
+        retrain_head(two(by_background()), train, uneven[1], group_columns=None)

@@ -1,4 +1,4 @@
-"""A linear last layer on frozen features, against scikit-learn's."""
+"""The linear probe compared with scikit-learn's logistic regression."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from clearhead.data.dataset import ImageIndex
 from clearhead.data.folder import read_folder
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.models.features import features
-from clearhead.training.linear_probe import train_linear
+from clearhead.training.linear_probe import fit_linear_probe
 from tests import cases
 
 
@@ -27,26 +27,26 @@ def folder(tmp_path) -> ImageIndex:
 
 
 @pytest.mark.parametrize("name", ["timm-vit", "hf-vit"])
-def test_the_layer_is_the_minimum_and_the_rest_is_as_it_was(name: str, folder: ImageIndex) -> None:
+def test_only_the_head_changes_and_it_is_the_minimum(name: str, folder: ImageIndex) -> None:
     model = cases.classifier(name)
     before = {n: p.clone() for n, p in model.module.state_dict().items()}
-    trained, found = train_linear(model, folder, folder)
+    trained, probe = fit_linear_probe(model, folder, folder)
     batches = loader(ImageDataset(folder, model.preprocess), 32, 0)
     x = features(model, batches).double().numpy()
     labels = np.array([sample.label for sample in folder.samples])
     z = (x - x.mean(0)) / x.std(0)
-    peer = LogisticRegression(C=1 / (found.chosen * len(labels)), tol=1e-8, max_iter=5000).fit(z, labels)
+    reference = LogisticRegression(C=1 / (probe.chosen * len(labels)), tol=1e-8, max_iter=5000).fit(z, labels)
     with torch.no_grad():
-        mine = torch.cat([trained(batch["image"]) for batch in batches])
-    np.testing.assert_allclose(mine.softmax(-1).numpy(), peer.predict_proba(z), atol=5e-3)
-    assert found.accuracy[found.chosen] == pytest.approx((mine.argmax(-1).numpy() == labels).mean())
-    assert found.loss[found.chosen] == min(found.loss.values())
+        logits = torch.cat([trained(batch["image"]) for batch in batches])
+    np.testing.assert_allclose(logits.softmax(-1).numpy(), reference.predict_proba(z), atol=5e-3)
+    assert probe.accuracy[probe.chosen] == pytest.approx((logits.argmax(-1).numpy() == labels).mean())
+    assert probe.loss[probe.chosen] == min(probe.loss.values())
     after = trained.module.state_dict()
     changed = [n for n in before if not torch.equal(before[n], after[n])]
     assert len(changed) == 2  # weight and bias
     assert all(torch.equal(before[n], p) for n, p in model.module.state_dict().items())
 
 
-def test_a_model_without_one_last_layer_is_refused(folder: ImageIndex) -> None:
-    with pytest.raises(ValueError, match=r"no torch\.nn\.Linear"):
-        train_linear(cases.classifier("timm-deit-distilled"), folder, folder)
+def test_a_model_without_a_linear_head_raises_an_error(folder: ImageIndex) -> None:
+    with pytest.raises(ValueError, match="no linear layer's output is its logits"):
+        fit_linear_probe(cases.classifier("timm-deit-distilled"), folder, folder)

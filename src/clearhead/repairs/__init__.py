@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from clearhead.errors import ClearheadError
-from clearhead.repairs.dfr import LastLayer, retrain_last_layer
+from clearhead.repairs.dfr import RetrainedHead, retrain_head
 from clearhead.repairs.group_losses import GroupDRO, Reweight
 from clearhead.repairs.input_gradient_losses import GradMaskLoss, RRRLoss
 from clearhead.repairs.presets import PRESETS, Preset, preset_named
@@ -16,16 +16,16 @@ __all__ = [
     "PRESETS",
     "GradMaskLoss",
     "GroupDRO",
-    "LastLayer",
     "MaskLoss",
     "Preset",
     "RRRLoss",
     "RelevanceLoss",
+    "RetrainedHead",
     "Reweight",
     "mask_loss",
     "preset_named",
     "relevance_maps",
-    "retrain_last_layer",
+    "retrain_head",
 ]
 
 MaskLoss = RelevanceLoss | GradMaskLoss | RRRLoss

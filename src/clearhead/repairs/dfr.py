@@ -1,44 +1,44 @@
-"""Deep feature reweighting: only the last layer is trained again, on as many images of each group.
+"""Deep feature reweighting (DFR): retrain the classifier head on group-balanced images.
 
-Kirichenko, Izmailov and Wilson, arXiv 2204.02937: a network that has learnt a shortcut often has the right features
-too, and only its last layer weighs them wrongly. Here the regressions see training images (the paper's DFR on training
-data; it gets further with images the network has not been trained on, for of those it has, it may know the answers by
-heart). The settings are those of the public code: standardised features, an l1 penalty, the mean of ten regressions.
+Kirichenko, Izmailov and Wilson, arXiv 2204.02937: a network that has learned a shortcut often has the right features
+too, and only its head weighs them wrongly. The regressions here are fitted on training images (the paper's DFR on
+training data). DFR works better on images that the network was not trained on, because it may have memorised those it
+was. As in the public code: standardised features, an l1 penalty, and the mean of ten regressions.
 """
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
 
 from clearhead.data.dataset import ImageIndex, group_labels, shared_columns
-from clearhead.data.loading import ImageDataset, loader
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier
-from clearhead.models.classifier import copied
-from clearhead.models.features import features, last_layer
+from clearhead.progress import Progress
+from clearhead.training.linear_head import linear_head
 
-Progress = Callable[[Iterable, int, str], Iterable]
+Array = npt.NDArray[Any]
 
 PENALTIES = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
 """scikit-learn's C, the inverse of the l1 penalty: the paper's grid."""
 
 SUBSETS = 10
-"""Group-balanced subsets of the training images, a regression for each."""
+"""Group-balanced subsets of the training images, with one regression each."""
 
 
 @dataclass(frozen=True)
-class LastLayer:
-    """How the new last layer came about.
+class RetrainedHead:
+    """The penalties that DFR tried.
 
     Attributes:
-        chosen: the C used: that of the highest worst-group accuracy, the first in ``PENALTIES`` of equals.
+        chosen: the C with the highest worst-group accuracy; of equals, the first in ``PENALTIES``.
         worst_group_accuracy: on the validation images, for each C.
-        groups: the number of training images in each group; a subset has the lowest of them from each.
+        groups: number of training images in each group; a subset has as many of each as the smallest has.
     """
 
     chosen: float
@@ -46,7 +46,7 @@ class LastLayer:
     groups: dict[str, int]
 
 
-def retrain_last_layer(
+def retrain_head(
     model: Classifier,
     train: ImageIndex,
     validation: ImageIndex,
@@ -56,106 +56,80 @@ def retrain_last_layer(
     batch_size: int = 32,
     workers: int = 0,
     progress: Progress | None = None,
-) -> tuple[Classifier, LastLayer]:
-    """A copy of the model whose last layer is a logistic regression on its features, and how that was chosen.
+) -> tuple[Classifier, RetrainedHead]:
+    """Return a copy of the model whose head is a logistic regression on its features, and the penalties tried.
 
-    With more than two classes there is one regression a class, against the rest; their scores are the logits.
+    With more than two classes there is one regression per class, against the rest; their scores are the logits.
 
     Args:
-        model: the classifier; it is not changed, and runs where its parameters are.
-        train: the images the regressions are fitted on, without augmentation; of every class of the model.
-        validation: the images that choose C, and nothing else.
-        group_columns: metadata columns that make the groups with the class, None for all; with none the groups are the
-            classes.
-        seed: of the subsets.
-        batch_size: images a batch.
-        workers: processes that load images.
-        track: shows progress: ``track(batches, count, title)``.
+        model: the classifier. It is not changed, and runs on the device of its parameters.
+        train: the images the regressions are fitted on, without augmentation, with images of every class of the model.
+        validation: the images that choose C.
+        group_columns: metadata columns that define the groups together with the class, None for all columns that both
+            sets of images have; without columns the groups are the classes.
+        seed: random seed of the subsets.
+        batch_size: images per batch.
+        workers: number of processes that load images.
+        progress: shows progress (``clearhead.progress``).
 
     Raises:
         DataError: for a file that can no longer be read, or a group column that does not exist.
-        ClearheadError: for a model whose logits are not the output of one linear layer with a bias, one with a single
-            class, or a class without training images.
+        ClearheadError: for a model whose logits are not the output of one linear layer with a bias, a model with a
+            single class, or a class without training images.
     """
     group_columns = shared_columns(train, validation) if group_columns is None else group_columns
-    labels, groups = _labels(train), np.array(group_labels(train, group_columns))
-    held_labels, held_groups = _labels(validation), np.array(group_labels(validation, group_columns))
-    _require_classes(model, labels)
+    groups = np.array(group_labels(train, group_columns))
+    validation_groups = np.array(group_labels(validation, group_columns))
+    _require_classes(model, train)
     counts = dict(sorted(Counter(groups.tolist()).items()))
-    if few := [name for name, count in counts.items() if count == 1]:
-        warnings.warn(f"{'; '.join(few)}: one training image, so one of each group is learned from", stacklevel=2)
-    model = replace(model, module=copied(model.module).eval())
-    head = _head(model)
-
-    def read(folder: ImageIndex, title: str) -> np.ndarray:
-        batches = loader(ImageDataset(folder, model.preprocess), batch_size, workers)
-        return features(model, progress(batches, len(batches), title) if progress else batches).double().numpy()
-
-    x, held = read(train, "features"), read(validation, "features, validation")
-    mean, scale = x.mean(0), x.std(0)
-    scale[scale == 0] = 1
-    x, held = (x - mean) / scale, (held - mean) / scale
+    if single := [name for name, count in counts.items() if count == 1]:
+        warnings.warn(f"{'; '.join(single)}: one training image, so each subset has one image per group", stacklevel=2)
+    head = linear_head(
+        model, train, validation, dtype=torch.float64, batch_size=batch_size, workers=workers, progress=progress
+    )
+    x, labels = head.train.numpy(), head.train_labels.numpy()
+    x_validation, validation_labels = head.validation.numpy(), head.validation_labels.numpy()
     rng = np.random.default_rng(seed)
-    subsets = [_balanced(groups, rng) for _ in range(SUBSETS)]
-    layers, worst = {}, {}
+    subsets = [_balanced_subset(groups, rng) for _ in range(SUBSETS)]
+    fits, worst = {}, {}
     for c in PENALTIES:
-        found = [_regression(x[chosen], labels[chosen], c) for chosen in subsets]
-        weight, bias = (np.mean(parts, axis=0) for parts in zip(*found, strict=True))
-        correct = (held @ weight.T + bias).argmax(1) == held_labels
-        worst[c] = min(float(correct[held_groups == group].mean()) for group in np.unique(held_groups))
-        layers[c] = weight, bias
-    best = max(PENALTIES, key=lambda c: worst[c])
-    weight, bias = layers[best]
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weight / scale))
-        head.bias.copy_(torch.from_numpy(bias - weight @ (mean / scale)))
-    return model, LastLayer(best, worst, counts)
+        regressions = [_regression(x[subset], labels[subset], c) for subset in subsets]
+        weight, bias = (np.mean(parts, axis=0) for parts in zip(*regressions, strict=True))
+        correct = (x_validation @ weight.T + bias).argmax(1) == validation_labels
+        worst[c] = min(float(correct[validation_groups == group].mean()) for group in np.unique(validation_groups))
+        fits[c] = torch.from_numpy(weight), torch.from_numpy(bias)
+    chosen = max(PENALTIES, key=worst.__getitem__)
+    return head.with_weights(*fits[chosen]), RetrainedHead(chosen, worst, counts)
 
 
-def _labels(folder: ImageIndex) -> np.ndarray:
-    return np.array([sample.label for sample in folder.samples])
-
-
-def _require_classes(model: Classifier, labels: np.ndarray) -> None:
+def _require_classes(model: Classifier, train: ImageIndex) -> None:
     if len(model.classes) < 2:
         raise ClearheadError(f"model: two or more classes are needed, {model.name} has {len(model.classes)}")
-    if missing := [name for i, name in enumerate(model.classes) if i not in labels]:
+    present = {sample.label for sample in train.samples}
+    if missing := [name for i, name in enumerate(model.classes) if i not in present]:
         raise ClearheadError(
             f"train: no image of {', '.join(missing[:5])}{' and others' * (len(missing) > 5)} ({len(missing)} of the "
-            f"model's {len(model.classes)} classes); the last layer needs images of each: give a model with the data's "
-            "classes, such as `clearhead train` makes"
+            f"model's {len(model.classes)} classes); the classifier head needs images of each: use a model with the "
+            "data's classes, as `clearhead train` makes"
         )
 
 
-def _head(model: Classifier) -> nn.Linear:
-    """The model's last layer; ClearheadError where it has none, or none with a bias."""
-    head = last_layer(model)
-    if head is None or head.bias is None:
-        why = "the last layer has no bias" if head else "no linear layer's output is its logits"
-        raise ClearheadError(
-            f"model: the last layer of {model.name} cannot be retrained: {why}. Needed is one torch.nn.Linear with a "
-            "bias at the end; distilled DeiTs average two heads and do not have it: take an architecture without "
-            "distillation, or another method"
-        )
-    return head
-
-
-def _balanced(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Indices of as many images of each group as the smallest has, drawn without replacement."""
+def _balanced_subset(groups: Array, rng: np.random.Generator) -> Array:
+    """Return indices of as many images of each group as the smallest has, drawn without replacement."""
     members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    fewest = min(map(len, members))
-    return np.sort(np.concatenate([rng.choice(indices, fewest, replace=False) for indices in members]))
+    smallest = min(map(len, members))
+    return np.sort(np.concatenate([rng.choice(indices, smallest, replace=False) for indices in members]))
 
 
-def _regression(x: np.ndarray, labels: np.ndarray, c: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weight (classes x D) and bias (classes) of the last layer that is the l1 logistic regression."""
-    from sklearn.linear_model import LogisticRegression  # seconds to import, and few commands need it
+def _regression(x: Array, labels: Array, c: float) -> tuple[Array, Array]:
+    """Fit an l1 logistic regression, and return its weight (classes x D) and bias (classes)."""
+    from sklearn.linear_model import LogisticRegression  # takes seconds to import
     from sklearn.multiclass import OneVsRestClassifier
 
-    one = LogisticRegression(l1_ratio=1, C=c, solver="liblinear", random_state=0)
-    fits = OneVsRestClassifier(one).fit(x, labels).estimators_
+    binary = LogisticRegression(l1_ratio=1, C=c, solver="liblinear", random_state=0)
+    fits = OneVsRestClassifier(binary).fit(x, labels).estimators_
     weight, bias = np.concatenate([fit.coef_ for fit in fits]), np.concatenate([fit.intercept_ for fit in fits])
-    # two classes have one regression, of the second: half its score for, half against
-    return (
-        (weight, bias) if len(fits) > 1 else (np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2)
-    )
+    if len(fits) > 1:
+        return weight, bias
+    # two classes share one regression, for the second class: half its score for that class, half against the first
+    return np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2

@@ -5,12 +5,12 @@ import math
 from clearhead.analyses.compare import Comparison
 from clearhead.heads.selection import Selection
 from clearhead.metrics.statistics import format_value
-from clearhead.repairs import LastLayer
+from clearhead.repairs import RetrainedHead
 from clearhead.report import plots
 from clearhead.report.comparisons import differences
 from clearhead.report.page import Figure, Row, Section, Table
 from clearhead.results import TrainingResults
-from clearhead.training.linear_probe import LinearLayer
+from clearhead.training.linear_probe import LinearProbe
 from clearhead.training.loop import best_epoch
 
 
@@ -80,7 +80,7 @@ def _percent(value: float) -> str:
     return format_value(value, "%")
 
 
-def _last_layer(found: LastLayer) -> Table:
+def _last_layer(found: RetrainedHead) -> Table:
     rows = [
         Row(f"C = {c:g}", [_percent(value), "used" if c == found.chosen else ""])
         for c, value in found.worst_group_accuracy.items()
@@ -94,7 +94,7 @@ def _last_layer(found: LastLayer) -> Table:
     return Table("The last layer", ["worst-group accuracy", ""], rows, text)
 
 
-def _linear(found: LinearLayer) -> Table:
+def _linear(found: LinearProbe) -> Table:
     rows = [
         Row(f"λ = {penalty:g}", [f"{loss:.4f}", _percent(found.accuracy[penalty]), "used" * (penalty == found.chosen)])
         for penalty, loss in found.loss.items()

@@ -1,39 +1,37 @@
-"""A linear last layer on frozen features, as self-supervised backbones are judged and made classifiers.
+"""Linear probe: a classifier head fitted on frozen features, the usual test of self-supervised backbones.
 
-The features of all images are made once. On them the last layer is the minimum of a convex function, so it is found to
-the end by L-BFGS, with no learning rate or epochs to choose: with x the standardised features (N x D)::
+The objective is convex, so L-BFGS finds its minimum without a learning rate or a number of epochs to choose. With z the
+standardised penultimate features (N x D)::
 
-    mean cross-entropy(W x + b) + (λ / 2) ‖W‖²
+    mean cross-entropy(W z + b) + (λ / 2) ‖W‖²
 
-λ is the one of a grid with the lowest cross-entropy on the validation images.
+λ is the value of a grid with the lowest cross-entropy on the validation images.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearhead.data.dataset import ImageIndex
-from clearhead.data.loading import ImageDataset, loader
-from clearhead.errors import ClearheadError
 from clearhead.models import Classifier
-from clearhead.models.classifier import copied
-from clearhead.models.features import features, last_layer
+from clearhead.progress import Progress
+from clearhead.training.linear_head import linear_head
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-"""The grid of λ, the strongest first: each starts where the one before ended."""
+"""The grid of λ, the strongest first: each fit starts from the previous one's minimum."""
 
-_STEPS, _TOLERANCE = 200, 1e-5
+_MAX_ITERATIONS, _GRADIENT_TOLERANCE = 200, 1e-5
 
 
 @dataclass(frozen=True)
-class LinearLayer:
-    """How the last layer came about.
+class LinearProbe:
+    """The penalties that a linear probe tried.
 
     Attributes:
-        chosen: the λ used.
+        chosen: the λ with the lowest validation loss.
         loss: cross-entropy on the validation images in nats, for each λ.
         accuracy: on the validation images, for each λ.
     """
@@ -43,73 +41,59 @@ class LinearLayer:
     accuracy: dict[float, float]
 
 
-def train_linear(
+def fit_linear_probe(
     model: Classifier,
     train: ImageIndex,
     validation: ImageIndex,
     *,
     batch_size: int = 32,
     workers: int = 0,
-    progress: Callable[[Iterable, int, str], Iterable] | None = None,
-) -> tuple[Classifier, LinearLayer]:
-    """A copy of the model with a new last layer on its features, and how that was chosen.
+    progress: Progress | None = None,
+) -> tuple[Classifier, LinearProbe]:
+    """Return a copy of the model with a new classifier head fitted on its features, and the penalties tried.
 
     Args:
-        model: a classifier of the data's classes; it is not changed, and runs where its parameters are.
+        model: a classifier with the data's classes. It is not changed, and runs on the device of its parameters.
         train: the images to fit, without augmentation.
-        validation: the images that choose λ, and nothing else.
-        batch_size: images a batch.
-        workers: processes that load images.
-        track: shows progress: ``track(batches, count, title)``.
+        validation: the images that choose λ.
+        batch_size: images per batch.
+        workers: number of processes that load images.
+        progress: shows progress (``clearhead.progress``).
 
     Raises:
         DataError: for a file that can no longer be read.
         ClearheadError: for a model whose logits are not the output of one linear layer with a bias.
     """
-    model = replace(model, module=copied(model.module).eval())
-    head = last_layer(model)
-    if head is None or head.bias is None:
-        raise ClearheadError(f"model: {model.name} has no torch.nn.Linear with a bias at its end to be trained")
-
-    def read(folder: ImageIndex, title: str) -> tuple[Tensor, Tensor]:
-        batches = loader(ImageDataset(folder, model.preprocess), batch_size, workers)
-        found = features(model, progress(batches, len(batches), title) if progress else batches)
-        labels = torch.tensor([sample.label for sample in folder.samples])
-        return found.float().to(head.weight.device), labels.to(head.weight.device)
-
-    (x, labels), (held, held_labels) = read(train, "features"), read(validation, "features, validation")
-    mean, scale = x.mean(0), x.std(0, correction=0)
-    scale = scale.where(scale > 0, 1.0)
-    x, held = (x - mean) / scale, (held - mean) / scale
-    weight, bias = x.new_zeros(head.weight.shape), x.new_zeros(head.bias.shape)
-    layers, loss, accuracy = {}, {}, {}
+    head = linear_head(model, train, validation, batch_size=batch_size, workers=workers, progress=progress)
+    device = head.weight_layer.weight.device
+    z, labels = head.train.to(device), head.train_labels.to(device)
+    z_validation, validation_labels = head.validation.to(device), head.validation_labels.to(device)
+    weight = z.new_zeros(head.weight_layer.weight.shape)
+    bias = z.new_zeros(len(weight))
+    fits, loss, accuracy = {}, {}, {}
     for penalty in PENALTIES:
-        weight, bias = _minimum(x, labels, penalty, weight, bias)
-        logits = held @ weight.T + bias
-        layers[penalty] = weight, bias
-        loss[penalty] = F.cross_entropy(logits, held_labels).item()
-        accuracy[penalty] = (logits.argmax(-1) == held_labels).float().mean().item()
-    best = min(PENALTIES, key=lambda penalty: loss[penalty])
-    weight, bias = layers[best]
-    with torch.no_grad():
-        head.weight.copy_(weight / scale)
-        head.bias.copy_(bias - weight @ (mean / scale))
-    return model, LinearLayer(best, loss, accuracy)
+        weight, bias = fits[penalty] = _minimum(z, labels, penalty, weight, bias)
+        logits = z_validation @ weight.T + bias
+        loss[penalty] = F.cross_entropy(logits, validation_labels).item()
+        accuracy[penalty] = (logits.argmax(-1) == validation_labels).float().mean().item()
+    chosen = min(PENALTIES, key=loss.__getitem__)
+    weight, bias = fits[chosen]
+    return head.with_weights(weight.cpu(), bias.cpu()), LinearProbe(chosen, loss, accuracy)
 
 
-def _minimum(x: Tensor, labels: Tensor, penalty: float, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The last layer of lowest penalised loss on features N x D, from a start."""
-    weight, bias = (nn.Parameter(start.clone()) for start in (weight, bias))
+def _minimum(z: Tensor, labels: Tensor, penalty: float, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Minimise the penalised loss on features N x D from the values given, and return weight and bias."""
+    weight, bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=_STEPS, tolerance_grad=_TOLERANCE, line_search_fn="strong_wolfe"
+        [weight, bias], max_iter=_MAX_ITERATIONS, tolerance_grad=_GRADIENT_TOLERANCE, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        value = F.cross_entropy(x @ weight.T + bias, labels) + penalty / 2 * weight.square().sum()
-        value.backward()
+        value = F.cross_entropy(z @ weight.T + bias, labels) + penalty / 2 * weight.square().sum()
+        torch.autograd.backward(value)
         return value
 
     with torch.enable_grad():
-        optimizer.step(closure)
+        cast(Any, optimizer).step(closure)
     return weight.detach(), bias.detach()

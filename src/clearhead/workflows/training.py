@@ -21,10 +21,10 @@ from clearhead.heads.selection import Objective, Search, select_heads
 from clearhead.models import Classifier, NoHeadError, load_model, save_model
 from clearhead.models.classifier import on_device
 from clearhead.prediction.predict import predict
-from clearhead.repairs import GroupDRO, MaskLoss, Reweight, mask_loss, retrain_last_layer
+from clearhead.repairs import GroupDRO, MaskLoss, Reweight, mask_loss, retrain_head
 from clearhead.results import Results, TrainingResults
 from clearhead.runs import begin, read_results
-from clearhead.training.linear_probe import train_linear
+from clearhead.training.linear_probe import fit_linear_probe
 from clearhead.training.loop import Epoch, Loss, Monitor, TrainConfig, best_epoch, cross_entropy, fit
 from clearhead.workflows.pieces import (
     Progress,
@@ -114,7 +114,7 @@ def run_train(
                 "workers": settings.workers,
                 "progress": progress,
             }
-            trained, found = train_linear(on_device(classifier, device), train, validation, **options)
+            trained, found = fit_linear_probe(on_device(classifier, device), train, validation, **options)
             results = replace(results, linear=found)
         else:
 
@@ -186,7 +186,7 @@ def run_repair(
         check = _Check(groups, margin, settings.seed, settings.workers, test, device, progress)
         results = TrainingResults(method=method)
         if method == "dfr":
-            repaired, found = retrain_last_layer(
+            repaired, found = retrain_head(
                 on_device(classifier, device),
                 train,
                 validation,
