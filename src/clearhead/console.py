@@ -1,12 +1,11 @@
 """What the terminal shows: progress on stderr, the numbers that matter and where the rest is on stdout."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from clearhead.analyses.audit import Audit
@@ -14,6 +13,7 @@ from clearhead.data.dataset import DataIssue
 from clearhead.distributed import rank_and_size
 from clearhead.masks import MasksWritten
 from clearhead.metrics.statistics import Estimate, format_interval, format_value
+from clearhead.progress import Progress, show_progress
 from clearhead.report.calibration import calibration_rows
 from clearhead.report.heads import MOST_HEADS
 from clearhead.report.landscape import SURFACE_COLUMNS, TRAJECTORY_COLUMNS, surface_cells, trajectory_cells
@@ -44,17 +44,11 @@ _quiet = rank_and_size()[0] > 0  # of several processes the first one speaks
 err = Console(stderr=True, highlight=False, soft_wrap=True, quiet=_quiet)
 out = Console(highlight=False, soft_wrap=True, quiet=_quiet)
 
+progress: Progress | None = None if _quiet else show_progress
 _COLOURS = {"improved": "green", "regressed": "red", "inconclusive": "yellow"}
 
 MOST_UNITS = 8
 """Lesions that are told of each model."""
-
-
-def progress(batches: Iterable, count: int, title: str) -> Iterable:
-    """The batches, with a bar that goes when it is full."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-        yield from bar.track(batches, total=count, description=title)
 
 
 def fail(error: Exception) -> None:

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clearhead.errors import ClearheadError
+from clearhead.progress import Progress
 
 _PATIENCE = timedelta(days=7)  # the first process may have to measure and draw while the others wait
 
@@ -25,7 +26,7 @@ def run_all(
     function: Callable[..., None],
     pieces: Sequence[tuple[Any, ...]],
     jobs: int = 1,
-    progress: Callable[[Iterable, int, str], Iterable] | None = None,
+    progress: Progress | None = None,
     title: str = "runs",
 ) -> None:
     """Call a function of a module with the arguments of each piece, in so many processes.

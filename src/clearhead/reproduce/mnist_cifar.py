@@ -8,7 +8,6 @@ ERM is trained at both learning rates (the code gives ERM 1e-4 and Div 1e-3), th
 """
 
 import json
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -23,6 +22,7 @@ from clearhead.distributed import run_all
 from clearhead.heads import DiversityLoss
 from clearhead.heads.head_masking import HeadMask, attention_layers, head_mask_runner
 from clearhead.models import Classifier, Preprocessing, from_module
+from clearhead.progress import Progress
 from clearhead.runs import begin, written
 from clearhead.training.loop import Loss, cross_entropy
 from clearhead.zoo import mnist_cifar_vit
@@ -89,7 +89,7 @@ def reproduce(
     residuals: tuple[bool, ...] = (False, True),
     jobs: int = 1,
     device: str | None = None,
-    progress: Callable[[Iterable, int, str], Iterable] | None = None,
+    progress: Progress | None = None,
 ) -> str:
     """Train what is not trained yet, and give the table (Markdown); every finished run is a file below `out`.
 

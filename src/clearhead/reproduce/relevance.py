@@ -7,12 +7,13 @@ for all), GradMask and RRR have a gradient (at a weight of 1, as we do not have 
 the model as it was given.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from clearhead.errors import ClearheadError
 from clearhead.metrics.statistics import format_interval, format_value
+from clearhead.progress import Progress
 from clearhead.repairs import PRESETS, preset_named
 from clearhead.study.repairs import Method, Plan, StudyRow, run_study
 
@@ -99,7 +100,7 @@ def reproduce(
     *,
     jobs: int = 1,
     device: str | None = None,
-    progress: Callable[[Iterable, int, str], Iterable] | None = None,
+    progress: Progress | None = None,
 ) -> str:
     """Run what is not done yet below `out`, and give the table (Markdown). Arguments and errors as ``run_study``."""
     return table(name, run_study(plan, out, jobs=jobs, device=device, progress=progress))

@@ -25,12 +25,11 @@ from clearhead.models import Classifier, NoHeadError, load_model
 from clearhead.models.classifier import fingerprint, on_device
 from clearhead.models.preprocessing import to_uint8
 from clearhead.prediction.predict import Predictions
+from clearhead.progress import Progress
 from clearhead.report.overlay import outline, overlay
 from clearhead.report.pages import write_page
 from clearhead.results import ExampleImages, Results
 from clearhead.runs import read_results, versions, write_results, written
-
-Progress = Callable[[Iterable, int, str], Iterable]
 
 SHOWN = 8
 """Images a gallery shows."""

@@ -5,7 +5,6 @@ instrument is run on them: every piece is a run folder with its page, and is not
 tables, and held against what the paper says (`claims`).
 """
 
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ from typing import Any
 from clearhead import workflows
 from clearhead.analyses.hessian import Spectrum
 from clearhead.errors import ClearheadError
+from clearhead.progress import Progress
 from clearhead.reproduce.vits_work.claims import Found, claims, compared
 from clearhead.reproduce.vits_work.images import CORRUPTED, parts
 from clearhead.reproduce.vits_work.sizes import SIZES, Size, percent
 from clearhead.reproduce.vits_work.tables import claims_table, main_table, noise_table, series_tables
-
-Progress = Callable[[Iterable, int, str], Iterable]
 
 
 def reproduce(

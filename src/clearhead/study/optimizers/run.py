@@ -13,7 +13,6 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from math import ceil, isfinite
@@ -31,6 +30,7 @@ from clearhead.distributed import run_all
 from clearhead.models import Classifier, load_model, save_model
 from clearhead.models.classifier import on_device
 from clearhead.models.errors import cause
+from clearhead.progress import Progress
 from clearhead.runs import begin, read_results, write_results
 from clearhead.study.files import StudyError
 from clearhead.study.optimizers.measures import Measures, measure
@@ -109,7 +109,7 @@ def run_study(
     jobs: int = 1,
     storage: str | None = None,
     device: str | None = None,
-    progress: Callable[[Iterable, int, str], Iterable] | None = None,
+    progress: Progress | None = None,
 ) -> OptimizerStudy:
     """Do what is not done yet below `out`, and gather the table.
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -22,6 +22,7 @@ from clearhead.metrics.statistics import Estimate, mean
 from clearhead.models import Classifier, load_model, save_model
 from clearhead.models.classifier import on_device
 from clearhead.prediction.predict import predict
+from clearhead.progress import Progress
 from clearhead.runs import begin, read_results, write_results, write_table, written
 from clearhead.study.files import StudyError
 from clearhead.study.repairs.plan import Plan, Variant
@@ -79,7 +80,7 @@ def run_study(
     *,
     jobs: int = 1,
     device: str | None = None,
-    progress: Callable[[Iterable, int, str], Iterable] | None = None,
+    progress: Progress | None = None,
 ) -> list[StudyRow]:
     """Do what is not done yet below `out`, and gather the table.
 
