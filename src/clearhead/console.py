@@ -22,12 +22,9 @@ from clearhead.report.suites import verdicts
 from clearhead.report.trainings import CHOSEN_BY
 from clearhead.results import (
     AuditResults,
-    CkaResults,
     ComparisonResults,
     EvaluationResults,
-    FourierResults,
     HeadsResults,
-    LesionResults,
     OptimizerResults,
     SlicesResults,
     SpectrumResults,
@@ -46,9 +43,6 @@ out = Console(highlight=False, soft_wrap=True, quiet=_quiet)
 
 progress: Progress | None = None if _quiet else show_progress
 _COLOURS = {"improved": "green", "regressed": "red", "inconclusive": "yellow"}
-
-MOST_UNITS = 8
-"""Lesions that are told of each model."""
 
 
 def fail(error: Exception) -> None:
@@ -281,49 +275,6 @@ def tell_trajectory(results: TrajectoryResults, folder: Path) -> None:
     for epoch, cells in zip(results.epochs, trajectory_cells(results.trajectory), strict=True):
         table.add_row(f"epoch {epoch}", *cells)
     out.print(table)
-    _tell_page(folder)
-
-
-def tell_fourier(results: FourierResults, folder: Path) -> None:
-    """What the units of each kind do to high frequencies and to the variance, on average."""
-    tell_problems(results.issues)
-    table = _table("high frequency", "95% interval", "variance", "95% interval", "n")
-    for name, found in results.maps.items():
-        for kind, high in found.high_change.items():
-            table.add_row(escape(f"{name}, {kind}"), *_with_intervals(high, found.variance_change[kind]))
-    out.print("change through a unit, mean of its kind")
-    out.print(table)
-    for name, found in results.maps.items():
-        if found.left_out:
-            told = f"{name}: {len(found.left_out)} units have no grid of positions, such as {found.left_out[0]}"
-            err.print(f"[yellow]left out:[/] {escape(told)}")
-    _tell_page(folder)
-
-
-def tell_lesions(results: LesionResults, folder: Path) -> None:
-    """The units that each model can do least without."""
-    tell_problems(results.issues)
-    table = _table("accuracy", "95% interval", "NLL", "95% interval", "n")
-    for name, found in results.lesions.items():
-        table.add_row(escape(f"{name}, whole"), *_with_intervals(found.accuracy, found.nll))
-        for one in sorted([*found.units, *found.blocks], key=lambda one: -one.nll.value)[:MOST_UNITS]:
-            table.add_row(escape(f"without {one.name}"), *_with_intervals(one.accuracy, one.nll))
-    out.print(table)
-    out.print(f"the {MOST_UNITS} units and blocks of each model whose loss costs the most likelihood, at most")
-    _tell_page(folder)
-
-
-def _with_intervals(*estimates: Estimate) -> list[str]:
-    """Cells of estimates of the same images: each and its interval, at the end the count."""
-    cells = [cell for e in estimates for cell in (format_value(e.value, e.unit), format_interval(e))]
-    return [*cells, f"{estimates[0].count:,}"]
-
-
-def tell_cka(results: CkaResults, folder: Path) -> None:
-    """How many units and images, and where the matrix is."""
-    tell_problems(results.issues)
-    found = results.similarity
-    out.print(f"CKA of {len(found.rows)} x {len(found.columns)} units on {found.images:,} images")
     _tell_page(folder)
 
 

@@ -4,12 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from clearhead.analyses.audit import Audit
-from clearhead.analyses.cka import Similarity
 from clearhead.analyses.compare import Comparison
 from clearhead.analyses.faithfulness import Faithfulness
-from clearhead.analyses.fourier import FeatureMaps
 from clearhead.analyses.hessian import Spectrum
-from clearhead.analyses.lesion import Lesions
 from clearhead.analyses.robustness import SeedRow, SetChange, SetRow
 from clearhead.analyses.slices import Slice
 from clearhead.analyses.surface import Surface
@@ -320,42 +317,6 @@ class TrajectoryResults:
     issues: list[DataIssue] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class FourierResults:
-    """Frequencies and variance of the feature maps of models on one folder, by name."""
-
-    kind: Literal["fourier"]
-    models: list[str]
-    data: str
-    maps: dict[str, FeatureMaps]
-    issues: list[DataIssue]
-    provenance: dict[str, str]
-
-
-@dataclass(frozen=True)
-class LesionResults:
-    """What models lose without each of their units on one folder, by name."""
-
-    kind: Literal["lesion"]
-    models: list[str]
-    data: str
-    lesions: dict[str, Lesions]
-    issues: list[DataIssue]
-    provenance: dict[str, str]
-
-
-@dataclass(frozen=True)
-class CkaResults:
-    """How alike the units of two models are, or of one with itself."""
-
-    kind: Literal["cka"]
-    models: list[str]
-    data: str
-    similarity: Similarity
-    issues: list[DataIssue]
-    provenance: dict[str, str]
-
-
 Results = (
     AuditResults
     | TrainingResults
@@ -370,9 +331,6 @@ Results = (
     | SpectrumResults
     | SurfaceResults
     | TrajectoryResults
-    | FourierResults
-    | LesionResults
-    | CkaResults
 )
 
 

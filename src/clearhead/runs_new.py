@@ -13,7 +13,8 @@ with the same inputs goes on where it stopped, or says that it is finished; with
 starts in a folder of its own.
 
 An analysis is a module with ``measure(model, data, ...) -> Result`` and ``page(result) -> Page``. It may also have
-``export(result, folder)`` for files of its own, and ``DISTRIBUTED = True`` if several processes can share its work.
+``export(result, folder)`` for files of its own, ``DISTRIBUTED = True`` if several processes can share its work, and
+``DECIDES`` for arguments of ``SPEED_ONLY`` that its numbers depend on.
 """
 
 import glob
@@ -62,7 +63,7 @@ LONGEST_NAME = 100
 """Bytes of a default folder's name before its digest; file systems take 255."""
 
 SPEED_ONLY = ("batch_size", "workers", "jobs")
-"""Arguments that change how fast a run is, not its numbers; training takes its batch size from its configuration."""
+"""Arguments that change how fast a run is, not its numbers, unless the analysis lists them in ``DECIDES``."""
 
 MODELS = ("model", "models", "before", "after")
 """Arguments that name models."""
@@ -143,7 +144,9 @@ def run(
     arguments = {n: arguments.get(n, default) for n, default in defaults.items()}
     options = dict(model_options or {})
     sources = {name: _source(arguments[name], device, options, arguments) for name in MODELS if arguments.get(name)}
-    identity = _identify(command, arguments, sources, options)
+    speed_only = set(SPEED_ONLY) - set(getattr(module, "DECIDES", ()))
+    deciding = {name: value for name, value in arguments.items() if name not in speed_only}
+    identity = _identify(command, deciding, sources, options)
     folder = out or _default_folder(command, arguments, identity)
     with _claimed(folder, identity, explicit=out is not None, overwrite=overwrite) as finished:
         if finished:
@@ -242,7 +245,7 @@ def _identify(
     command: str, arguments: Mapping[str, Any], sources: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return all that decides the numbers of a run, as plain values."""
-    deciding = {name: value for name, value in arguments.items() if name not in SPEED_ONLY}
+    deciding = dict(arguments)
     for name in MODELS:
         if isinstance(deciding.get(name), str):
             deciding[name] = _absolute_model(deciding[name])

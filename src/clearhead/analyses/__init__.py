@@ -6,5 +6,7 @@ To add one, write the module and add a line here: the command, its help, the run
 
 ANALYSES: dict[str, str] = {
     "layers fourier": "clearhead.analyses.fourier",
+    "layers lesion": "clearhead.analyses.lesion",
+    "layers cka": "clearhead.analyses.cka",
 }
 """Commands to modules."""

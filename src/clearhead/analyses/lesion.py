@@ -1,37 +1,51 @@
-"""Lesion: what does a trained model lose when one of its units, or a whole block, is taken out?
+"""Lesions: what a trained model loses when one of its residual branches, or a whole block, is removed.
 
-Taken out, a unit passes on its shortcut and nothing else. All that comes before it is as it was and is not computed
-again for every unit, which halves the work; tried out on the model first, and done without where it does not hold.
+A removed branch passes on its shortcut and nothing else. Everything before it is unchanged and is not computed again
+for each branch, which halves the work; this is tried on the model first, and not used where it changes the output.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clearhead.analyses.subject import Subject, subject_of
 from clearhead.data.dataset import ImageIndex, require_classes
+from clearhead.data.images import DataLike, as_image_index
 from clearhead.data.loading import ImageDataset, loader
+from clearhead.data.splits import sample_n
 from clearhead.errors import ClearheadError
 from clearhead.layers.branches import ResidualBranch, find_branches, group_blocks, hooked_forward, repeatable_forward
 from clearhead.layers.prefix_caching import Outline, stand_in
 from clearhead.metrics.statistics import Estimate, accuracy_difference, mean, mean_difference, proportion
 from clearhead.models import Classifier
 from clearhead.models.classifier import require_not_nan
+from clearhead.models.source import ModelLike, as_classifier, display_names
+from clearhead.options import BatchSize, Limit, Seed, Split, Workers
+from clearhead.progress import Progress, prefixed, track
+from clearhead.report import layer_plots
+from clearhead.report.page import Figure, Page, Row, Section, Table
+from clearhead.storage import resumable
+
+MOST_COSTLY = 8
+"""Lesions of each model in the first table."""
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """The model without one unit, or without a block of units, against the whole model on the same images.
+    """The model without one branch, or without a block of branches, compared with the whole model on the same images.
 
     Attributes:
-        name: the unit's, or the block's.
-        kind: of the unit; ``block`` for several.
-        depth: of the unit, or the last one of the block.
-        accuracy: without it less with it.
-        nll: negative log-likelihood, without it less with it, in nats.
+        name: of the branch or the block.
+        kind: of the branch; ``block`` for several branches.
+        depth: of the branch, or of the last one of the block.
+        accuracy: without it - with it.
+        nll: negative log-likelihood, without it - with it, in nats.
     """
 
     name: str
@@ -47,147 +61,254 @@ class Lesions:
 
     Attributes:
         accuracy, nll: of the whole model.
-        units: without each unit, in order of depth.
-        blocks: without each block of several units.
-        passes: forward passes an image, in parts of a whole one where units before a lesion were not computed again.
+        branches: without each branch, in order of depth.
+        blocks: without each block of several branches.
+        passes: forward passes per image; a pass that starts at a lesion counts as the part of a pass that it computes.
     """
 
     accuracy: Estimate
     nll: Estimate
-    units: list[Lesion]
+    branches: list[Lesion]
     blocks: list[Lesion]
     passes: float
 
 
+@dataclass(frozen=True)
+class LesionResult:
+    """What several models lose on the same images, by model."""
+
+    subject: Subject
+    lesions: dict[str, Lesions]
+
+
+def measure(
+    models: Sequence[ModelLike],
+    data: DataLike,
+    *,
+    split: Split = None,
+    limit: Limit = None,
+    batch_size: BatchSize = 32,
+    workers: Workers = 0,
+    seed: Seed = 0,
+    progress: Progress | None = None,
+    state: Path | None = None,
+) -> LesionResult:
+    """Measure what models lose in accuracy and likelihood without each residual branch and each block.
+
+    Example:
+        $ clearhead layers lesion timm:vit_small_patch16_224 DATA --limit 1000
+
+    Args:
+        models: classifiers, modules or names.
+        data: labelled images: a folder, another source, or an index.
+        split: use the images of this split.
+        limit: use at most this many images, drawn at random.
+        batch_size: images per forward pass; the shortcuts of all branches are in memory for one batch.
+        workers: data-loading processes.
+        seed: of the drawn images and of the bootstrap over images.
+        progress: shows progress.
+        state: folder in which the result of each model is saved, to go on after an interruption.
+
+    Raises:
+        LayersError: for a model without residual branches.
+        DataError: for data that cannot be used, or classes that are not the model's.
+    """
+
+    @cache
+    def read(classes: tuple[str, ...]) -> ImageIndex:
+        return sample_n(as_image_index(data, classes=classes, split=split), limit, seed)
+
+    names, results = display_names(models), {}
+    for name, model in zip(names, models, strict=True):
+        classifier = as_classifier(model)
+        index = read(classifier.classes)
+        options = {"batch_size": batch_size, "workers": workers, "seed": seed}
+        compute = partial(lesions, classifier, index, **options, progress=prefixed(progress, name))
+        results[name] = resumable(state, name, compute, Lesions)
+    return LesionResult(subject_of(names, index, data, split), results)
+
+
 def lesions(
-    model: Classifier,
-    folder: ImageIndex,
+    model: ModelLike,
+    index: ImageIndex,
     *,
     batch_size: int = 32,
     workers: int = 0,
     seed: int = 0,
-    progress: Callable[[Iterable, int], Iterable] | None = None,
+    progress: Progress | None = None,
 ) -> Lesions:
-    """Accuracy and likelihood without each unit and each block; about half a forward pass an image for each.
+    """Measure accuracy and likelihood without each branch and each block; about half a forward pass per image each.
 
     Args:
-        model: the classifier; it runs where its parameters are, in eval mode.
-        folder: the images with their labels.
-        batch_size: images a batch; the shortcuts of all units are kept for one batch.
-        workers: processes that load images.
+        model: the classifier; it runs in eval mode where its parameters are.
+        index: the images with their labels.
+        batch_size: images per forward pass; the shortcuts of all branches are in memory for one batch.
+        workers: data-loading processes.
         seed: of the intervals of the likelihood, bootstrapped over images.
-        track: wraps the batches to show progress: ``track(batches, count)``.
+        progress: shows progress.
 
     Raises:
-        LayersError: for a model without units.
-        DataError: for an image that cannot be read.
+        LayersError: for a model without residual branches.
+        DataError: for an image that cannot be read, or an index with other classes than the model's.
+        ClearheadError: for a model whose logits are NaN.
     """
-    require_classes(folder, model.classes)
+    model = as_classifier(model)
+    require_classes(index, model.classes)
     device = next(model.module.parameters()).device
-    batches = loader(ImageDataset(folder, model.preprocess), batch_size, workers)
+    batches = loader(ImageDataset(index, model.preprocess), batch_size, workers)
     with repeatable_forward(model):
-        units = [unit for unit in find_branches(model) if unit.kind != "embed"]
-        blocks = [block for block in group_blocks(units) if len(block) > 1]
-        cut = [[i] for i in range(len(units))] + blocks
-        resumes = _resumes(model, units)
-        found: list[list[Tensor]] = [[] for _ in range(1 + len(cut))]
-        for batch in progress(batches, len(batches)) if progress else batches:
+        branches = [branch for branch in find_branches(model) if branch.kind != "embed"]
+        removals = [[i] for i in range(len(branches))]
+        removals += [block for block in group_blocks(branches) if len(block) > 1]
+        resumes = _resumes(model, branches)
+        measured: list[list[Tensor]] = [[] for _ in range(1 + len(removals))]
+        for batch in track(batches, progress, "lesions"):
             images, labels = (batch[key].to(device, non_blocking=True) for key in ("image", "label"))
-            logits, starts = whole(model, images, units)
-            found[0].append(_scores(require_not_nan(logits), labels))
-            for scores, removed in zip(found[1:], cut, strict=True):
+            logits, starts = whole(model, images, branches)
+            measured[0].append(_scores(require_not_nan(logits), labels))
+            for scores, removed in zip(measured[1:], removals, strict=True):
                 start = starts if resumes[removed[0]] else None
-                scores.append(_scores(without(model, images, units, removed, start), labels))
-    (correct, loss), *rest = ([c.numpy() for c in torch.cat(each, 1).cpu()] for each in found)
-    told = []
-    for removed, (right, losses) in zip(cut, rest, strict=True):
-        last = units[removed[-1]]
-        name, kind = (last.name, last.kind) if len(removed) == 1 else (_block_name(units, removed), "block")
-        change = accuracy_difference(correct > 0, right > 0), mean_difference(loss, losses, "nats", seed)
-        told.append(Lesion(name, kind, last.depth, *change))
-    passes = 1 + sum(1 - removed[0] / len(units) if resumes[removed[0]] else 1.0 for removed in cut)
+                scores.append(_scores(without(model, images, branches, removed, start), labels))
+    (correct, loss), *rest = ([c.numpy() for c in torch.cat(each, 1).cpu()] for each in measured)
+    results = []
+    for removed, (still_correct, losses) in zip(removals, rest, strict=True):
+        last = branches[removed[-1]]
+        name, kind = (last.name, last.kind) if len(removed) == 1 else (_block_name(branches, removed), "block")
+        change = accuracy_difference(correct > 0, still_correct > 0), mean_difference(loss, losses, "nats", seed)
+        results.append(Lesion(name, kind, last.depth, *change))
+    passes = 1 + sum(1 - removed[0] / len(branches) if resumes[removed[0]] else 1.0 for removed in removals)
     accuracy, nll = proportion(correct > 0), mean(loss.astype(np.float64), "nats", seed)
-    return Lesions(accuracy, nll, told[: len(units)], told[len(units) :], passes)
+    return Lesions(accuracy, nll, results[: len(branches)], results[len(branches) :], passes)
 
 
 @dataclass(frozen=True)
 class Starts:
-    """What a forward pass without some units can go on from: the shortcut of each unit, and all shapes."""
+    """Where a forward pass without some branches can start: the shortcut of each branch, and all shapes."""
 
     shortcuts: list[Tensor]
     outline: Outline
 
 
-def whole(model: Classifier, images: Tensor, units: Sequence[ResidualBranch]) -> tuple[Tensor, Starts]:
-    """The logits (B x classes) of the whole model, and what ``without`` can go on from for these images."""
+def whole(model: Classifier, images: Tensor, branches: Sequence[ResidualBranch]) -> tuple[Tensor, Starts]:
+    """Return the logits (B x classes) of the whole model, and where ``without`` can start for these images."""
     starts = Starts([], Outline())
 
-    def keep(_i: int, value: Callable[[], Tensor], shortcut: Tensor | None) -> Tensor:
+    def record(_i: int, compute: Callable[[], Tensor], shortcut: Tensor | None) -> Tensor:
         starts.shortcuts.append(images[:0] if shortcut is None else shortcut.clone())
-        return value()
+        return compute()
 
-    return hooked_forward(model, images, units, keep, starts.outline.note), starts
+    return hooked_forward(model, images, branches, record, starts.outline.note), starts
 
 
 def without(
     model: Classifier,
     images: Tensor,
-    units: Sequence[ResidualBranch],
+    branches: Sequence[ResidualBranch],
     removed: Sequence[int],
     starts: Starts | None = None,
 ) -> Tensor:
-    """The logits (B x classes) of the model without some of its units.
+    """Return the logits (B x classes) of the model without some of its branches.
 
     Args:
         model: the classifier.
         images: B x 3 x H x W.
-        units: as ``find_branches`` gives them.
-        removed: positions in `units`, the first one first; the embedding cannot be removed.
-        starts: from ``whole`` for the same images: then all before the first one is not computed again.
+        branches: as ``find_branches`` returns them.
+        removed: positions in `branches`, the first one first; the embedding cannot be removed.
+        starts: from ``whole`` for the same images: then nothing before the first one is computed again.
 
     Raises:
-        ClearheadError: for a unit without a shortcut.
+        ClearheadError: for a branch without a shortcut.
         LooksBack: with `starts`, for a model whose later part uses what was not computed.
     """
-    if any(units[i].skip is None for i in removed):
-        raise ClearheadError("removed: the embedding has no shortcut; give units that are a residual sum")
+    if any(branches[i].skip is None for i in removed):
+        raise ClearheadError("removed: the embedding has no shortcut; give branches with a residual connection")
     first = removed[0]
 
-    def at(i: int, value: Callable[[], Tensor], shortcut: Tensor | None) -> Tensor:
+    def act(i: int, compute: Callable[[], Tensor], shortcut: Tensor | None) -> Tensor:
         if i not in removed:
-            return value()
+            return compute()
         assert shortcut is not None
         return (starts.shortcuts[first] if starts and i == first else shortcut).clone()
 
     if starts is None:
-        return hooked_forward(model, images, units, at)
-    return hooked_forward(model, stand_in(images), units, at, starts.outline.from_call(units[first].call))
+        return hooked_forward(model, images, branches, act)
+    return hooked_forward(model, stand_in(images), branches, act, starts.outline.from_call(branches[first].call))
 
 
 @torch.inference_mode()
-def _resumes(model: Classifier, units: Sequence[ResidualBranch]) -> list[bool]:
-    """For each unit whether the model without it gives the same gone on from there as from the start: tried out."""
-    like = next(model.module.parameters())
-    images = torch.rand(2, 3, *model.preprocess.size, generator=torch.Generator().manual_seed(1)).to(like)
-    starts = whole(model, images, units)[1]
-    found = []
-    for i in range(len(units)):
-        expected = without(model, images, units, [i])
-        spread = (expected[0] - expected[1]).abs().max()  # an answer for another image would be as far off as that
+def _resumes(model: Classifier, branches: Sequence[ResidualBranch]) -> list[bool]:
+    """Return for each branch whether a pass without it may start there: whether it gives the logits of a whole pass."""
+    parameter = next(model.module.parameters())
+    images = torch.rand(2, 3, *model.preprocess.size, generator=torch.Generator().manual_seed(1)).to(parameter)
+    starts = whole(model, images, branches)[1]
+    resumes = []
+    for i in range(len(branches)):
+        expected = without(model, images, branches, [i])
+        spread = (expected[0] - expected[1]).abs().max()  # the logits of another image would be as far off as that
         try:
-            off = (without(model, images, units, [i], starts) - expected).abs().max()
-        except Exception:  # whatever a model raises that is given no values
-            off = torch.full_like(spread, torch.inf)
-        found.append(bool(off <= 1e-3 * spread))
-    return found
+            error = (without(model, images, branches, [i], starts) - expected).abs().max()
+        except Exception:  # whatever a model raises that gets no values
+            error = torch.full_like(spread, torch.inf)
+        resumes.append(bool(error <= 1e-3 * spread))
+    return resumes
 
 
 def _scores(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether each image is right (NaN never is), and its negative log-likelihood: 2 x B."""
+    """Return whether each image is correct (NaN never is), and its negative log-likelihood: 2 x B."""
     logits = logits.float()
-    right = (logits.argmax(-1) == labels) & ~logits.isnan().any(-1)
-    return torch.stack([right.float(), F.cross_entropy(logits, labels, reduction="none")])
+    correct = (logits.argmax(-1) == labels) & ~logits.isnan().any(-1)
+    return torch.stack([correct.float(), F.cross_entropy(logits, labels, reduction="none")])
 
 
-def _block_name(units: Sequence[ResidualBranch], block: Sequence[int]) -> str:
-    return min((units[i].module for i in block), key=len)
+def _block_name(branches: Sequence[ResidualBranch], block: Sequence[int]) -> str:
+    return min((branches[i].module for i in block), key=len)
+
+
+def page(result: LesionResult) -> Page:
+    """Show the most costly lesions, then for each model all lesions against depth and their numbers."""
+    sections: list[Section] = [_most_costly(result)]
+    for name, measured in result.lesions.items():
+        sections += _model_sections(measured, f": {name}" if len(result.lesions) > 1 else "")
+    subject = result.subject
+    return Page(
+        f"{subject.listed()}: lesions",
+        f"Models without one of their residual branches, on images of {subject.data}.",
+        sections=sections,
+    )
+
+
+def _most_costly(result: LesionResult) -> Table:
+    rows = []
+    for name, measured in result.lesions.items():
+        rows.append(Row(name, [measured.accuracy, measured.nll], "the whole model"))
+        costly = sorted([*measured.branches, *measured.blocks], key=lambda one: -one.nll.value)[:MOST_COSTLY]
+        rows += [Row(f"without {one.name}", [one.accuracy, one.nll]) for one in costly]
+    text = (
+        f"The whole model, and the change (without - with) for the {MOST_COSTLY} branches and blocks whose removal "
+        "costs most likelihood."
+    )
+    return Table("Most costly lesions", ["accuracy", "NLL"], rows, text, names="model")
+
+
+def _model_sections(measured: Lesions, suffix: str) -> list[Section]:
+    title = f"Accuracy without each branch{suffix}"
+    text = (
+        "Accuracy without one branch - accuracy of the whole model, on the same images. "
+        f"The whole model: {100 * measured.accuracy.value:.1f}% of {measured.accuracy.count:,} images."
+    )
+    plot = layer_plots.through_depth(_points(measured.branches, "accuracy"), title, "accuracy, pp", "pp")
+    sections: list[Section] = [Figure(title, text, plot)]
+    title = f"Likelihood without each branch{suffix}"
+    text = "Negative log-likelihood without the branch - with it; it shows changes too small to change accuracy."
+    nll = layer_plots.through_depth(_points(measured.branches, "nll"), title, "NLL, nats")
+    sections.append(Figure(title, text, nll))
+    for title, removed in ((f"Branches{suffix}", measured.branches), (f"Blocks{suffix}", measured.blocks)):
+        if removed:
+            rows = [Row(one.name, [one.accuracy, one.nll]) for one in removed]
+            text = "Change without it (without - with), paired by image."
+            sections.append(Table(title, ["accuracy", "NLL"], rows, text, names="without"))
+    return sections
+
+
+def _points(measured: Sequence[Lesion], name: str) -> list[tuple[str, float, Estimate]]:
+    return [(one.kind, one.depth, getattr(one, name)) for one in measured]

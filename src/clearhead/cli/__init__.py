@@ -14,7 +14,6 @@ from clearhead.cli.analyses import add_analyses
 from clearhead.cli.data import data_app
 from clearhead.cli.evaluation import audit, compare, evaluate, explain, heads, report, sis, slices
 from clearhead.cli.landscape import landscape_app
-from clearhead.cli.layers import layers_app
 from clearhead.cli.options import Device
 from clearhead.cli.output import log_to_stderr
 from clearhead.cli.reproduce import reproduce_app
@@ -29,6 +28,7 @@ app = typer.Typer(
 )
 for command in (explain, sis, audit, compare, heads, slices, evaluate, train, repair, report):
     app.command()(command)
+layers_app = typer.Typer(no_args_is_help=True, help="Measure feature maps through the depth of a model.")
 add_analyses(app, {"layers": layers_app, "landscape": landscape_app, "study": study_app})
 app.add_typer(data_app, name="data")
 app.add_typer(landscape_app, name="landscape")

@@ -12,7 +12,6 @@ from clearhead.report.comparisons import comparison_sections
 from clearhead.report.evaluations import evaluation_sections, sufficient_sections
 from clearhead.report.heads import head_sections
 from clearhead.report.landscape import spectrum_sections, surface_sections, trajectory_sections
-from clearhead.report.layers import cka_sections, fourier_sections, lesion_sections
 from clearhead.report.optimizers import optimizer_sections
 from clearhead.report.page import Section
 from clearhead.report.slices import slice_sections
@@ -21,12 +20,9 @@ from clearhead.report.suites import suite_sections
 from clearhead.report.trainings import training_sections
 from clearhead.results import (
     AuditResults,
-    CkaResults,
     ComparisonResults,
     EvaluationResults,
-    FourierResults,
     HeadsResults,
-    LesionResults,
     OptimizerResults,
     SlicesResults,
     SpectrumResults,
@@ -93,10 +89,6 @@ def _trained(run: TrainingResults) -> str:
     if run.method == "train":
         return f"Trained on {run.data}."
     return f"Repaired on {run.data}, by {'keeping heads' if run.method == 'heads' else run.method}."
-
-
-def _of_layers(run: FourierResults | LesionResults | CkaResults) -> str:
-    return f"Feature maps of images of {run.data}, unit by unit."
 
 
 KINDS: dict[type, Kind] = {
@@ -173,20 +165,5 @@ KINDS: dict[type, Kind] = {
         lambda run: f"{run.model}: the way of the weights",
         lambda run: f"{len(run.epochs)} epochs that training kept.",
         lambda run, folder, of: trajectory_sections(run),
-    ),
-    FourierResults: Kind(
-        lambda run: f"{_listed(run.models)}: frequencies through depth",
-        _of_layers,
-        lambda run, folder, of: fourier_sections(run),
-    ),
-    LesionResults: Kind(
-        lambda run: f"{_listed(run.models)}: lesions",
-        _of_layers,
-        lambda run, folder, of: lesion_sections(run),
-    ),
-    CkaResults: Kind(
-        lambda run: f"{_listed(run.models)}: similarity of layers",
-        _of_layers,
-        lambda run, folder, of: cka_sections(run),
     ),
 }

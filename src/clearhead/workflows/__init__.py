@@ -13,7 +13,6 @@ from clearhead.workflows.evaluation import (
     run_report,
 )
 from clearhead.workflows.landscape import run_hessian, run_surface, run_trajectory
-from clearhead.workflows.layers import run_cka, run_fourier, run_lesion
 from clearhead.workflows.maps import run_explain, run_sis
 from clearhead.workflows.pieces import Progress, class_index, load_backbone, model_name
 from clearhead.workflows.slices import run_slices
@@ -29,14 +28,11 @@ __all__ = [
     "model_name",
     "on_device",
     "run_audit",
-    "run_cka",
     "run_compare",
     "run_evaluate",
     "run_explain",
-    "run_fourier",
     "run_heads",
     "run_hessian",
-    "run_lesion",
     "run_optimizers",
     "run_repair",
     "run_repairs",

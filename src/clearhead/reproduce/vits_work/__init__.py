@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clearhead import workflows
+from clearhead import runs_new, workflows
 from clearhead.analyses.hessian import Spectrum
 from clearhead.errors import ClearheadError
 from clearhead.progress import Progress
@@ -64,9 +64,11 @@ def reproduce(
     spectra = _spectra(out, data, chosen, kept, run)
 
     checkpoints = [str(out / name / "checkpoint") for name in chosen.main]
-    probed: dict[str, Any] = {"split": "test", "images": chosen.probed, "seed": seed, **run}
-    maps = workflows.run_fourier(checkpoints, data / "100", out / "fourier", **probed)
-    workflows.run_lesion(checkpoints, data / "100", out / "lesion", **probed)
+    probed: dict[str, Any] = {"models": checkpoints, "data": str(data / "100"), "split": "test"}
+    probed |= {"limit": chosen.probed, "seed": seed}
+    maps, _ = (
+        runs_new.run(f"layers {name}", probed, out=out / name, device=device).result for name in ("fourier", "lesion")
+    )
     noise, corruptions = (
         workflows.run_suite(checkpoints, [suite], data / of, out / suite, split="test", seed=seed, **run)
         for suite, of in (("frequency-noise", "100"), ("corruptions", CORRUPTED))

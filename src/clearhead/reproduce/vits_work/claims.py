@@ -8,10 +8,11 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import t
 
+from clearhead.analyses.fourier import Fourier
 from clearhead.analyses.hessian import Spectrum
 from clearhead.metrics.statistics import Estimate, newcombe_difference
 from clearhead.reproduce.vits_work.sizes import BLOCKS, FRACTIONS, Size
-from clearhead.results import AuditResults, ComparisonResults, FourierResults, SuiteResults
+from clearhead.results import AuditResults, ComparisonResults, SuiteResults
 
 Sentence = tuple[str, str, str, Literal[-1, 1]]
 """What is said, of which model, against which (or of which kind of unit), and on which side of zero it lies."""
@@ -36,7 +37,7 @@ class Found:
 
     size: Size
     spectra: dict[str, dict[int, Spectrum]]
-    maps: FourierResults
+    maps: Fourier
     noise: SuiteResults
     corruptions: SuiteResults
     audits: dict[tuple[str, str], AuditResults]

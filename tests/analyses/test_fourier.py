@@ -9,8 +9,20 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from clearhead.analyses.fourier import feature_maps, frequencies, log_amplitudes, variances
+from clearhead.analyses.fourier import (
+    FeatureMap,
+    FeatureMaps,
+    Fourier,
+    feature_maps,
+    frequencies,
+    log_amplitudes,
+    page,
+    variances,
+)
+from clearhead.analyses.subject import Subject
 from clearhead.layers import LayersError
+from clearhead.metrics.statistics import Estimate
+from tests.command import clearhead, error, result
 from tests.layers.conftest import build, images_of, small
 from tests.layers.test_branches import Handmade
 
@@ -131,5 +143,42 @@ def test_maps_without_a_grid_are_refused(folder):
         x = torch.cat([x, x[:, :14]], 1).repeat(1, 4, 1)
         return x + m.one(x)
 
-    with pytest.raises(LayersError, match="120 x 16 an image"):
+    with pytest.raises(LayersError, match="120 x 16 per image"):
         feature_maps(build(Handmade(odd)), folder)
+
+
+def test_branches_are_counted_whose_change_is_known():
+    def unit(change: float | None) -> FeatureMap:
+        high = None if change is None else Estimate(change, change, change, 8)
+        one = Estimate(1.0, 1.0, 1.0, 8)
+        return FeatureMap("a", "conv", 0.5, 4, 4, [0, 0.5], [0, -1], one, one, high, one)
+
+    mean = Estimate(-0.5, -1, 0, 8)
+    maps = FeatureMaps([unit(c) for c in (None, -2.0, 1.0)], {"conv": mean}, {"conv": mean, "mlp": mean}, [], 8)
+    changes = page(Fourier(Subject(["model"]), {"model": maps})).sections[0]
+    assert [(row.name, row.cells, row.note) for row in changes.rows] == [
+        ("model, convolution", [mean, mean], "2 branches, 1 lower it"),
+        ("model, MLP", ["", mean], ""),
+    ]
+
+
+def test_the_command_leaves_a_whole_run(place):
+    run = clearhead("layers", "fourier", "model", "data", "--limit", 8, "--out", "fourier", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "attention" in run.stdout
+    found = result(place / "fourier")["maps"]["model"]
+    assert found["images"] == 8
+    assert [unit["kind"] for unit in found["units"]] == ["embed", *["attention", "mlp"] * 2]
+    text = (place / "fourier" / "report.html").read_text()
+    assert "Fourier spectrum" in text
+    assert "Variance of feature maps" in text
+
+
+def test_bad_input_is_reported(place):
+    for arguments, message in (
+        (("nowhere", "data"), "model: nowhere is not a folder"),
+        (("model", "nothing"), "data: nothing: no such folder or file"),
+        (("model", "data", "--split", "nowhere"), "nowhere"),
+        (("model", "data", "--out", "data"), "holds other files"),
+    ):
+        assert message in error(clearhead("layers", "fourier", *arguments, cwd=place))
