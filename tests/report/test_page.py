@@ -51,8 +51,8 @@ def scene(seed: int, size: int = 224) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return image.clip(0, 255).astype(np.uint8), mask, np.exp(-((y - by) ** 2 + (x - bx) ** 2) / 0.03)
 
 
-def full_page(pictures: int = 12) -> Page:
-    def picture(i: int) -> ExampleImages:
+def full_page(examples: int = 12) -> Page:
+    def example(i: int) -> ExampleImages:
         image, mask, heat = scene(i)
         after = np.clip(mask * 0.8 + 0.25 * heat, 0, 1)
         after = after.reshape(14, 16, 14, 16).mean((1, 3))
@@ -165,7 +165,7 @@ def full_page(pictures: int = 12) -> Page:
             Gallery(
                 "What it looks at",
                 "Drawn at random (seed 0). Warm colours: relevant for the true class.",
-                [picture(i) for i in range(pictures)],
+                [example(i) for i in range(examples)],
             ),
             Figure(
                 "How the repair went",
@@ -318,7 +318,7 @@ def test_intervals_are_without_unit_and_empty_where_an_end_is_unknown() -> None:
 
 @pytest.fixture(scope="module")
 def full() -> str:
-    return render(full_page(pictures=3))
+    return render(full_page(examples=3))
 
 
 def test_the_page_is_well_formed_and_its_references_meet(full: str) -> None:
@@ -470,7 +470,7 @@ def test_a_count_is_told_once_at_the_widest_place_where_it_holds() -> None:
 @pytest.mark.parametrize("columns", [1, 3])
 def test_a_row_that_does_not_fit_its_columns_is_refused(columns: int) -> None:
     page = one_table(Row("first", ["x"] * columns), Row("seeds", [1, 2]), columns=columns)
-    message = rf"table 'Results' has {columns} columns .*row 'seeds' has 2 cells: give one cell for each column"
+    message = rf"table 'Results' has {columns} columns .*row 'seeds' has 2 cells: give one cell per column"
     with pytest.raises(ValueError, match=message):
         render(page)
 

@@ -1,4 +1,4 @@
-"""Pictures of a run on its page."""
+"""Example images of a run on its page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,20 +6,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from clearhead import results
 from clearhead.analyses.audit import Audit
-from clearhead.report import page
-from clearhead.report.page import Gallery
-from clearhead.results import ExampleImages
+from clearhead.report.page import ExampleImages, Gallery
 
 
-def gallery(title: str, text: str, examples: Sequence[ExampleImages], folder: Path) -> Gallery:
-    """Strips of the run in a folder under one heading."""
-
-    def picture(strip: ExampleImages) -> page.ExampleImages:
-        images = [(caption, np.asarray(Image.open(folder / "pictures" / file))) for caption, file in strip.pictures]
-        return page.ExampleImages(images, strip.title, strip.text)
-
-    return Gallery(title, text, [picture(strip) for strip in examples])
+def gallery(title: str, text: str, examples: Sequence[results.ExampleImages], folder: Path) -> Gallery:
+    """Return the example images of a run in a folder under one heading."""
+    rows = []
+    for example in examples:
+        images = [(caption, np.asarray(Image.open(folder / "pictures" / file))) for caption, file in example.pictures]
+        rows.append(ExampleImages(images, example.title, example.text))
+    return Gallery(title, text, rows)
 
 
 def map_text(audit: Audit) -> str:

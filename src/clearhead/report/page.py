@@ -1,17 +1,16 @@
-"""The page of results: plain data in, one self-contained HTML file out.
+"""A report page: plain data in, one self-contained HTML file out.
 
-A `Page` holds verdicts, headline numbers, sections and facts. `render` turns it into HTML that asks nothing of the
-network (pictures are data URIs, plots inline SVG, a content security policy forbids scripts and requests) and that
-reads in light, in dark, on a phone and on paper.
+A `Page` holds verdicts, headline numbers, sections and provenance. ``render`` turns it into HTML that makes no network
+requests (images are data URIs, plots are inline SVG, a content security policy forbids scripts and requests) and is
+readable in light and dark mode, on a phone and on paper. ``clearhead.report.terminal`` prints the same object.
 """
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import jinja2
 from markupsafe import Markup
@@ -20,21 +19,31 @@ from clearhead.errors import ClearheadError
 from clearhead.metrics.statistics import Estimate, format_interval, format_value
 from clearhead.metrics.verdict import Verdict
 from clearhead.report.overlay import data_uri
-from clearhead.storage import Pixels
+from clearhead.storage import Pixels, write_text
+
+Cell = Estimate | str | int
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: its name, one cell for each column, and a remark set small under the name."""
+    """One row of a table: its name, one cell per column, and a note shown in small print under the name."""
 
     name: str
-    cells: Sequence[Estimate | str | int]
+    cells: Sequence[Cell]
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table; `columns` heads the cells, `names` the column of row names, `text` says what the numbers mean."""
+    """A table.
+
+    Attributes:
+        title: heading of the section.
+        columns: headers of the cells.
+        rows: one cell per column each.
+        text: explains the numbers.
+        names: header of the column of row names.
+    """
 
     title: str
     columns: Sequence[str]
@@ -45,9 +54,9 @@ class Table:
 
 @dataclass(frozen=True)
 class ExampleImages:
-    """Captioned images (H x W x 3, uint8) of one sample side by side, such as image, map before, map after.
+    """Captioned images (H x W x 3, uint8) of one sample in a row, such as image, map before, map after.
 
-    Part of results too: ``clearhead.storage`` saves the pixels as PNG files.
+    Results contain them too: ``clearhead.storage`` saves the pixels as PNG files.
     """
 
     images: Sequence[tuple[str, Pixels]]
@@ -57,7 +66,7 @@ class ExampleImages:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Example images under one heading."""
+    """Several rows of example images under one heading."""
 
     title: str
     text: str
@@ -66,7 +75,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot: `svg` is put into the page as it is and must come from `clearhead.report.plots`."""
+    """A plot; `svg` is inserted without escaping and must come from ``clearhead.report.plots``."""
 
     title: str
     text: str
@@ -78,34 +87,31 @@ Section = Table | Gallery | Figure
 
 @dataclass(frozen=True)
 class Page:
-    """All that a report shows; `facts` (model, data, seed, versions, command) close it."""
+    """The content of a report; `provenance` (model, data, seed, versions, command) is its footer."""
 
     title: str
     lead: str
     verdicts: Sequence[Verdict] = ()
     headline: Sequence[tuple[str, Estimate]] = ()
-    sections: Sequence[Table | Gallery | Figure] = ()
+    sections: Sequence[Section] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
 
 
 def render(page: Page) -> str:
-    """The page as HTML; all text is escaped. ClearheadError where a table's row has too few or too many cells."""
+    """Return the page as HTML; all text is escaped.
+
+    Raises:
+        ClearheadError: if a row of a table has too few or too many cells.
+    """
     for section in page.sections:
         if isinstance(section, Table):
-            _check(section)
+            require_full_rows(section)
     return _template().render(page=page)
 
 
 def write(page: Page, path: Path) -> None:
-    """Render to `path`; a failure on the way leaves what was there before untouched."""
-    html = render(page)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(html, encoding="utf-8", errors="replace")  # file names need not be valid text
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """Write the page as HTML; after a failure the previous file is unchanged."""
+    write_text(path, render(page))
 
 
 @cache
@@ -117,33 +123,31 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "format_value": format_value,
-        "format_interval": format_interval,
-        "data_uri": data_uri,
-        "svg": Markup,
-    }
-    environment.tests |= {
+    filters: dict[str, Any] = {"value": format_value, "interval": format_interval, "data_uri": data_uri, "svg": Markup}
+    tests: dict[str, Any] = {
         "table": lambda section: isinstance(section, Table),
         "gallery": lambda section: isinstance(section, Gallery),
         "estimate": lambda cell: isinstance(cell, Estimate),
     }
-    environment.globals |= {"counts": _counts, "numeric_columns": _numeric_columns}
+    environment.filters |= filters
+    environment.tests |= tests
+    environment.globals |= {"sample_counts": sample_counts, "numeric_columns": _numeric_columns}
     return environment.get_template("page.html.j2")
 
 
-def _check(table: Table) -> None:
+def require_full_rows(table: Table) -> None:
+    """Raise ClearheadError unless each row of a table has one cell per column."""
     for row in table.rows:
         if len(row.cells) != len(table.columns):
             raise ClearheadError(
                 f"table {table.title!r} has {len(table.columns)} columns {list(table.columns)}, but row {row.name!r} "
-                f"has {len(row.cells)} cells: give one cell for each column (the row's name is not one of them)"
+                f"has {len(row.cells)} cells: give one cell per column (the row's name is not one of them)"
             )
 
 
 @dataclass(frozen=True)
-class _Counts:
-    """Sample counts, said once: for the whole table, else for its rows, else its columns, else each cell."""
+class SampleCounts:
+    """Where to show the sample counts of a table: one for all, else one per row, else per column, else per cell."""
 
     table: int | None = None
     rows: Sequence[int | None] = ()
@@ -151,24 +155,26 @@ class _Counts:
     cells: bool = False
 
 
-def _counts(table: Table) -> _Counts:
-    grid = [[cell.count if _measured(cell) else None for cell in row.cells] for row in table.rows]
+def sample_counts(table: Table) -> SampleCounts:
+    """Return the most compact way to show all sample counts of a table."""
+    grid = [[cell.count if is_measured(cell) else None for cell in row.cells] for row in table.rows]
     rows = [{count for count in row if count is not None} for row in grid]
     columns = [{count for count in column if count is not None} for column in zip(*grid, strict=True)]
-    everything = set().union(*rows)
-    if len(everything) <= 1:
-        return _Counts(table=min(everything, default=None))
+    counts: set[int] = set().union(*rows)
+    if len(counts) <= 1:
+        return SampleCounts(table=min(counts, default=None))
     if all(len(counts) <= 1 for counts in rows):
-        return _Counts(rows=[min(counts, default=None) for counts in rows])
+        return SampleCounts(rows=[min(counts, default=None) for counts in rows])
     if all(len(counts) <= 1 for counts in columns):
-        return _Counts(columns=[min(counts, default=None) for counts in columns])
-    return _Counts(cells=True)
+        return SampleCounts(columns=[min(counts, default=None) for counts in columns])
+    return SampleCounts(cells=True)
 
 
-def _measured(cell: Estimate | str | int) -> TypeGuard[Estimate]:
+def is_measured(cell: Cell) -> TypeGuard[Estimate]:
+    """Return whether a cell is an estimate with a value."""
     return isinstance(cell, Estimate) and not math.isnan(cell.value)
 
 
 def _numeric_columns(table: Table) -> list[bool]:
-    """Which columns hold numbers, to be set flush right."""
+    """Return which columns contain numbers, which are aligned to the right."""
     return [any(not isinstance(row.cells[i], str) for row in table.rows) for i in range(len(table.columns))]
