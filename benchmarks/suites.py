@@ -21,14 +21,14 @@ from clearhead.data.folder import read_folder
 from clearhead.data.image_io import load_image
 from clearhead.models import load_model
 from clearhead.prediction.suite_predictions import answer
-from clearhead.shifts.sets import ShiftedDataset, plain
+from clearhead.shifts.sets import ShiftedDataset, identity_mapping
 
 
 def main(name: str, data: Path, count: int, workers: int, batch_size: int, rounds: int) -> None:
     model = load_model(name)
     folder = read_folder(data, classes=model.classes, check=False)
     folder = replace(folder, samples=folder.samples[:count])
-    one = ShiftedDataset("as it is", folder, {"all": plain(len(model.classes))})
+    one = ShiftedDataset("clean", folder, {"all": identity_mapping(len(model.classes))})
     spent: dict[str, list[float]] = defaultdict(list)
     for number in range(rounds + 1):
         out = Path(tempfile.mkdtemp())

@@ -337,9 +337,9 @@ def tell_masks(written: MasksWritten) -> None:
 
 def tell_problems(issues: Sequence[DataIssue]) -> None:
     """How many problems of each kind the data has, with one example of each."""
-    counts = Counter((issue.kind, issue.action) for issue in issues)
+    counts = Counter((issue.category, issue.action) for issue in issues)
     for (kind, action), count in counts.items():
-        example = next(p for p in issues if (p.kind, p.action) == (kind, action))
+        example = next(p for p in issues if (p.category, p.action) == (kind, action))
         err.print(
             f"[yellow]data:[/] {count:,} {kind} ({action}), such as {escape(example.file)}: {escape(example.detail)}"
         )

@@ -29,10 +29,10 @@ def predictions(predicted: list[int], label: list[int]) -> Predictions:
 
 def test_an_intervention_that_one_model_was_not_shown_is_left_out() -> None:
     before, after = predictions([0, 1, 2], [0, 1, 2]), predictions([0, 1, 2], [0, 1, 2])
-    before.interventions["background shuffled"][:] = [0, 1, 2]
-    after.interventions["background shuffled"][:2] = [0, 1]  # the last image of its batch had no partner
+    before.interventions["background swapped"][:] = [0, 1, 2]
+    after.interventions["background swapped"][:2] = [0, 1]  # the last image of its batch had no partner
     for pair in ((before, after), (after, before)):
-        found = compare(*pair, CLASSES).differences["accuracy, background shuffled"]
+        found = compare(*pair, CLASSES).differences["accuracy, background swapped"]
         assert (found.value, found.count) == (0, 2)
 
 

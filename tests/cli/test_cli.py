@@ -56,7 +56,7 @@ def test_audit_leaves_a_whole_run_and_does_it_once(place):
     results = json.loads((place / "audit" / "results.json").read_text())["audit"]
     assert results["accuracy"]["count"] == 12
     assert set(results["groups"]) == {f"class={c}, ground={g}" for c in CLASSES for g in ("dark", "light")}
-    assert set(results["interventions"]) == {"clean", "background removed", "background shuffled", "background only"}
+    assert set(results["interventions"]) == {"clean", "background removed", "background swapped", "background only"}
     table = pyarrow.parquet.read_table(place / "audit" / "predictions.parquet").to_pydict()
     correct = np.mean([a == b for a, b in zip(table["label"], table["predicted"], strict=True)])
     assert correct == results["accuracy"]["value"]
@@ -386,7 +386,7 @@ def test_evaluate_a_suite_leaves_one_table_and_compares_from_what_it_kept(place,
     results = json.loads((place / "suite" / "results.json").read_text())
     assert results["models"] == ["model", "again (1)", "again (2)"]
     sets = [row["set"] for row in results["rows"] if row["model"] == "model"]
-    assert sets[0] == "as it is"
+    assert sets[0] == "clean"
     assert "rotation 90" in sets
     assert "rotation 45" not in sets
     table = pyarrow.parquet.read_table(place / "suite" / "table.parquet").to_pylist()
@@ -413,7 +413,7 @@ def test_evaluate_a_suite_leaves_one_table_and_compares_from_what_it_kept(place,
 
 
 def test_effective_robustness_is_from_a_baseline_table(place, repaired):
-    rows = [f"m{i},{name},3 classes,{x}" for i, x in enumerate((0.3, 0.6, 0.9)) for name in ("as it is", "rotation 90")]
+    rows = [f"m{i},{name},3 classes,{x}" for i, x in enumerate((0.3, 0.6, 0.9)) for name in ("clean", "rotation 90")]
     (place / "baseline.csv").write_text("model,set,scoring,top1\n" + "\n".join(rows) + "\n")
     suite = ("--suite", "rotation", "--sets", "rotation 90", "--baseline", "baseline.csv")
     run = clearhead("evaluate", "repair/checkpoint", "data", *suite, "--out", "line", cwd=place)

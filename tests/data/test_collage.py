@@ -170,7 +170,7 @@ def test_bad_sources_are_left_out_and_named(sources: Path, tmp_path: Path) -> No
     shutil.copy(pug / "pug_5.png", pug / "pug_6.png")
     shutil.copy(sources / "water/0.png", sources / "land/copy.png")
     issues = make(sources, tmp_path / "out")
-    assert [(p.file, p.kind) for p in issues] == [
+    assert [(p.file, p.category) for p in issues] == [
         ("land/copy.png", "duplicate-image"),
         ("pug/pug_0.png", "unreadable"),
         ("pug/pug_1.png", "no-mask"),
@@ -190,7 +190,7 @@ def test_a_foreground_that_vanishes_is_left_out(sources: Path, tmp_path: Path) -
     Image.fromarray(thin).save(sources / "masks/pug/pug_0.png")
     Image.new("RGB", (4000, 90)).save(sources / "images/pug/pug_0.png")
     (issue,) = make(sources, tmp_path / "out")
-    assert (issue.file, issue.kind) == ("pug/pug_0.png", "mask-empty")
+    assert (issue.file, issue.category) == ("pug/pug_0.png", "mask-empty")
     assert read_folder(tmp_path / "out").issues == ()
 
 
@@ -264,7 +264,7 @@ def test_pets_on_land_and_water(tmp_path: Path) -> None:
         classes={"cat": ["Abyssinian", "Bengal"], "dog": ["american_bulldog"]},
         pairing=PAIRING,
     )
-    assert [(p.file, p.kind) for p in issues] == [("Abyssinian/Abyssinian_34.jpg", "mask-empty")]
+    assert [(p.file, p.category) for p in issues] == [("Abyssinian/Abyssinian_34.jpg", "mask-empty")]
     table = rows(tmp_path / "out")
     no_leak(table)
     assert len({row["source"] for row in table}) == 599

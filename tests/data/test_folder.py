@@ -130,7 +130,7 @@ def test_wordnet_folders_of_an_imagenet_model(tmp_path: Path) -> None:
     picture(tmp_path / "n00000001/a.jpg")
     folder = read_folder(tmp_path, classes=[f"class {i}" for i in range(1000)])
     assert {Path(s.file).parent.name: s.label for s in folder.samples} == known
-    assert (only(folder).file, only(folder).kind) == ("n00000001", "unknown-class")
+    assert (only(folder).file, only(folder).category) == ("n00000001", "unknown-class")
     with pytest.raises(DataError, match="no class folder is a class of the model"):
         read_folder(tmp_path, classes=["cat", "dog"])
 
@@ -144,7 +144,7 @@ def test_unknown_class_is_skipped_and_counted(root: Path) -> None:
 def test_ambiguous_class_is_skipped(root: Path) -> None:
     folder = read_folder(root, classes=["dog", "cat", "Cat"])
     assert {s.label for s in folder.samples} == {0}
-    assert (only(folder).kind, only(folder).action) == ("ambiguous-class", "skipped")
+    assert (only(folder).category, only(folder).action) == ("ambiguous-class", "skipped")
 
 
 def test_no_known_class_says_what_both_have(root: Path) -> None:
@@ -179,7 +179,7 @@ def test_truncated_image_is_skipped(root: Path, name: str) -> None:
     cut(noise(root / name))
     folder = read_folder(root)
     assert len(folder.samples) == 4
-    assert (only(folder).file, only(folder).kind, only(folder).action) == (name, "truncated", "skipped")
+    assert (only(folder).file, only(folder).category, only(folder).action) == (name, "truncated", "skipped")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_unreadable_image_is_skipped(root: Path, content: bytes) -> None:
     (root / "dog/e.png").write_bytes(content)
     folder = read_folder(root)
     assert len(folder.samples) == 4
-    assert (only(folder).file, only(folder).kind, only(folder).action) == ("dog/e.png", "unreadable", "skipped")
+    assert (only(folder).file, only(folder).category, only(folder).action) == ("dog/e.png", "unreadable", "skipped")
     assert "\n" not in only(folder).detail
 
 
@@ -198,14 +198,14 @@ def test_image_that_may_not_be_read(root: Path) -> None:
     path.chmod(0)
     if os.access(path, os.R_OK):
         pytest.skip("this user may read everything")
-    assert only(read_folder(root)).kind == "unreadable"
+    assert only(read_folder(root)).category == "unreadable"
 
 
 def test_oversized_image_is_skipped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(root / "cat/e.png", (200, 200))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     folder = read_folder(root)
-    assert (only(folder).file, only(folder).kind) == ("cat/e.png", "unreadable")
+    assert (only(folder).file, only(folder).category) == ("cat/e.png", "unreadable")
 
 
 def test_no_image_left(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_mask_is_compared_with_the_upright_image(root: Path) -> None:
     cover(root / "masks/cat/a.png", (12, 20))
     assert read_folder(root).samples[0].mask is not None
     cover(root / "masks/cat/a.png", (20, 12))
-    assert only(read_folder(root)).kind == "mask-size"
+    assert only(read_folder(root)).category == "mask-size"
 
 
 def test_unreadable_and_empty_masks_are_ignored(root: Path) -> None:
@@ -251,7 +251,7 @@ def test_unreadable_and_empty_masks_are_ignored(root: Path) -> None:
     cover(root / "masks/dog/c.png", foreground=False)
     folder = read_folder(root)
     assert [s.mask is None for s in folder.samples] == [True, False, True, True]
-    assert [(p.file, p.kind, p.action) for p in folder.issues] == [
+    assert [(p.file, p.category, p.action) for p in folder.issues] == [
         ("cat/a.jpg", "mask-unreadable", "mask ignored"),
         ("dog/c.JPEG", "mask-empty", "mask ignored"),
     ]
@@ -261,7 +261,7 @@ def test_mask_that_is_no_png(root: Path) -> None:
     picture(root / "masks/cat/a.jpg")
     folder = read_folder(root)
     assert folder.samples[0].mask is None
-    assert (only(folder).kind, only(folder).action) == ("mask-format", "mask ignored")
+    assert (only(folder).category, only(folder).action) == ("mask-format", "mask ignored")
 
 
 def test_mask_without_image_is_counted(root: Path) -> None:
@@ -290,7 +290,7 @@ def test_strays_are_reported(root: Path) -> None:
     folder = read_folder(root)
     assert len(folder.samples) == 4
     assert folder.classes == ("cat", "dog", "empty")
-    assert [(p.file, p.kind, p.action) for p in folder.issues] == [
+    assert [(p.file, p.category, p.action) for p in folder.issues] == [
         ("cat/notes.txt", "other-file", "skipped"),
         ("dog/puppies", "nested-folder", "skipped"),
         ("empty", "empty-class", "counted"),
@@ -322,7 +322,7 @@ def test_rows_without_file_and_files_without_row(root: Path) -> None:
     )
     train = read_folder(root, split="train")
     assert [s.file for s in train.samples] == ["cat/a.jpg"]
-    assert [(p.file, p.kind, p.action) for p in train.issues] == [
+    assert [(p.file, p.category, p.action) for p in train.issues] == [
         ("cat/b.png", "no-metadata", "skipped"),
         ("cat/z.jpg", "metadata-without-file", "counted"),
         ("dog/c.JPEG", "no-metadata", "skipped"),
@@ -331,7 +331,7 @@ def test_rows_without_file_and_files_without_row(root: Path) -> None:
     both = read_folder(root)
     assert len(both.samples) == 4
     assert both.samples[2].groups == {"place": ""}
-    assert {(p.file, p.action) for p in both.issues if p.kind == "no-metadata"} == {
+    assert {(p.file, p.action) for p in both.issues if p.category == "no-metadata"} == {
         ("dog/c.JPEG", "counted"),
         ("dog/d.webp", "counted"),
     }
@@ -350,7 +350,7 @@ def test_repeated_rows(root: Path) -> None:
     for split, files in (("train", ["cat/a.jpg", "dog/c.JPEG"]), ("test", ["dog/d.webp"])):
         folder = read_folder(root, split=split)
         assert [s.file for s in folder.samples] == files
-        assert ("cat/b.png", "metadata-duplicate", "skipped") in [(p.file, p.kind, p.action) for p in folder.issues]
+        assert ("cat/b.png", "metadata-duplicate", "skipped") in [(p.file, p.category, p.action) for p in folder.issues]
     assert [p.action for p in read_folder(root).issues] == ["counted", "skipped"]
 
 
@@ -366,7 +366,7 @@ def test_malformed_rows(root: Path) -> None:
         "dog/c.JPEG,land",
         "dog/d.webp,land",
     )
-    issues = [p for p in read_folder(root).issues if p.kind == "metadata-row"]
+    issues = [p for p in read_folder(root).issues if p.category == "metadata-row"]
     assert [p.detail for p in issues] == [
         "line 3: 1 cells for 2 columns",
         "line 4: 3 cells for 2 columns",
@@ -472,7 +472,7 @@ def test_a_name_that_is_no_text_is_left_out(root: Path) -> None:
         file.write(read_folder(root).samples[0].path.read_bytes())
     found = read_folder(root)
     assert len(found.samples) == before
-    (issue,) = [issue for issue in found.issues if issue.kind == "name"]
+    (issue,) = [issue for issue in found.issues if issue.category == "name"]
     assert issue.file == f"{found.classes[0]}/caf\\xe9.png"
 
 
@@ -641,4 +641,4 @@ def test_masks_of_a_folder_that_is_not_there_are_told(root: Path) -> None:
 
 def test_two_spellings_of_a_path_are_one_row_twice(root: Path) -> None:
     metadata(root, "file,ground", "cat/a.jpg,x", "./cat/a.jpg,x", "cat/b.png,x", "dog/c.JPEG,x", "dog/d.webp,x")
-    assert (only(read_folder(root)).kind, only(read_folder(root)).action) == ("metadata-duplicate", "counted")
+    assert (only(read_folder(root)).category, only(read_folder(root)).action) == ("metadata-duplicate", "counted")

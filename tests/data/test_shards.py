@@ -73,7 +73,7 @@ def pixels(folder: Any) -> list[tuple[int, bytes]]:
 
 
 def found(folder: Any) -> dict[str, str]:
-    return {issue.file: issue.kind for issue in folder.issues}
+    return {issue.file: issue.category for issue in folder.issues}
 
 
 @pytest.fixture

@@ -121,7 +121,7 @@ def test_rows_that_cannot_be_used_are_returned(official, tmp_path):
     write_table(official, ROWS + bad)
     (tmp_path / "segmentations" / ROWS[0][1]).with_suffix(".png").unlink()
     issues = make_waterbirds(tmp_path / "out", official, tmp_path / "segmentations")
-    found = [(p.file[:30], p.kind, p.action) for p in issues]
+    found = [(p.file[:30], p.category, p.action) for p in issues]
     assert found == [
         ("004.Groove_billed_Ani/none.jpg", "metadata-without-file", "row ignored"),
         ("004.Groove_billed_Ani/a.jpg", "metadata-duplicate", "row ignored"),

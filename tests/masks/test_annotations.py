@@ -235,4 +235,4 @@ def test_annotations_fit_the_upright_image(tmp_path: Path) -> None:
     path = coco(tmp_path, {"image_id": 0, "bbox": [2, 1, 3, 3]}, names=("1.jpg",))
     write_masks(tmp_path / "data", annotations=partial(FORMATS["coco-boxes"], path), limits=ALL)
     assert load_mask(tmp_path / "data/masks/cat/1.png").size == (8, 6)
-    assert not [p for p in read_folder(tmp_path / "data").issues if p.kind == "mask-size"]
+    assert not [p for p in read_folder(tmp_path / "data").issues if p.category == "mask-size"]

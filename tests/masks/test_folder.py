@@ -100,7 +100,7 @@ def test_objects_are_found_and_written_to_a_new_folder(source: Path, tmp_path: P
     done = write_masks(source, out, model, batch_size=3, progress=progress)
     assert (done.folder, done.images, done.masks) == (out, 4, 3)
     assert done.dropped == {"no-object": 1}
-    assert [(p.file, p.kind) for p in done.issues if p.action == "mask dropped"] == [("dog/plain.png", "no-object")]
+    assert [(p.file, p.category) for p in done.issues if p.action == "mask dropped"] == [("dog/plain.png", "no-object")]
     assert (done.patches, done.made, done.kept) == (None, None, None)
     assert tracked == [(4, "masks")]
     for name in ("cat/1", "cat/2", "dog/1"):
@@ -172,7 +172,7 @@ def test_an_object_at_the_border_or_one_that_depends_on_tau_is_dropped(tmp_path:
     faint.save(tmp_path / "in/cat/faint.png")
     tau = float(F.cosine_similarity(*(torch.tensor(colour) / 127.5 - 1 for colour in (GROUND, other)), 0)) + 0.05
     done = write_masks(tmp_path / "in", tmp_path / "out", model, tau=tau)
-    assert {p.file: p.kind for p in done.issues} == {"cat/corner.png": "at-border", "cat/faint.png": "inconsistent"}
+    assert {p.file: p.category for p in done.issues} == {"cat/corner.png": "at-border", "cat/faint.png": "inconsistent"}
 
 
 def test_images_that_would_share_a_mask_get_none(source: Path, tmp_path: Path, model: Classifier) -> None:
@@ -186,7 +186,7 @@ def test_images_that_would_share_a_mask_get_none(source: Path, tmp_path: Path, m
 def test_a_random_vision_transformer_gives_masks_of_the_images_sizes(source: Path, tmp_path: Path) -> None:
     done = write_masks(source, tmp_path / "out", classifier("timm-vit"), limits=ALL, tau=0.0)
     assert done.masks + done.dropped.get("no-object", 0) == 4
-    assert not [p for p in read_folder(tmp_path / "out").issues if p.kind == "mask-size"]
+    assert not [p for p in read_folder(tmp_path / "out").issues if p.category == "mask-size"]
 
 
 def test_what_cannot_be_done_is_said_and_nothing_is_left(source: Path, tmp_path: Path, model: Classifier) -> None:

@@ -10,7 +10,7 @@ from clearhead.metrics.aggregates import aggregate_metrics
 from clearhead.models.class_names import imagenet_names
 from clearhead.prediction.suite_predictions import SuitePredictions
 from clearhead.shifts.corruptions import COMMON, corruption_sets, mean_corruption_error
-from clearhead.shifts.sets import ClassMapping, ShiftedDataset, plain
+from clearhead.shifts.sets import ClassMapping, ShiftedDataset, identity_mapping
 
 
 def answers(predicted, label) -> SuitePredictions:
@@ -33,10 +33,12 @@ def test_corruptions_have_a_mean_and_for_imagenet_an_mce():
     rng = np.random.default_rng(0)
     classes = imagenet_names("imagenet-1k")
     labels = [classes[i] for i in rng.integers(0, 1000, 60)]
-    sets = corruption_sets(folder(classes, labels), {"all": plain(1000)})
+    sets = corruption_sets(folder(classes, labels), {"all": identity_mapping(1000)})
     said = {one.name: answers([v if rng.random() < 0.7 else classes[0] for v in labels], labels) for one in sets}
     found = aggregate_metrics(sets, said)
-    faces = corruption_sets(folder([f"face {i}" for i in range(1000)], ["face 1"] * 60), {"all": plain(1000)})
+    faces = corruption_sets(
+        folder([f"face {i}" for i in range(1000)], ["face 1"] * 60), {"all": identity_mapping(1000)}
+    )
     assert aggregate_metrics(faces, said).keys() == {
         "mean corruption accuracy"
     }  # of a thousand classes, but not ImageNet's
@@ -62,7 +64,7 @@ def test_shape_bias_is_of_the_decisions_for_either():
     classes = ["bear", "car", "cat", "dog"]
     textures = ["dog", "dog", "dog", "dog", "cat", "cat", None]
     data = folder(classes, ["cat"] * 7, [{"texture": t} if t else {} for t in textures])
-    one = ShiftedDataset("cue-conflict", data, {"4 classes": ClassMapping(plain(4).outputs, 4, pool="mean")})
+    one = ShiftedDataset("cue-conflict", data, {"4 classes": ClassMapping(identity_mapping(4).outputs, 4, pool="mean")})
     said = answers(["cat", "cat", "dog", "car", "cat", "car", "cat"], ["cat"] * 7)
     found = aggregate_metrics([one], {one.name: said})["shape bias"]
     assert (found.value, found.count) == (pytest.approx(2 / 3), 3)
@@ -71,7 +73,8 @@ def test_shape_bias_is_of_the_decisions_for_either():
 def test_the_background_gap_is_paired():
     data = folder(["a", "b"], ["a"] * 4)
     sets = [
-        ShiftedDataset(f"imagenet-9 ({name})", data, {"9 classes": plain(2)}) for name in ("mixed_same", "mixed_rand")
+        ShiftedDataset(f"imagenet-9 ({name})", data, {"9 classes": identity_mapping(2)})
+        for name in ("mixed_same", "mixed_rand")
     ]
     said = {one.name: answers(list(found), ["a"] * 4) for one, found in zip(sets, ("aaab", "abbb"), strict=True)}
     assert aggregate_metrics(sets, said)["background gap"].value == pytest.approx(0.5)

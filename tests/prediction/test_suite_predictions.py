@@ -1,4 +1,4 @@
-"""Answers on shifted sets: scorings against plain sums, parts that go on where they stopped, two processes as one."""
+"""Answers on shifted sets: class mappings against plain sums, parts that go on where they stopped, two processes as one."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ from clearhead.models import Preprocessing, from_module
 from clearhead.prediction import suite_predictions as module
 from clearhead.prediction.suite_predictions import predict_suite, read_suite_predictions, scored
 from clearhead.runs import RunError
-from clearhead.shifts.sets import ClassMapping, ShiftedDataset, file_name, generators, plain
+from clearhead.shifts.sets import ClassMapping, ShiftedDataset, file_name, generators, identity_mapping
 
 CLASSES = ("red", "green", "blue")
 
@@ -54,8 +54,11 @@ def noisy(images: torch.Tensor, draws: list[torch.Generator]) -> torch.Tensor:
 
 
 def sets_of(folder) -> list[ShiftedDataset]:
-    scorings = {"3 classes": plain(3), "all": replace(plain(3), among="all")}
-    return [ShiftedDataset("as it is", folder, scorings), ShiftedDataset("noise 1", folder, scorings, shift=noisy)]
+    class_mappings = {"3 classes": identity_mapping(3), "all": replace(identity_mapping(3), among="all")}
+    return [
+        ShiftedDataset("clean", folder, class_mappings),
+        ShiftedDataset("noise 1", folder, class_mappings, shift=noisy),
+    ]
 
 
 @settings(deadline=None, max_examples=30)
@@ -86,12 +89,12 @@ def test_scorings_are_what_they_say(seed, among, pool):
 
 def test_a_scoring_for_another_number_of_outputs_is_refused():
     with pytest.raises(ValueError, match="models of 12 classes, in their usual order; this one has 3"):
-        scored(torch.zeros(1, 3), torch.tensor([0]), plain(12))
+        scored(torch.zeros(1, 3), torch.tensor([0]), identity_mapping(12))
 
 
 def test_answers_are_those_of_the_model(model, folder, tmp_path):
     predict_suite(model, sets_of(folder), tmp_path / "said", batch_size=4)
-    said = read_suite_predictions(tmp_path / "said" / file_name("as it is"))
+    said = read_suite_predictions(tmp_path / "said" / file_name("clean"))
     assert list(said) == ["3 classes", "all"]
     from clearhead.data.image_io import load_image
 
@@ -132,7 +135,7 @@ def test_a_stopped_run_goes_on_and_answers_nothing_twice(model, folder, tmp_path
     predict_suite(broken, sets_of(folder), tmp_path / "said", batch_size=4)
     assert before + sum(asked[7:]) == 2 * 21
     predict_suite(broken, sets_of(folder), tmp_path / "whole", batch_size=4)
-    for name in ("as it is", "noise 1"):
+    for name in ("clean", "noise 1"):
         assert (tmp_path / "said" / file_name(name)).read_bytes() == (tmp_path / "whole" / file_name(name)).read_bytes()
     assert not (tmp_path / "said" / ".parts").exists()
 
@@ -150,11 +153,11 @@ def test_answers_of_another_model_or_to_something_else_are_not_mixed_in(change, 
         samples = tuple(replace(sample, label=(sample.label + 1) % 3) for sample in folder.samples)
         sets = [replace(sets[0], folder=replace(folder, samples=samples))]
     else:
-        sets = [replace(sets[0], scorings={"turned": replace(plain(3), outputs=turned)})]
+        sets = [replace(sets[0], class_mappings={"turned": replace(identity_mapping(3), outputs=turned)})]
     predict_suite(first, sets, tmp_path / "said", batch_size=4)
     assert sum(asked[5:]) == 21  # all anew
     predict_suite(first, sets, tmp_path / "whole", batch_size=4)
-    name = file_name("as it is")
+    name = file_name("clean")
     assert (tmp_path / "said" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     predict_suite(first, sets, tmp_path / "said", batch_size=4)  # finished: nothing to do
     assert sum(asked[5:]) == 42
@@ -169,7 +172,7 @@ def test_a_model_in_train_mode_answers_as_in_eval_mode_and_is_left_as_it_was(mod
     predict_suite(normed, sets_of(folder), tmp_path / "eval", batch_size=4)
     normed.module.train()
     predict_suite(normed, sets_of(folder), tmp_path / "train", batch_size=7)
-    for name in ("as it is", "noise 1"):
+    for name in ("clean", "noise 1"):
         one, other = (read_suite_predictions(tmp_path / mode / file_name(name))["all"] for mode in ("eval", "train"))
         np.testing.assert_allclose(one.loss, other.loss, rtol=1e-5)
     assert not normed.module[0].running_mean.any()
@@ -189,7 +192,7 @@ def test_broken_images_are_listed_and_too_many_stop_the_run(model, folder, tmp_p
     broken = folder.samples[3].path
     broken.write_bytes(broken.read_bytes()[:60])
     predict_suite(model, sets_of(folder), tmp_path / "said", batch_size=4, most_unreadable=0.1)
-    found = read_suite_predictions(tmp_path / "said" / file_name("as it is"))["all"]
+    found = read_suite_predictions(tmp_path / "said" / file_name("clean"))["all"]
     assert len(found.file) == 20
     assert list(found.unreadable) == [folder.samples[3].file]
     for _ in range(2):  # starting again does not get past the limit
@@ -221,7 +224,7 @@ def test_parts_of_other_sets_or_sizes_are_not_mixed_in(model, folder, tmp_path, 
     with pytest.raises(KeyboardInterrupt):
         predict_suite(model, [one, two], tmp_path / "said", batch_size=4, progress=stopped)
     predict_suite(model, [one, two, three], tmp_path / "said", batch_size=4)
-    for name in ("as it is", "noise 1", "noise 2"):
+    for name in ("clean", "noise 1", "noise 2"):
         for found in read_suite_predictions(tmp_path / "said" / file_name(name)).values():
             assert found.file.tolist() == [sample.file for sample in folder.samples]
     assert not (tmp_path / "said" / ".parts").exists()
@@ -258,5 +261,5 @@ def test_two_processes_answer_as_one(model, folder, tmp_path, monkeypatch):
     script.write_text(PROCESS.format(here=here, data=str(folder.root), out=str(tmp_path / "two")))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
-    for name in ("as it is", "noise 1"):
+    for name in ("clean", "noise 1"):
         assert (tmp_path / "one" / file_name(name)).read_bytes() == (tmp_path / "two" / file_name(name)).read_bytes()

@@ -90,7 +90,7 @@ def test_parts_are_nested_and_share_what_they_are_measured_on(cifar, tmp_path):
     assert [len(half[split].samples) for split in half] == [32, 12, 16]
 
     def pixels(images):
-        return {sample.path.picture().tobytes() for sample in images.samples}
+        return {sample.path.open().tobytes() for sample in images.samples}
 
     assert pixels(half["train"]) < pixels(whole["train"])
     assert pixels(half["test"]) == pixels(whole["test"])

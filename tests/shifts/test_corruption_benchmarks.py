@@ -41,7 +41,7 @@ def test_cifar_c_is_five_blocks_a_type(tmp_path: Path) -> None:
         assert [sample.file for sample in one.folder.samples] == ["0", "1", "2", "3"]
         for i, sample in enumerate(one.folder.samples):
             assert np.array_equal(np.asarray(load_image(sample.path)), arrays[one.family][first + i])
-        assert {name: how.outputs for name, how in one.scorings.items()} == {
+        assert {name: how.outputs for name, how in one.class_mappings.items()} == {
             "10 classes": tuple((i,) for i in range(10))
         }
         assert one.folder.classes[:3] == ("airplane", "automobile", "bird")
@@ -52,7 +52,7 @@ def test_cifar_100_c_has_its_hundred_classes(tmp_path: Path) -> None:
     cifar(tmp_path, top=99)
     (one, *_) = read_cifar_c(tmp_path)
     assert (len(one.folder.classes), one.folder.classes[0], one.folder.classes[99]) == (100, "apple", "worm")
-    assert list(one.scorings) == ["100 classes"]
+    assert list(one.class_mappings) == ["100 classes"]
 
 
 def test_cifar_folders_that_cannot_be_used(tmp_path: Path) -> None:
@@ -91,8 +91,8 @@ def test_imagenet_c_lies_as_its_archives_unpack(tmp_path: Path) -> None:
     files = ["n01440764/ILSVRC2012_val_n01440764.JPEG", "n01443537/ILSVRC2012_val_n01443537.JPEG"]
     for one in sets:
         assert [sample.file for sample in one.folder.samples] == files
-        assert one.scorings["1000 classes"].outputs == ((0,), (1,))
-        assert one.scorings["1000 classes"].among == "all"
+        assert one.class_mappings["1000 classes"].outputs == ((0,), (1,))
+        assert one.class_mappings["1000 classes"].among == "all"
     assert abs(load_image(sets[4].folder.samples[0].path).getpixel((0, 0))[0] - 100) < 5
 
 

@@ -23,7 +23,7 @@ from clearhead.shifts.corruptions import (
     corruption_sets,
     mean_corruption_error,
 )
-from clearhead.shifts.sets import generators, plain
+from clearhead.shifts.sets import generators, identity_mapping
 
 NOISE = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
 BLUR = ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur")
@@ -325,7 +325,7 @@ def test_the_types_stand_in_published_order():
 
 
 def test_sets_are_one_a_type_and_severity_and_their_shift_is_the_corruption(tmp_path):
-    folder, scoring = ImageIndex(tmp_path, ("a", "b"), (), ()), {"2 classes": plain(2)}
+    folder, scoring = ImageIndex(tmp_path, ("a", "b"), (), ()), {"2 classes": identity_mapping(2)}
     assert len(corruption_sets(folder, scoring)) == 75
     sets = corruption_sets(folder, scoring, ["zoom_blur", "shot_noise"], (1, 4), "cifar")
     assert [(one.name, one.family, one.level) for one in sets] == [

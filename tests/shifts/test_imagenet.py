@@ -1,4 +1,4 @@
-"""Readers of the published ImageNet sets: layouts, labels, scorings, groups, problems; the mappings behind them."""
+"""Readers of the published ImageNet sets: layouts, labels, class mappings, groups, problems; the mappings behind them."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from PIL import Image
 from clearhead.data.dataset import DataIssue, ImageIndex
 from clearhead.data.image_io import DataError
 from clearhead.shifts.imagenet import IMAGENET, read_imagenet, read_shards, subset
-from clearhead.shifts.sets import ClassMapping, ShiftedDataset, plain
+from clearhead.shifts.sets import ClassMapping, ShiftedDataset, identity_mapping
 
 INFO = timm.data.ImageNetInfo("imagenet-1k")
 SYNSETS = INFO.label_names()
@@ -42,7 +42,7 @@ def labels(folder: ImageIndex) -> dict[str, int]:
 
 
 def issue(folder: ImageIndex, kind: str) -> DataIssue:
-    (found,) = [issue for issue in folder.issues if issue.kind == kind]
+    (found,) = [issue for issue in folder.issues if issue.category == kind]
     return found
 
 
@@ -58,7 +58,7 @@ def test_imagenet_labels_are_the_outputs(tmp_path: Path) -> None:
     found = one("imagenet", tmp_path)
     assert labels(found.folder) == {"n01440764/a.JPEG": 0, "n15075141/b.PNG": 999, "n02007558/c.jpeg": 130}
     assert found.folder.classes == tuple(SYNSETS)
-    assert (found.name, found.scorings, found.border) == ("imagenet", {"1000 classes": plain(1000)}, 0)
+    assert (found.name, found.class_mappings, found.border) == ("imagenet", {"1000 classes": identity_mapping(1000)}, 0)
     assert issue(found.folder, "missing-class") == DataIssue(
         ".",
         "missing-class",
@@ -99,8 +99,8 @@ def test_two_hundred_classes_are_scored_among_themselves_and_among_all(tmp_path:
     inside = {"imagenet-a": "n01498041", "imagenet-r": "n01443537"}[name]  # stingray 6, goldfish 1
     put(tmp_path, f"{inside}/a.jpg", "n15075141/b.jpg")
     found = one(name, tmp_path)
-    assert list(found.scorings) == ["200 classes", "1000 classes"]
-    own, everything = found.scorings.values()
+    assert list(found.class_mappings) == ["200 classes", "1000 classes"]
+    own, everything = found.class_mappings.values()
     assert (own.among, everything.among) == ("own", "all")
     assert len(own.outputs) == 200 == len(set(own.outputs))
     assert own.outputs == everything.outputs == tuple((SYNSETS.index(synset),) for synset in found.folder.classes)
@@ -142,21 +142,21 @@ def test_objectnet_keeps_the_overlap_and_counts_the_rest_once(tmp_path: Path) ->
     put(tmp_path / "images", "squeegee/e.png")
     found = one("objectnet", tmp_path)
     assert found.border == 2
-    own, everything = found.scorings["113 classes"], found.scorings["1000 classes"]
-    assert list(found.scorings) == ["113 classes", "1000 classes"]
+    own, everything = found.class_mappings["113 classes"], found.class_mappings["1000 classes"]
+    assert list(found.class_mappings) == ["113 classes", "1000 classes"]
     assert (own.among, own.pool, everything.among) == ("own", "max", "all")
     by_class = dict(zip(found.folder.classes, own.outputs, strict=True))
     assert {found.folder.classes[label] for label in labels(found.folder).values()} == {"alarm_clock", "t-shirt"}
     assert by_class["alarm_clock"] == (409, 530)
     detail = "3 images of 2 classes ImageNet does not have: air_freshener, squeegee"
     assert issue(found.folder, "no-overlap") == DataIssue(".", "no-overlap", detail, "skipped")
-    assert not [p for p in found.folder.issues if p.kind == "unknown-class"]
+    assert not [p for p in found.folder.issues if p.category == "unknown-class"]
     assert labels(one("objectnet", tmp_path / "images").folder) == labels(found.folder)
 
 
 def test_objectnet_mapping(tmp_path: Path) -> None:
     found = one("objectnet", put(tmp_path, "banana/a.png"))
-    outputs = found.scorings["113 classes"].outputs
+    outputs = found.class_mappings["113 classes"].outputs
     flat = [index for indices in outputs for index in indices]
     assert (len(outputs), len(flat), len(set(flat))) == (113, 125, 125)
     assert Counter(map(len, outputs)) == {1: 104, 2: 6, 3: 3}
@@ -192,13 +192,13 @@ def test_si_score_reads_the_parameters_of_each_factor(tmp_path: Path) -> None:
     assert groups(rotation) == {"ambulance/17.jpg": {"rotation": "1"}, "saxophone/2.jpg": {"rotation": "41"}}
     assert groups(size) == {"ambulance/17.jpg": {"area": "0.5"}, "saxophone/2.jpg": {"area": "0.2"}}
     assert groups(location)["saxophone/2.jpg"] == {"x_coord": "0.15", "y_coord": "0.5"}
-    assert list(rotation.scorings) == ["1000 classes", "61 classes"]  # published accuracies are 1000-way
-    assert [p.kind for p in rotation.folder.issues] == ["missing-class"]
+    assert list(rotation.class_mappings) == ["1000 classes", "61 classes"]  # published accuracies are 1000-way
+    assert [p.category for p in rotation.folder.issues] == ["missing-class"]
 
 
 def test_si_score_mapping(tmp_path: Path) -> None:
     found = one("si-score", put(tmp_path / "object_size", "pig/0.jpg"))
-    outputs = found.scorings["61 classes"].outputs
+    outputs = found.class_mappings["61 classes"].outputs
     assert len(outputs) == 61 == len(set(outputs))
     assert all(len(indices) == 1 for indices in outputs)
     assert words(outputs[labels(found.folder)["pig/0.jpg"]][0]).startswith("hog, pig")
@@ -240,16 +240,16 @@ def test_cue_conflict_shape_is_the_label_and_texture_a_group(tmp_path: Path) -> 
     assert by_file["airplane/airplane1-bicycle2.png"].groups == {"texture": "bicycle"}
     assert found.folder.classes[by_file["airplane/airplane1-bicycle2.png"].label] == "airplane"
     assert by_file["cat/cat3-cat1.png"].groups == {"texture": "cat"}
-    wrong = [p.file for p in found.folder.issues if p.kind == "no-texture"]
+    wrong = [p.file for p in found.folder.issues if p.category == "no-texture"]
     assert wrong == ["cat/cat1-unicorn2.png", "cat/other.png"]
     assert all(by_file[file].groups == {} for file in wrong)
-    (scoring,) = found.scorings.values()
-    assert (list(found.scorings), scoring.among, scoring.pool) == (["16 classes"], "own", "mean")
+    (scoring,) = found.class_mappings.values()
+    assert (list(found.class_mappings), scoring.among, scoring.pool) == (["16 classes"], "own", "mean")
 
 
 def test_cue_conflict_mapping(tmp_path: Path) -> None:
     found = one("cue-conflict", put(tmp_path, "oven/oven1-dog2.png"))
-    outputs = dict(zip(found.folder.classes, found.scorings["16 classes"].outputs, strict=True))
+    outputs = dict(zip(found.folder.classes, found.class_mappings["16 classes"].outputs, strict=True))
     assert list(outputs) == sorted(outputs)
     sizes = {"airplane": 1, "bear": 4, "bicycle": 2, "bird": 49, "boat": 5, "bottle": 7, "car": 3, "cat": 6, "chair": 4}
     sizes |= {"clock": 3, "dog": 109, "elephant": 2, "keyboard": 2, "knife": 1, "oven": 1, "truck": 8}
@@ -279,13 +279,13 @@ def test_backgrounds_are_scored_among_all_thousand(tmp_path: Path) -> None:
     for found in sets:
         assert list(found.folder.classes) == IN9
         assert sorted(labels(found.folder).values()) == list(range(9))
-        assert (list(found.scorings), found.scorings["9 classes"].among) == (["9 classes"], "all")
+        assert (list(found.class_mappings), found.class_mappings["9 classes"].among) == (["9 classes"], "all")
         assert issue(found.folder, "derived-mapping").action == "counted"
 
 
 def test_imagenet9_mapping_has_the_published_sizes(tmp_path: Path) -> None:
     found = one("imagenet-9", put(tmp_path, "original/val/00_dog/a.JPEG"))
-    outputs = found.scorings["9 classes"].outputs
+    outputs = found.class_mappings["9 classes"].outputs
     assert [len(indices) for indices in outputs] == [116, 52, 44, 36, 35, 27, 26, 20, 16]  # vehicles: 42 published
     flat = [index for indices in outputs for index in indices]
     assert len(flat) == len(set(flat))
@@ -299,8 +299,8 @@ def test_the_official_table_of_imagenet9_is_taken_where_it_lies(tmp_path: Path) 
     table = {str(index): index % 10 - 1 for index in range(1000)}
     (tmp_path / "in_to_in9.json").write_text(json.dumps(table))
     found = one("imagenet-9", tmp_path / "bg_challenge")
-    assert found.scorings["9 classes"].outputs[3] == tuple(range(4, 1000, 10))
-    assert "derived-mapping" not in [p.kind for p in found.folder.issues]
+    assert found.class_mappings["9 classes"].outputs[3] == tuple(range(4, 1000, 10))
+    assert "derived-mapping" not in [p.category for p in found.folder.issues]
     (tmp_path / "in_to_in9.json").write_text(json.dumps(dict(list(table.items())[1:])))
     with pytest.raises(DataError, match=r"must give each of 0\.\.999 one of -1\.\.8; it has 999"):
         one("imagenet-9", tmp_path / "bg_challenge")
@@ -339,7 +339,7 @@ def test_every_set_is_found_by_its_published_folder(root: Path) -> None:
     assert [found.name for found in sets] == names
     assert missing == []
     for found in sets:
-        for scoring in found.scorings.values():
+        for scoring in found.class_mappings.values():
             assert isinstance(scoring, ClassMapping)
             assert len(scoring.outputs) == len(found.folder.classes)
             assert {index for indices in scoring.outputs for index in indices} <= set(range(1000))
@@ -391,7 +391,7 @@ def test_real_photographs_in_the_layout_of_the_validation_set() -> None:
         f"{path.parent.name}/{path.name}" for path in root.glob("n*/*.jpg")
     )
     assert all(SYNSETS[sample.label] == sample.file.split("/")[0] for sample in found.samples)
-    assert {p.kind for p in found.issues} <= {"missing-class"}
+    assert {p.category for p in found.issues} <= {"missing-class"}
 
 
 # --- shards
@@ -415,8 +415,8 @@ def test_a_set_of_the_hub_is_scored_as_the_published_folder(tmp_path: Path, by: 
     found = read_shards("imagenet-r", parquet(tmp_path / "test.parquet", names, [3, 199]), classes)
     assert [sample.label for sample in found.folder.samples] == [3, 199]
     assert found.folder.classes == ids
-    assert found.scorings["200 classes"].outputs[3] == (SYNSETS.index(ids[3]),)
-    assert found.scorings["1000 classes"].among == "all"
+    assert found.class_mappings["200 classes"].outputs[3] == (SYNSETS.index(ids[3]),)
+    assert found.class_mappings["1000 classes"].among == "all"
 
 
 def test_a_set_that_needs_its_files_is_not_read_from_shards(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from clearhead.data.dataset import ImageIndex
-from clearhead.shifts.sets import generators, plain
+from clearhead.shifts.sets import generators, identity_mapping
 from clearhead.shifts.sweeps import (
     SWEEPS,
     frequency_noise,
@@ -242,11 +242,13 @@ def test_location_fills_what_comes_in() -> None:
 
 def test_sweep_sets() -> None:
     folder = ImageIndex(Path("somewhere"), ("cat", "dog"), (), ())
-    scorings = {"top": plain(2)}
-    sets = sweep_sets(folder, scorings, "frequency noise")
+    class_mappings = {"top": identity_mapping(2)}
+    sets = sweep_sets(folder, class_mappings, "frequency noise")
     assert [s.name for s in sets] == [f"frequency noise 0.{i}" for i in range(1, 10)]
-    assert all(s.family == "frequency noise" and s.folder is folder and s.scorings is scorings for s in sets)
-    (one,) = sweep_sets(folder, scorings, "rotation", [20])
+    assert all(
+        s.family == "frequency noise" and s.folder is folder and s.class_mappings is class_mappings for s in sets
+    )
+    (one,) = sweep_sets(folder, class_mappings, "rotation", [20])
     assert (one.name, one.level) == ("rotation 20", 20)
     shift = pickle.loads(pickle.dumps(one.shift))  # goes to other processes
     images = pictures()

@@ -71,7 +71,7 @@ def make_collage(
     plan = _plan(foregrounds, scenes, pairing, correlation, rng)
     with whole_folder(out) as partial:
         _write(partial, plan, tuple(classes), size, seed, issues)
-    return tuple(sorted(issues, key=lambda p: (p.file, p.kind)))
+    return tuple(sorted(issues, key=lambda p: (p.file, p.category)))
 
 
 def _require_settings(

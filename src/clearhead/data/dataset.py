@@ -29,10 +29,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class DataIssue:
-    """One thing wrong with the data: ``clearhead.data.folder`` lists the kinds and actions."""
+    """One thing wrong with the data: ``clearhead.data.folder`` lists the categories and actions."""
 
     file: str
-    kind: str
+    category: str
     detail: str
     action: str  # 'skipped', 'mask ignored', 'row ignored', 'counted'
 
@@ -50,7 +50,7 @@ class ImageIndex:
 def require_samples(root: str | Path, samples: Sequence[Sample], issues: Sequence[DataIssue]) -> None:
     """Raise DataError where no image is left, with what befell them."""
     if not samples:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(p.kind for p in issues).most_common())
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(p.category for p in issues).most_common())
         first = next((p for p in issues if p.action == "skipped"), None)
         raise DataError(
             f"{root}: no usable image is left ({kinds})" + (f"; first {first.file}: {first.detail}" if first else "")

@@ -101,7 +101,7 @@ def read_folder(
         samples, found = check_samples(samples)
         issues += found
     require_samples(root, samples, issues)
-    return ImageIndex(root, names, tuple(samples), tuple(sorted(issues, key=lambda p: (p.file, p.kind))))
+    return ImageIndex(root, names, tuple(samples), tuple(sorted(issues, key=lambda p: (p.file, p.category))))
 
 
 def image_files(folder: Path) -> list[Path]:

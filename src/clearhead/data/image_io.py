@@ -16,7 +16,7 @@ class DataError(ClearheadError):
 class ImageRef(Protocol):
     """A picture that is no file of its own (``clearhead.data.shards``): small, comparable and picklable."""
 
-    def picture(self) -> Image.Image:
+    def open(self) -> Image.Image:
         """As ``Image.open`` gives it; raises what it likes."""
 
     def __hash__(self) -> int: ...
@@ -29,7 +29,7 @@ def load_image(path: Path | ImageRef) -> Image.Image:
     as 0..1 or, when they pass 1, as 0..255; of an animation the first frame. Raises DataError with the path.
     """
     try:
-        with Image.open(path) if isinstance(path, Path) else path.picture() as opened:
+        with Image.open(path) if isinstance(path, Path) else path.open() as opened:
             return _rgb(_upright(opened))
     except Exception as error:  # Pillow's plugins raise nearly anything on broken files
         raise DataError(f"{path}: {_why(error)}") from error

@@ -33,7 +33,7 @@ class TarMember:
     offset: int
     size: int
 
-    def picture(self) -> Image.Image:
+    def open(self) -> Image.Image:
         """As Pillow opens it."""
         with _lock:
             file = _file(self.url)
@@ -53,7 +53,7 @@ class ParquetCell:
     group: int
     row: int
 
-    def picture(self) -> Image.Image:
+    def open(self) -> Image.Image:
         """As Pillow opens it; the row group is kept, so that reading in order reads each once."""
         cell = _row_group(self.url, self.column, self.group)[self.row].as_py()
         data = cell.get("bytes") if isinstance(cell, dict) else cell
@@ -74,7 +74,7 @@ class ArrayRow:
     key: str
     row: int
 
-    def picture(self) -> Image.Image:
+    def open(self) -> Image.Image:
         """The picture itself."""
         return Image.fromarray(np.ascontiguousarray(array_of(self.url, self.key)[self.row]))
 
@@ -89,7 +89,7 @@ class InMemoryImage:
     name: str
     data: bytes
 
-    def picture(self) -> Image.Image:
+    def open(self) -> Image.Image:
         """As Pillow opens it."""
         return Image.open(io.BytesIO(self.data))
 

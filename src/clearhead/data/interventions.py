@@ -4,7 +4,7 @@ As in Xiao et al., "Noise or Signal" (arXiv 2006.09994), on the image x with the
 input size) and the mean colour m of the model's training data (0 after normalisation):
 
 - background removed: x S + m (1 - S);
-- background shuffled: x S + b (1 - S), with b another image's background;
+- background swapped: x S + b (1 - S), with b another image's background;
 - background only: x outside the bounding box of the foreground, m inside (so that no silhouette is left).
 
 A background of another image is that image with the box of its own foreground filled by the mean of what is around it.
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-INTERVENTIONS = ("background removed", "background shuffled", "background only")
+INTERVENTIONS = ("background removed", "background swapped", "background only")
 
 
 def intervene(image: Tensor, mask: Tensor, fill: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:

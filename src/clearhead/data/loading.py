@@ -157,7 +157,7 @@ def loader(
     balanced: bool = False,
     shared: bool = False,
 ) -> DataLoader[dict[str, Any]]:
-    """Batches of a dataset: in order, or shuffled by ``Shuffle(seed)``. The last may be smaller.
+    """Batches of a dataset: in order, or shuffled by ``SeededSampler(seed)``. The last may be smaller.
 
     `balanced` draws the groups alike often. `shared` gives each process its ``DistributedBatchSampler`` of every
     batch; the sampler of

@@ -64,7 +64,7 @@ def read_sharded(
         samples, found = check_samples(samples)
         issues += found
     require_samples(source, samples, issues)
-    issues.sort(key=lambda p: (p.file, p.kind))
+    issues.sort(key=lambda p: (p.file, p.category))
     return ImageIndex(Path(source), names, tuple(samples), tuple(issues))
 
 

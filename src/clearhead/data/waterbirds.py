@@ -6,8 +6,8 @@ The official folder, waterbird_complete95_forest2water2::
     001.Black_footed_Albatross/Black_..._0046_18.jpg  y: 0 landbird, 1 waterbird; place: 0 land, 1 water;
     ...                                               split: 0 train, 1 validation, 2 test
 
-The birds were cut out by the CUB segmentations, images times grey values: where a segmentation is zero, the picture is
-background alone. Its nonzero pixels, which count as foreground here, include those few of its annotators marked.
+The birds were cut out by the CUB segmentations, images times grey values: where a segmentation is zero, the pixel
+is background. Nonzero pixels, which count as foreground here, include those that few annotators marked.
 """
 
 import csv

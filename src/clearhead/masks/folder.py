@@ -57,7 +57,7 @@ class MasksWritten:
     @property
     def dropped(self) -> dict[str, int]:
         """How many masks were dropped for which reason."""
-        return dict(Counter(issue.kind for issue in self.issues if issue.action == DROPPED).most_common())
+        return dict(Counter(issue.category for issue in self.issues if issue.action == DROPPED).most_common())
 
 
 DROPPED = "mask dropped"  # the action of its problem
@@ -234,7 +234,7 @@ def _judge(sample: Sample, mask: np.ndarray | tuple[str, str], cut: Cut | None, 
 
 def _no_mask(source: Path, seen: list[_Judged]) -> str:
     issues = [one.issue for one in seen if one.issue]
-    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(p.kind for p in issues).most_common())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(p.category for p in issues).most_common())
     first = f"; first {issues[0].file}: {issues[0].detail}" if issues else ""
     return f"{source}: not one mask of {len(seen)} images is good enough to be kept ({kinds}){first}"
 

@@ -45,7 +45,7 @@ def aggregate_metrics(
         }
         found["mean corruption accuracy"] = mean(np.mean(list(right.values()), axis=0), "%", seed)
         one = next(iter(levels.values()))
-        if next(iter(one.scorings.values())).of == 1000 and imagenet and _of_imagenet(one.folder.classes):
+        if next(iter(one.class_mappings.values())).of == 1000 and imagenet and _of_imagenet(one.folder.classes):
             errors = [(1 - right[name]) / ALEXNET_ERRORS[name] for name in COMMON]
             found["mCE"] = mean(100 * np.mean(errors, axis=0), "", seed)
     by_name = {one.name: one for one in sets}

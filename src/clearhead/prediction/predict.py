@@ -199,6 +199,6 @@ def _intervened(model: Classifier, image: Tensor, mask: Tensor, has_mask: Tensor
         return predicted
     x, s = image[has_mask], mask[has_mask]
     for name, changed in zip(INTERVENTIONS, intervene(x, s, model.preprocess.mean), strict=True):
-        if name != "background shuffled" or len(x) > 1:
+        if name != "background swapped" or len(x) > 1:
             predicted[name][has_mask] = model(changed).argmax(-1)
     return predicted

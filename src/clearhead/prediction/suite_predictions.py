@@ -102,7 +102,7 @@ def predict_suite(
     asked = _digest(fingerprint(model.module), model.preprocess, seed)
     for group in together.values():
         images = _digest(asked, *_shown(group[0]))
-        wanted = {one.name: _digest(images, one.name, one.scorings) for one in group}
+        wanted = {one.name: _digest(images, one.name, one.class_mappings) for one in group}
         if not all(_answered(out / file_name(one.name), wanted[one.name]) for one in group):
             size = -(-PART // (batch_size * len(group))) * batch_size
             parts = out / ".parts" / _digest(*wanted.values(), size, batch_size)[:16]
@@ -210,7 +210,7 @@ def _shown(one: ShiftedDataset) -> Iterator[object]:
 
 
 def _digest(*parts: object) -> str:
-    """A name for what answers are of: those of other weights, images or scorings are not mixed in."""
+    """A name for what answers are of: those of other weights, images or class mappings are not mixed in."""
     return hashlib.sha256("\n".join(map(str, parts)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -271,7 +271,7 @@ def _answer_batch(
     names = np.array([*one.folder.classes, None], dtype=object)
     readable = [not why for why in issue]
     tables = []
-    for scoring, how in one.scorings.items():
+    for scoring, how in one.class_mappings.items():
         # as lists: small arrays that live on between freed batches would break up the memory
         said = {name: values.tolist() for name, values in scored(logits, label, how).items()}
         columns: dict[str, Any] = {
@@ -293,7 +293,7 @@ def _shifted(model: Classifier, one: ShiftedDataset, image: Tensor, label: Tenso
     if one.shift is not None:
         image = one.shift(image, generators(seed, index.tolist(), image.device))
     if one.attack is not None:
-        first = torch.tensor([own[0] for own in next(iter(one.scorings.values())).outputs], device=label.device)
+        first = torch.tensor([own[0] for own in next(iter(one.class_mappings.values())).outputs], device=label.device)
         image = one.attack(model, image, first[label])
     return image
 
@@ -352,7 +352,7 @@ def _join(parts: Path, group: Sequence[ShiftedDataset], out: Path, wanted: Mappi
     for one in group:
         if not (target := out / file_name(one.name)).exists():
             found = pyarrow.parquet.read_table(files, filters=[("set", "==", one.name)])
-            assert len(found) == len(one.folder.samples) * len(one.scorings), f"{one.name}: parts are missing"
+            assert len(found) == len(one.folder.samples) * len(one.class_mappings), f"{one.name}: parts are missing"
             with written(target) as path:
                 pyarrow.parquet.write_table(found.replace_schema_metadata({_ASKED: wanted[one.name]}), path)
     shutil.rmtree(parts)

@@ -46,7 +46,7 @@ def comparison_sections(run: ComparisonResults, folder: Path) -> list[Section]:
 
 MEASURES = (
     "Worst group: the group of images with the lowest accuracy. Background removed: the object on the mean colour. "
-    "Background shuffled: the object on another image's background. Background only: the object's box cut out; a "
+    "Background swapped: the object on another image's background. Background only: the object's box cut out; a "
     "model that still predicts the class here relies on the background."
 )
 

@@ -56,6 +56,6 @@ def _judged(runs: Sequence[Results]) -> list[tuple[Comparison, str]]:
 
 
 def _problems(issues: Sequence[DataIssue], most: int = 20) -> Table:
-    rows = [Row(p.file, [p.kind, p.action, p.detail]) for p in issues[:most]]
+    rows = [Row(p.file, [p.category, p.action, p.detail]) for p in issues[:most]]
     text = f"{len(issues):,} in all, the first {most} are shown." if len(issues) > most else ""
     return Table("Problems with the data", ["kind", "what was done", "detail"], rows, text, names="file")

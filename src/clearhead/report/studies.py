@@ -38,7 +38,7 @@ _TABLES = (
     (
         "Without the background",
         (
-            *("accuracy, background removed", "accuracy, background shuffled", "accuracy, background only"),
+            *("accuracy, background removed", "accuracy, background swapped", "accuracy, background only"),
             "foreground relevance",
         ),
         "Changes likewise, on the images with masks. Background alone: lower means less reliance on it.",

@@ -16,7 +16,7 @@ from clearhead.data.dataset import ImageIndex, Sample
 from clearhead.data.folder import read_folder, wordnet_ids
 from clearhead.data.image_io import DataError
 from clearhead.data.image_refs import ArrayRow, array_of, forget
-from clearhead.shifts.sets import ClassMapping, ShiftedDataset, plain
+from clearhead.shifts.sets import ClassMapping, ShiftedDataset, identity_mapping
 
 _SEVERITIES = (1, 2, 3, 4, 5)
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -66,7 +66,7 @@ def read_cifar_c(root: str | Path) -> list[ShiftedDataset]:
                 for name, row, label in zip(names, rows, labels[rows.start : rows.stop].tolist(), strict=True)
             )
             found = ImageIndex(folder, classes, samples, ())
-            sets.append(_set(path.stem, severity, found, plain(len(classes))))
+            sets.append(_set(path.stem, severity, found, identity_mapping(len(classes))))
     if not sets:
         raise DataError(f"{folder}: no type beside labels.npy; as published there are fog.npy and others")
     return sets
@@ -99,7 +99,7 @@ def read_imagenet_c(root: str | Path) -> list[ShiftedDataset]:
                     raise DataError(f"{found.root}: {others[0]} is no WordNet id of ImageNet-1k, such as n01440764")
                 samples = tuple(replace(sample, file=sys.intern(sample.file)) for sample in found.samples)
                 outputs = tuple((wordnet_ids()[wnid],) for wnid in found.classes)
-                scoring = plain(1000) if len(outputs) == 1000 else ClassMapping(outputs, 1000, "all")
+                scoring = identity_mapping(1000) if len(outputs) == 1000 else ClassMapping(outputs, 1000, "all")
                 sets.append(_set(name, severity, replace(found, samples=samples), scoring))
     return sets
 

@@ -43,7 +43,7 @@ from clearhead.data.dataset import DataIssue, ImageIndex, listed
 from clearhead.data.folder import image_files, read_folder, wordnet_ids
 from clearhead.data.image_io import DataError
 from clearhead.data.images import read_images
-from clearhead.shifts.sets import ClassMapping, ShiftedDataset, plain
+from clearhead.shifts.sets import ClassMapping, ShiftedDataset, identity_mapping
 
 PLACES: dict[str, tuple[str, ...]] = {
     "imagenet": (
@@ -118,8 +118,10 @@ def read_shards(name: str, source: str | Path, classes: Sequence[str], split: st
     except DataError:
         found = read_images(source, split=split, classes=[classes[wordnet_ids()[i]] for i in ids], check=False)
     whole = len(ids) == 1000
-    scorings = {"1000 classes": plain(1000)} if whole else _own_and_all([(wordnet_ids()[i],) for i in ids])
-    return ShiftedDataset(name, replace(found, classes=ids), scorings)
+    class_mappings = (
+        {"1000 classes": identity_mapping(1000)} if whole else _own_and_all([(wordnet_ids()[i],) for i in ids])
+    )
+    return ShiftedDataset(name, replace(found, classes=ids), class_mappings)
 
 
 def _imagenet(folder: Path) -> list[ShiftedDataset]:
@@ -130,7 +132,7 @@ def _imagenet(folder: Path) -> list[ShiftedDataset]:
             "(n01440764), as torchvision.datasets.ImageNet does from the archive and the devkit. The numbers of "
             "ILSVRC2012_validation_ground_truth.txt follow the devkit's order of classes, not that of the outputs"
         )
-    return [ShiftedDataset("imagenet", _read("imagenet", folder, _wordnet()), {"1000 classes": plain(1000)})]
+    return [ShiftedDataset("imagenet", _read("imagenet", folder, _wordnet()), {"1000 classes": identity_mapping(1000)})]
 
 
 def _imagenet_v2(folder: Path) -> list[ShiftedDataset]:
@@ -138,7 +140,7 @@ def _imagenet_v2(folder: Path) -> list[ShiftedDataset]:
 
     def read(name: str, folder: Path) -> ShiftedDataset:
         found = _read(name, folder, [str(index) for index in range(1000)])
-        return ShiftedDataset(name, replace(found, classes=_wordnet()), {"1000 classes": plain(1000)})
+        return ShiftedDataset(name, replace(found, classes=_wordnet()), {"1000 classes": identity_mapping(1000)})
 
     def variant(folder: Path) -> str:
         return next((f"imagenet-v2 ({title})" for key, title in _V2.items() if key in folder.name.lower()), "")
@@ -158,18 +160,22 @@ def _two_hundred(name: str, folder: Path) -> list[ShiftedDataset]:
 def _sketch(folder: Path) -> list[ShiftedDataset]:
     """ImageNet-Sketch (Wang et al. 2019)."""
     top = folder / "sketch" if (folder / "sketch").is_dir() else folder
-    return [ShiftedDataset("imagenet-sketch", _read("imagenet-sketch", top, _wordnet()), {"1000 classes": plain(1000)})]
+    return [
+        ShiftedDataset(
+            "imagenet-sketch", _read("imagenet-sketch", top, _wordnet()), {"1000 classes": identity_mapping(1000)}
+        )
+    ]
 
 
 def _objectnet(folder: Path) -> list[ShiftedDataset]:
     """ObjectNet (Barbu et al. 2019): the 113 classes that ImageNet has too, without the border of 2 pixels."""
     outputs = _classes("objectnet")
     found = _read("objectnet", folder, outputs)
-    others = [p for p in found.issues if p.kind == "unknown-class"]
+    others = [p for p in found.issues if p.category == "unknown-class"]
     if others:
         images = sum(len(image_files(found.samples[0].own_file.parents[1] / p.file)) for p in others)
         detail = f"{images} images of {len(others)} classes ImageNet does not have: {listed(p.file for p in others)}"
-        kept = [p for p in found.issues if p.kind != "unknown-class"]
+        kept = [p for p in found.issues if p.category != "unknown-class"]
         found = replace(found, issues=(DataIssue(".", "no-overlap", detail, "skipped"), *kept))
     return [ShiftedDataset("objectnet", found, _own_and_all(outputs.values()), border=2)]
 
@@ -177,14 +183,14 @@ def _objectnet(folder: Path) -> list[ShiftedDataset]:
 def _si_score(folder: Path) -> list[ShiftedDataset]:
     """SI-Score (Djolonga et al. 2021): one factor's folder, or a folder of several."""
     outputs = _classes("si_score")
-    scorings = dict(reversed(_own_and_all(outputs.values()).items()))  # the paper's are 1000-way
+    class_mappings = dict(reversed(_own_and_all(outputs.values()).items()))  # the paper's are 1000-way
     sets = []
     for factor, (names, columns) in _FACTORS.items():
         name = f"si-score ({factor})"
         places = [folder] if folder.name.lower() in names else [folder / place for place in names]
         for top in [place for place in places if place.is_dir()][:1]:
             found = _parameters(_read(name, top, outputs, metadata=False), columns)
-            sets.append(ShiftedDataset(name, found, scorings))
+            sets.append(ShiftedDataset(name, found, class_mappings))
     if not sets:
         looked = ", ".join(name for names, _ in _FACTORS.values() for name in names)
         raise DataError(f"si-score: {folder} has none of the folders {looked}")
@@ -227,12 +233,12 @@ def _backgrounds(folder: Path) -> list[ShiftedDataset]:
         outputs = dict(zip(outputs, _in_to_in9(tables[0]), strict=True))
     detail = f"not in {folder}: the classes are derived from WordNet, two vehicles more than the official 370 classes"
     derived = () if tables else (DataIssue("in_to_in9.json", "derived-mapping", detail, "counted"),)
-    scorings = {"9 classes": ClassMapping(tuple(outputs.values()), 1000, among="all")}
+    class_mappings = {"9 classes": ClassMapping(tuple(outputs.values()), 1000, among="all")}
     sets = []
     for name in there:
         found = _read(f"imagenet-9 ({name})", folder / name / "val", outputs)
         found = replace(found, issues=(*found.issues, *derived))
-        sets.append(ShiftedDataset(f"imagenet-9 ({name})", found, scorings))
+        sets.append(ShiftedDataset(f"imagenet-9 ({name})", found, class_mappings))
     return sets
 
 

@@ -50,7 +50,7 @@ class ShiftedDataset:
     Attributes:
         name: as it stands in tables, ``imagenet-a`` or ``fog 3``.
         folder: the images; labels index ``folder.classes``, the set's own.
-        scorings: by name, the main one first.
+        class_mappings: by name, the main one first.
         border: pixels cut off each side before the model's preprocessing.
         shift: what is done to the pixels, None for nothing.
         attack: likewise, by one who knows the model.
@@ -60,7 +60,7 @@ class ShiftedDataset:
 
     name: str
     folder: ImageIndex
-    scorings: Mapping[str, ClassMapping]
+    class_mappings: Mapping[str, ClassMapping]
     border: int = 0
     shift: Shift | None = None
     attack: Attack | None = None
@@ -68,7 +68,7 @@ class ShiftedDataset:
     level: float | None = None
 
 
-def plain(classes: int) -> ClassMapping:
+def identity_mapping(classes: int) -> ClassMapping:
     """Each output is one class of the set."""
     return ClassMapping(tuple((i,) for i in range(classes)), classes)
 

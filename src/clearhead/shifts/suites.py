@@ -19,7 +19,7 @@ from clearhead.shifts.corruption_benchmarks import read_cifar_c, read_imagenet_c
 from clearhead.shifts.corruptions import COMMON, EXTRA, corruption_sets
 from clearhead.shifts.corruptions.weather import frost_folder
 from clearhead.shifts.imagenet import IMAGENET, read_imagenet, read_shards
-from clearhead.shifts.sets import ClassMapping, ShiftedDataset, plain, require_files
+from clearhead.shifts.sets import ClassMapping, ShiftedDataset, identity_mapping, require_files
 from clearhead.shifts.sweeps import SWEEPS, sweep_sets
 
 PUBLISHED = (*IMAGENET, "imagenet-c", "cifar-c")
@@ -29,14 +29,14 @@ BUDGETS = (0.5, 1, 2)
 """Of the attacks: the largest change of a pixel, in 255ths."""
 
 
-def _attacks(folder: ImageIndex, scorings: Mapping[str, ClassMapping]) -> list[ShiftedDataset]:
+def _attacks(folder: ImageIndex, class_mappings: Mapping[str, ClassMapping]) -> list[ShiftedDataset]:
     """Projected gradient descent at each budget. Raises ClearheadError where the toolbox is not installed."""
     require_toolbox()
     return [
         ShiftedDataset(
             f"pgd {budget:g}/255",
             folder,
-            scorings,
+            class_mappings,
             attack=functools.partial(attack, eps=budget / 255),
             family="adversarial",
             level=budget,
@@ -61,7 +61,7 @@ def is_small(size: tuple[int, int]) -> bool:
     return max(size) <= 64
 
 
-CLEAN = "as it is"
+CLEAN = "clean"
 """The set of the images that shifts are made of, before they are."""
 
 
@@ -105,11 +105,11 @@ def suite_sets(
             found += (read_cifar_c if name == "cifar-c" else read_imagenet_c)(Path(root))
     if made := [name for name in suites if name in SYNTHETIC]:
         folder = read_images(root, split=split, classes=classes, check=False)
-        scorings = {f"{len(classes):,} classes": plain(len(classes))}
-        found.insert(0, ShiftedDataset(CLEAN, folder, scorings))
+        class_mappings = {f"{len(classes):,} classes": identity_mapping(len(classes))}
+        found.insert(0, ShiftedDataset(CLEAN, folder, class_mappings))
         for name in made:
             small = {"constants": "cifar"} if "corruptions" in name and is_small(size) else {}
-            found += SYNTHETIC[name](folder, scorings, **small)
+            found += SYNTHETIC[name](folder, class_mappings, **small)
     try:
         frost_folder()
     except DataError as error:

@@ -204,7 +204,7 @@ SWEEPS: dict[str, Sweep] = {
 
 
 def sweep_sets(
-    folder: ImageIndex, scorings: Mapping[str, ClassMapping], name: str, levels: Sequence[float] | None = None
+    folder: ImageIndex, class_mappings: Mapping[str, ClassMapping], name: str, levels: Sequence[float] | None = None
 ) -> list[ShiftedDataset]:
     """The sets of one sweep over a folder, ``rotation 15``, ``rotation 30``, ...; `levels` None: the sweep's own.
 
@@ -217,7 +217,7 @@ def sweep_sets(
         ShiftedDataset(
             name=f"{name} {level:g}",
             folder=folder,
-            scorings=scorings,
+            class_mappings=class_mappings,
             shift=functools.partial(sweep.function, level=level),
             family=name,
             level=level,

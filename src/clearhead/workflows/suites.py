@@ -114,7 +114,7 @@ def run_suite(
                 set_row(name, one.name, scoring, len(one.folder.classes), answers, one.family, one.level)
                 for name in names
                 for one in found
-                for scoring in one.scorings
+                for scoring in one.class_mappings
                 if (answers := predictions[name][one.name, scoring])
             ]
             reference = found[0].name
