@@ -1,4 +1,4 @@
-"""Answers on shifted sets: class mappings against plain sums, parts that go on where they stopped, two processes as one."""
+"""Predictions on shifted sets: class mappings against plain sums, resumable parts, two processes as one."""
 
 import os
 import subprocess

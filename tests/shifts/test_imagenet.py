@@ -1,4 +1,4 @@
-"""Readers of the published ImageNet sets: layouts, labels, class mappings, groups, problems; the mappings behind them."""
+"""Readers of the published ImageNet sets: layouts, labels, class mappings, groups, issues."""
 
 import io
 import json

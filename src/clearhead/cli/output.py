@@ -41,7 +41,7 @@ def print_run(run: "Run") -> None:
 
 def log_issues(issues: Sequence["DataIssue"]) -> None:
     """Log how many problems of each category the data has, with an example of each."""
-    counts = Counter((issue.kind, issue.action) for issue in issues)
+    counts = Counter((issue.category, issue.action) for issue in issues)
     for (category, action), count in counts.items():
-        example = next(issue for issue in issues if (issue.kind, issue.action) == (category, action))
+        example = next(issue for issue in issues if (issue.category, issue.action) == (category, action))
         log.info("data: %s %s (%s), such as %s: %s", f"{count:,}", category, action, example.file, example.detail)
