@@ -192,7 +192,7 @@ def merge_pages(runs: Sequence[Run], title: str = "") -> Page:
 
 def issue_table(issues: Sequence[DataIssue], shown: int = 20) -> Table:
     """Return the problems of the data as a table."""
-    rows = [Row(issue.file, [issue.kind, issue.action, issue.detail]) for issue in issues[:shown]]
+    rows = [Row(issue.file, [issue.category, issue.action, issue.detail]) for issue in issues[:shown]]
     text = f"{len(issues):,} in total; the first {shown} are shown." if len(issues) > shown else ""
     return Table("Problems with the data", ["problem", "action", "detail"], rows, text, names="file")
 
