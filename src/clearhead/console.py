@@ -15,7 +15,6 @@ from clearhead.masks import MasksWritten
 from clearhead.metrics.statistics import Estimate, format_interval, format_value
 from clearhead.progress import Progress, show_progress
 from clearhead.report.calibration import calibration_rows
-from clearhead.report.heads import MOST_HEADS
 from clearhead.report.landscape import SURFACE_COLUMNS, TRAJECTORY_COLUMNS, surface_cells, trajectory_cells
 from clearhead.report.optimizers import key_of, names_of
 from clearhead.report.suites import verdicts
@@ -24,7 +23,6 @@ from clearhead.results import (
     AuditResults,
     ComparisonResults,
     EvaluationResults,
-    HeadsResults,
     OptimizerResults,
     SlicesResults,
     SpectrumResults,
@@ -140,26 +138,6 @@ def _tell_epoch(results: TrainingResults) -> None:
     )
     if kept.number == 0:
         out.print(f"No epoch lowered the {CHOSEN_BY[by]}: the checkpoint is the model as it was given.")
-
-
-def tell_heads(results: HeadsResults, folder: Path) -> None:
-    """The most important heads."""
-    tell_problems(results.issues)
-    scores = results.scores
-    out.print(
-        f"accuracy {format_value(scores.accuracy.value, '%')} {format_interval(scores.accuracy)}, "
-        f"{len(scores.heads)} heads"
-    )
-    table = _table("alone", "without", *(f"follows {name}" for name in scores.attributes), "importance")
-    for head in sorted(scores.heads, key=lambda head: -head.importance)[:MOST_HEADS]:
-        cells = [head.alone, head.without, *head.agreement.values()]
-        table.add_row(
-            f"{head.layer}.{head.head}", *(format_value(c.value, c.unit) for c in cells), f"{head.importance:.3g}"
-        )
-    out.print(table)
-    if len(scores.heads) > MOST_HEADS:
-        out.print(f"the {MOST_HEADS} most important of {len(scores.heads)} heads (layer.head)")
-    _tell_page(folder)
 
 
 def tell_evaluation(results: EvaluationResults, folder: Path) -> None:

@@ -83,18 +83,6 @@ class TrainingResults:
 
 
 @dataclass(frozen=True)
-class HeadsResults:
-    """The heads of a model, one by one."""
-
-    kind: Literal["heads"]
-    model: str
-    data: str
-    scores: HeadScores
-    issues: list[DataIssue]
-    provenance: dict[str, str]
-
-
-@dataclass(frozen=True)
 class ComparisonResults:
     """Two models on one folder; `first_negative_flips` are of the most regressed classes, `sample` is random."""
 
@@ -321,7 +309,6 @@ Results = (
     AuditResults
     | TrainingResults
     | ComparisonResults
-    | HeadsResults
     | StudyResults
     | OptimizerResults
     | EvaluationResults

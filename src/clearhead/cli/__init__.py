@@ -12,7 +12,7 @@ import typer
 from clearhead import __version__
 from clearhead.cli.analyses import add_analyses
 from clearhead.cli.data import data_app
-from clearhead.cli.evaluation import audit, compare, evaluate, explain, heads, report, sis, slices
+from clearhead.cli.evaluation import audit, compare, evaluate, explain, report, sis, slices
 from clearhead.cli.landscape import landscape_app
 from clearhead.cli.options import Device
 from clearhead.cli.output import log_to_stderr
@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="See what a vision transformer relies on, repair it cheaply, and prove that the repair helped.",
 )
-for command in (explain, sis, audit, compare, heads, slices, evaluate, train, repair, report):
+for command in (explain, sis, audit, compare, slices, evaluate, train, repair, report):
     app.command()(command)
 layers_app = typer.Typer(no_args_is_help=True, help="Measure feature maps through the depth of a model.")
 add_analyses(app, {"layers": layers_app, "landscape": landscape_app, "study": study_app})

@@ -10,7 +10,6 @@ from clearhead.cli.options import (
     Data,
     Device,
     Groups,
-    Layers,
     Margin,
     Method,
     Model,
@@ -20,7 +19,6 @@ from clearhead.cli.options import (
     Workers,
     columns_of,
     default_out,
-    layers_of,
     numbers_of,
 )
 
@@ -169,29 +167,6 @@ def compare(
     console.tell_comparison(
         workflows.run_compare(before, after, data, folder, **options, progress=console.progress), folder
     )
-
-
-def heads(
-    model: Model,
-    data: Data,
-    out: Out = None,
-    split: Split = None,
-    layers: Layers = "all",
-    attributes: Annotated[
-        str | None,
-        typer.Option(help="Columns of metadata.csv that heads may follow, with commas; all that tell classes apart."),
-    ] = None,
-    batch_size: BatchSize = 32,
-    workers: Workers = 0,
-    device: Device = None,
-) -> None:
-    """What does each attention head follow, need and look at?"""
-    from clearhead import console, workflows
-
-    folder = out or default_out("heads", data, model)
-    options: dict[str, Any] = {"split": split, "layers": layers_of(layers), "attributes": columns_of(attributes)}
-    options |= {"batch_size": batch_size, "workers": workers, "device": device}
-    console.tell_heads(workflows.run_heads(model, data, folder, **options, progress=console.progress), folder)
 
 
 def evaluate(

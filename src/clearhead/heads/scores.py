@@ -9,7 +9,7 @@ arXiv 2010.11929, figure 7).
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -120,7 +120,7 @@ def score_heads(
     attributes: Mapping[str, Mapping[str, int]] | None = None,
     batch_size: int = 32,
     workers: int = 0,
-    progress: Callable[[Iterable, int], Iterable] | None = None,
+    progress: Progress | None = None,
 ) -> HeadScores:
     """Score the heads of a model on a folder.
 
@@ -133,7 +133,7 @@ def score_heads(
         attributes: for each metadata column the class that goes with each value, as `implied_classes` gives it.
         batch_size: images a batch.
         workers: processes that load images.
-        track: wraps the batches to show progress: ``track(batches, count)``.
+        progress: shows progress.
 
     Raises:
         NoAttentionError: if the model shows no attention.
@@ -149,7 +149,7 @@ def score_heads(
     right: list[Tensor] = []
     given: list[list[Tensor]] = []
     with evaluation_mode(model.module):
-        for batch in progress(batches, len(batches)) if progress else batches:
+        for batch in track(batches, progress, "scores of heads"):
             images, labels = batch["image"].to(device), batch["label"].to(device)
             if not runners:
                 found = attention_layers(model, images)

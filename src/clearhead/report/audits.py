@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from clearhead.analyses.audit import Audit
+from clearhead.analyses.heads import head_sections
 from clearhead.report.calibration import calibration_sections
 from clearhead.report.comparisons import MEASURES
 from clearhead.report.example_images import gallery, map_text
-from clearhead.report.heads import head_sections
 from clearhead.report.page import Row, Section, Table
 from clearhead.results import AuditResults
 

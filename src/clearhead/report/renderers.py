@@ -10,7 +10,6 @@ from clearhead.metrics.statistics import Estimate
 from clearhead.report.audits import audit_sections
 from clearhead.report.comparisons import comparison_sections
 from clearhead.report.evaluations import evaluation_sections, sufficient_sections
-from clearhead.report.heads import head_sections
 from clearhead.report.landscape import spectrum_sections, surface_sections, trajectory_sections
 from clearhead.report.optimizers import optimizer_sections
 from clearhead.report.page import Section
@@ -22,7 +21,6 @@ from clearhead.results import (
     AuditResults,
     ComparisonResults,
     EvaluationResults,
-    HeadsResults,
     OptimizerResults,
     SlicesResults,
     SpectrumResults,
@@ -106,12 +104,6 @@ KINDS: dict[type, Kind] = {
         lambda run: f"{run.audit.accuracy.count:,} images of {run.data}.",
         audit_sections,
         _audited,
-    ),
-    HeadsResults: Kind(
-        lambda run: f"{run.model}: attention heads",
-        lambda run: f"{run.scores.accuracy.count:,} images of {run.data}.",
-        lambda run, folder, of: head_sections(run.scores, of),
-        lambda run: [("Accuracy, all heads", run.scores.accuracy)],
     ),
     SlicesResults: Kind(
         lambda run: f"{run.model}: where it fails",

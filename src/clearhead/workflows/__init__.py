@@ -9,7 +9,6 @@ from clearhead.workflows.evaluation import (
     run_audit,
     run_compare,
     run_evaluate,
-    run_heads,
     run_report,
 )
 from clearhead.workflows.landscape import run_hessian, run_surface, run_trajectory
@@ -31,7 +30,6 @@ __all__ = [
     "run_compare",
     "run_evaluate",
     "run_explain",
-    "run_heads",
     "run_hessian",
     "run_optimizers",
     "run_repair",

@@ -11,22 +11,20 @@ import numpy as np
 from clearhead.analyses.audit import audit
 from clearhead.analyses.compare import compare
 from clearhead.analyses.faithfulness import Fill, Target, faithfulness
+from clearhead.analyses.heads import score_with_attributes
 from clearhead.analyses.knn import knn
 from clearhead.analyses.localisation import segment
 from clearhead.attribution import methods_for
-from clearhead.data.dataset import ImageIndex, attribute_columns
-from clearhead.data.image_io import DataError
 from clearhead.data.images import read_images
-from clearhead.data.splits import require_apart, splits_of
+from clearhead.data.splits import require_apart
 from clearhead.errors import ClearheadError
-from clearhead.heads.scores import HeadScores, implied_classes, score_heads
 from clearhead.metrics.calibration import TemperatureScaling, calibration, fit_temperature
 from clearhead.metrics.statistics import accuracy_difference, mean_difference
 from clearhead.models import Classifier, load_model
 from clearhead.models.classifier import on_device
 from clearhead.prediction.predict import default_method, logits_of, predict
 from clearhead.report.pages import write_page
-from clearhead.results import AuditResults, ComparisonResults, EvaluationResults, HeadsResults, Results, once
+from clearhead.results import AuditResults, ComparisonResults, EvaluationResults, Results, once
 from clearhead.runs import begin, read_results, write_table
 from clearhead.workflows.pieces import (
     SHOWN,
@@ -99,75 +97,13 @@ def run_audit(
             rescaled = TemperatureScaling(fitted, str(temperature), len(known.samples), scaled)
         write_table(out / "predictions.parquet", predictions.table(classifier.classes))
         least = examples(out, "least", [("", classifier, predictions)], folder, numbers.lowest_relevance_mass)
-        scores = _scores(classifier, data, folder, "all", None, batch_size, workers, progress) if heads else None
+        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
+        scores = score_with_attributes(classifier, data, folder, **options) if heads else None
         provenance = provenance_of(arguments, started, folder.samples, classifier)
         issues = list(dict.fromkeys((*folder.issues, *(known.issues if known else ()))))
         names = model_name(model), data_name(data, split)
         finish(out, AuditResults("audit", *names, numbers, least, issues, provenance, scores, rescaled))
     return read_results(out, Results)
-
-
-def run_heads(
-    model: str,
-    data: str | Path,
-    out: Path,
-    *,
-    split: str | None = None,
-    layers: str | Sequence[int] = "all",
-    attributes: list[str] | None = None,
-    batch_size: int = 32,
-    workers: int = 0,
-    device: str | None = None,
-    progress: Progress | None = None,
-) -> HeadsResults:
-    """What does each attention head follow, need and look at? ``clearhead heads``.
-
-    `attributes` are metadata columns; by default all with at most 10 values that tell classes apart. The class that
-    goes with a value is the one it is most frequent in among the images of the split ``train``, or where there is none
-    among those scored.
-    """
-    arguments = given(locals())
-    if not begin(out, "heads", arguments):
-        started = time.perf_counter()
-        classifier = load_model(model)
-        folder = read_images(data, split=split, classes=classifier.classes)
-        classifier = on_device(classifier, device)
-        scores = _scores(classifier, data, folder, layers, attributes, batch_size, workers, progress)
-        provenance = provenance_of(arguments, started, folder.samples, classifier)
-        name, issues = data_name(data, split), list(folder.issues)
-        finish(out, HeadsResults("heads", model_name(model), name, scores, issues, provenance))
-    return read_results(out, Results)
-
-
-def _scores(
-    model: Classifier,
-    data: str | Path,
-    folder: ImageIndex,
-    layers: str | Sequence[int],
-    columns: list[str] | None,
-    batch_size: int,
-    workers: int,
-    progress: Progress | None,
-) -> HeadScores:
-    """The scores of the heads, with the classes that the attributes go with in training."""
-    splits = "train" in splits_of(data)
-    training = read_images(data, split="train", classes=model.classes, check=False) if splits else folder
-    attributes = {}
-    for column in attribute_columns(training) if columns is None else columns:
-        try:
-            attributes[column] = implied_classes(training, column)
-        except DataError:
-            if columns is not None:
-                raise
-    return score_heads(
-        model,
-        folder,
-        layers=layers,
-        attributes=attributes,
-        batch_size=batch_size,
-        workers=workers,
-        progress=titled(progress, "heads"),
-    )
 
 
 def run_compare(
