@@ -1,10 +1,10 @@
-"""What do feature maps' frequencies and variance, and lesions of every unit, cost against plain forward passes?
+"""What do feature maps' frequencies and variance, and lesions of every branch, cost against plain forward passes?
 
     python benchmarks/layers.py [--model vit_small_patch16_224] [--image-size 224] [--batch 8] [--rounds 5]
 
 A timm model of random weights on random images, in float32. The floor of the first is a plain forward pass. Hooks that
 keep the output of every block, and then ``fft2`` and ``var``, are the usual way; they measure the blocks alone, half of
-a transformer's units. The floor of lesions is, for each unit, a forward pass from that unit on: half of one.
+a transformer's branches. The floor of lesions is, for each branch, a forward pass from that branch on: half of one.
 """
 
 import argparse
@@ -34,8 +34,8 @@ def main(name: str, size: int, batch: int, rounds: int) -> None:
 
 
 def compare(name: str, model: Classifier, images: Tensor, rounds: int) -> None:
-    module, batch, units = model.module, len(images), find_branches(model)
-    blocks = [module.get_submodule(units[block[-1]].module) for block in group_blocks(units)]
+    module, batch, branches = model.module, len(images), find_branches(model)
+    blocks = [module.get_submodule(branches[block[-1]].module) for block in group_blocks(branches)]
 
     @torch.inference_mode()
     def plain() -> None:
@@ -44,23 +44,23 @@ def compare(name: str, model: Classifier, images: Tensor, rounds: int) -> None:
     def measured() -> None:
         def at(i, value, _shortcut):
             made = value()
-            if layout := units[i].layout:
+            if layout := branches[i].layout:
                 x = flatten_positions(made, layout)
                 log_amplitudes(x, layout.height, layout.width), variances(x)
             return made
 
-        hooked_forward(model, images, units, at)
+        hooked_forward(model, images, branches, at)
 
     def watched() -> None:
-        hooked_forward(model, images, units, lambda _i, value, _shortcut: value())
+        hooked_forward(model, images, branches, lambda _i, value, _shortcut: value())
 
     @torch.inference_mode()
     def hooked() -> None:
         kept = []
         handles = [block.register_forward_hook(lambda _m, _i, output: kept.append(output)) for block in blocks]
         model(images)
-        for block, made in zip(group_blocks(units), kept, strict=True):
-            layout = units[block[-1]].layout
+        for block, made in zip(group_blocks(branches), kept, strict=True):
+            layout = branches[block[-1]].layout
             x = flatten_positions(made, layout).unflatten(1, (layout.height, layout.width))
             torch.fft.fftshift(torch.fft.fft2(x, dim=(1, 2)), (1, 2)).abs().add(1e-6).log().mean((0, 3))
             x.flatten(1, 2).var(1).mean()
@@ -69,10 +69,10 @@ def compare(name: str, model: Classifier, images: Tensor, rounds: int) -> None:
 
     candidates = {"plain forward": plain, "stopping at every unit": watched}
     candidates |= {"frequencies and variance": measured, "by hooks, fft2 and var": hooked}
-    print(f"{name}, {len(units)} units, {torch.get_num_threads()} threads\n")
+    print(f"{name}, {len(branches)} branches, {torch.get_num_threads()} threads\n")
     table(seconds(candidates, rounds), "plain forward", batch)
 
-    residual = [unit for unit in units if unit.kind != "embed"]
+    residual = [branch for branch in branches if branch.kind != "embed"]
 
     def from_the_start() -> None:
         for i in range(len(residual)):
@@ -87,7 +87,7 @@ def compare(name: str, model: Classifier, images: Tensor, rounds: int) -> None:
         for _ in residual:
             plain()
 
-    print(f"\nlesions of {len(residual)} units\n")
+    print(f"\nlesions of {len(residual)} branches\n")
     candidates = {"as many plain forwards": passes, "from the start": from_the_start, "gone on from the unit": resumed}
     table(seconds(candidates, max(1, rounds // 3)), "as many plain forwards", batch)
 

@@ -1,4 +1,4 @@
-"""Per-head input gradients against one masked backward pass a head; the diversity loss against a plain loop."""
+"""Head gradients against one masked backward pass per head; the diversity loss against a plain loop."""
 
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ def one_by_one(model: Classifier, x: Tensor, layer: int, target: Tensor | None =
 
 
 @pytest.mark.parametrize("name", cases.MODELS)
-def test_gradients_equal_one_masked_backward_pass_a_head(name: str) -> None:
+def test_gradients_equal_one_masked_backward_pass_per_head(name: str) -> None:
     model, x = classifier(name), images()
     gradients, logits = head_gradients(model, x, [0, -1])
     torch.testing.assert_close(logits, model(x).detach())
@@ -60,7 +60,7 @@ def test_gradients_equal_one_masked_backward_pass_a_head(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["timm-vit", "timm-eva02", "torchvision-vit", "hf-vit"])
-def test_the_differentiable_form_is_the_same(name: str) -> None:
+def test_differentiable_gradients_equal_plain_ones(name: str) -> None:
     model, x = classifier(name), images()
     plain, _ = head_gradients(model, x, "all")
     with_graph, _ = head_gradients(model, x, "all", differentiable=True)
@@ -71,14 +71,14 @@ def test_the_differentiable_form_is_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", cases.MODELS)
-def test_the_closed_form_is_used_where_q_k_v_are_linear(name: str) -> None:
+def test_closed_form_is_used_where_q_k_v_are_linear(name: str) -> None:
     model = classifier(name)
     with tap(model.module) as record:
         model(images())
     assert (qkv_weights(record[-1]) is None) == (name in NOT_LINEAR)
 
 
-def test_weights_that_do_not_explain_the_record_are_not_used() -> None:
+def test_weights_that_do_not_reproduce_the_record_are_not_used() -> None:
     model, x = classifier("timm-vit"), images()
     attn = model.module.blocks[-1].attn
     attn.q_norm = nn.LayerNorm(attn.head_dim, dtype=x.dtype)
@@ -86,7 +86,7 @@ def test_weights_that_do_not_explain_the_record_are_not_used() -> None:
     torch.testing.assert_close(gradients[0], one_by_one(model, x, -1), rtol=1e-9, atol=1e-12)
 
 
-def test_a_frozen_model_and_a_given_class() -> None:
+def test_frozen_model_and_explicit_target() -> None:
     model, x = classifier("timm-vit"), images()
     model.module.requires_grad_(False)
     target = torch.tensor([3, 1])
@@ -98,7 +98,7 @@ def test_a_frozen_model_and_a_given_class() -> None:
 
 
 @pytest.mark.parametrize("layers", [[2], [-3], [], "first"])
-def test_a_layer_that_does_not_exist(layers: object) -> None:
+def test_unknown_layers_raise(layers: object) -> None:
     with pytest.raises(ValueError, match="layers: "):
         head_gradients(classifier("timm-vit"), images(), layers)  # type: ignore[arg-type]
 
@@ -119,13 +119,13 @@ def loss_by_loops(gradients: Tensor, normalize: bool, mean: bool) -> float:
 
 @pytest.mark.parametrize("normalize", ["token", None])
 @pytest.mark.parametrize("scaling", ["sum", "mean"])
-def test_loss_against_plain_loops(normalize: str | None, scaling: str) -> None:
+def test_loss_equals_plain_loops(normalize: str | None, scaling: str) -> None:
     g = torch.randn(2, 4, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = diversity_loss(g, normalize, scaling)  # type: ignore[arg-type]
     assert found.item() == pytest.approx(loss_by_loops(g, normalize == "token", scaling == "mean"), rel=1e-9)
 
 
-def test_orthogonal_gradients_cost_nothing_and_equal_ones_all_pairs() -> None:
+def test_loss_of_orthogonal_and_of_equal_gradients() -> None:
     eye = torch.eye(4, dtype=torch.float64)[None, :, None].expand(2, -1, 3, -1)
     assert diversity_loss(eye).item() == pytest.approx(0, abs=1e-12)
     assert diversity_loss(torch.ones_like(eye)).item() == pytest.approx(4 * 3)
@@ -135,7 +135,7 @@ def test_orthogonal_gradients_cost_nothing_and_equal_ones_all_pairs() -> None:
         similarity(eye[0])
 
 
-def test_a_zero_gradient_is_no_nan() -> None:
+def test_zero_gradient_gives_finite_derivative() -> None:
     g = torch.zeros(1, 2, 3, 4, requires_grad=True)
     diversity_loss(g).backward()
     assert torch.isfinite(g.grad).all()
@@ -143,7 +143,7 @@ def test_a_zero_gradient_is_no_nan() -> None:
 
 @pytest.mark.parametrize("name", ["timm-vit", "timm-eva02", "hf-vit", "torchvision-vit"])
 @pytest.mark.parametrize("layers", ["last", "all"])
-def test_gradient_of_the_loss_against_finite_differences(name: str, layers: str) -> None:
+def test_loss_gradient_equals_finite_differences(name: str, layers: str) -> None:
     model, x = classifier(name), images()
     batch = {"image": x, "label": torch.tensor([0, 1])}
     loss = DiversityLoss(weight=2.0, layers=layers, normalize=None)
@@ -168,7 +168,7 @@ def test_gradient_of_the_loss_against_finite_differences(name: str, layers: str)
     assert (at(1e-6) - at(-1e-6)) / 2e-6 == pytest.approx(slope, rel=1e-4)
 
 
-def test_second_derivatives_by_gradgradcheck() -> None:
+def test_second_derivatives_pass_gradgradcheck() -> None:
     module = nn.MultiheadAttention(4, 2, batch_first=True, dtype=torch.float64)
     head = nn.Linear(4, 2, dtype=torch.float64)
 
@@ -192,7 +192,7 @@ def test_second_derivatives_by_gradgradcheck() -> None:
     assert torch.autograd.gradgradcheck(lambda pixels: gradients(pixels, "all"), (x,))
 
 
-def test_no_weight_is_plain_training() -> None:
+def test_zero_weight_is_plain_training() -> None:
     model, x = classifier("timm-vit"), images()
     batch = {"image": x, "label": torch.tensor([0, 1])}
     zero, plain = DiversityLoss(weight=0.0)(model, batch), cross_entropy(model, batch)
@@ -205,7 +205,7 @@ def test_no_weight_is_plain_training() -> None:
 
 
 @pytest.mark.parametrize("name", ["timm-vit", "hf-vit", "torchvision-vit"])
-def test_a_plain_module_in_a_loop_of_its_own(name: str) -> None:
+def test_plain_module_in_a_custom_training_loop(name: str) -> None:
     """A plain module takes normalised input, and a Hugging Face model returns an output object."""
     model, x = classifier(name), images()
     labels = torch.tensor([0, 1])
@@ -236,7 +236,7 @@ def test_training_in_mixed_precision(dtype: torch.dtype) -> None:
     assert all(torch.isfinite(p.grad).all() for p in model.module.parameters() if p.grad is not None)
 
 
-def test_attention_that_is_dropped_out_is_refused_where_it_would_be_wrong() -> None:
+def test_attention_dropout_raises_where_it_would_be_wrong() -> None:
     model, x = classifier("timm-vit"), images()
     model.module.blocks[-1].attn.attn_drop.p = 0.3
     head_gradients(model, x, differentiable=True)  # in eval mode nothing is dropped
@@ -245,7 +245,7 @@ def test_attention_that_is_dropped_out_is_refused_where_it_would_be_wrong() -> N
         head_gradients(model, x, differentiable=True)
 
 
-def test_the_penalty_of_windows_is_the_mean_of_an_images() -> None:
+def test_penalty_of_windows_is_averaged_per_image() -> None:
     model = cases.classifier("timm-swin")
     batch = {"image": torch.randn(3, 3, cases.SIZE, cases.SIZE), "label": torch.tensor([0, 1, 2])}
     each = [DiversityLoss(layers=[i])(model, batch)["diversity"] for i in range(4)]

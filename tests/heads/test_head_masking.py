@@ -1,4 +1,4 @@
-"""Many scalings at once against one whole pass for each; folding against the masked model."""
+"""Many masks at once against one full pass per mask; folding against the masked model."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def masked(model: Classifier, images: torch.Tensor, scales: dict[str, torch.Tens
 
 @pytest.mark.parametrize("name", cases.MODELS)
 @pytest.mark.parametrize("position", [0, -1])
-def test_branched_logits_equal_one_pass_for_each_scaling(name: str, position: int) -> None:
+def test_logits_equal_one_full_pass_per_mask(name: str, position: int) -> None:
     model, images = cases.classifier(name), cases.images(3)
     layer = attention_layers(model, images)[position]
     ready = head_mask_runner(model, layer, images)
@@ -36,7 +36,7 @@ def test_branched_logits_equal_one_pass_for_each_scaling(name: str, position: in
 
 
 @pytest.mark.parametrize("name", sorted(READS_CLS))
-def test_only_the_prefix_tokens_go_on_after_the_last_layer(name: str) -> None:
+def test_only_prefix_tokens_continue_after_the_last_layer(name: str) -> None:
     model, images = cases.classifier(name), cases.images(2)
     ready = head_mask_runner(model, attention_layers(model, images)[-1], images)
     if name == "timm-dinov3":  # its rotary embedding wants all patches
@@ -45,7 +45,7 @@ def test_only_the_prefix_tokens_go_on_after_the_last_layer(name: str) -> None:
         assert ready.tokens == model.grid.prefix  # type: ignore[union-attr]
 
 
-def test_parts_of_the_work_give_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_give_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = cases.classifier("timm-vit"), cases.images(5)
     layer = attention_layers(model, images)[-1]
     ready, scales = head_mask_runner(model, layer, images), torch.rand(7, 4)
@@ -55,7 +55,7 @@ def test_parts_of_the_work_give_the_whole(monkeypatch: pytest.MonkeyPatch) -> No
         torch.testing.assert_close(ready.logits(images, HeadMask(scales)), whole, rtol=1e-4, atol=1e-5)
 
 
-def test_scalings_of_other_layers_hold() -> None:
+def test_masks_of_other_layers_apply() -> None:
     model, images = cases.classifier("hf-vit"), cases.images(2)
     first, last = attention_layers(model, images)
     fixed, scales = torch.tensor([0.0, 2.0, 1.0, 0.5]), torch.rand(3, 4)
@@ -65,7 +65,7 @@ def test_scalings_of_other_layers_hold() -> None:
     assert isinstance(ready, HeadMaskRunner)
 
 
-def test_a_mean_in_the_place_of_a_head() -> None:
+def test_fill_replaces_a_removed_head() -> None:
     model, images = cases.classifier("timm-vit"), cases.images(2)
     layer = attention_layers(model, images)[-1]
     scales, fill = torch.tensor([[1.0, 0.0, 1.0, 0.0]]), torch.randn(4, layer.head_dim)
@@ -98,7 +98,7 @@ def test_folding_is_exact(name: str) -> None:
     torch.testing.assert_close(model(images).detach(), before)
 
 
-def test_a_plain_module_is_folded() -> None:
+def test_folding_a_plain_module() -> None:
     model, images = cases.classifier("hf-vit"), cases.images(3)
     layer, scales = attention_layers(model, images)[0].name, torch.tensor([0.0, 2.0, 1.0, 1.0])
     folded = fold_heads(model.module, {layer: scales}, images)
@@ -108,7 +108,7 @@ def test_a_plain_module_is_folded() -> None:
 
 
 @pytest.mark.parametrize("name", ["timm-vit", "torchvision-vit", "hf-vit"])
-def test_what_is_read_off_a_masked_model_is_read_off_the_folded_one(name: str) -> None:
+def test_maps_and_gradients_of_masked_and_folded_model_agree(name: str) -> None:
     model, images = cases.classifier(name), cases.images(3)
     layer, scales = attention_layers(model, images)[0].name, torch.tensor([0.0, 2.0, 1.0, 1.0])
     folded = fold_heads(model, {layer: HeadMask(scales[None])}, images)
@@ -125,7 +125,7 @@ def test_what_is_read_off_a_masked_model_is_read_off_the_folded_one(name: str) -
         assert not found[:, 0].any()
 
 
-def test_a_norm_behind_the_heads_cannot_be_folded() -> None:
+def test_norm_after_the_heads_raises() -> None:
     model, images = cases.classifier("timm-vit"), cases.images(1)
     attn = model.module.blocks[-1].attn
     attn.norm = torch.nn.LayerNorm(attn.attn_dim)
@@ -133,13 +133,13 @@ def test_a_norm_behind_the_heads_cannot_be_folded() -> None:
         fold_heads(model, {"blocks.1.attn": HeadMask(torch.ones(1, 4))}, images)
 
 
-def test_a_layer_cannot_lose_all_its_heads() -> None:
+def test_removing_all_heads_of_a_layer_raises() -> None:
     model, images = cases.classifier("timm-vit"), cases.images(1)
     with pytest.raises(ValueError, match=r"nothing is left of 'blocks\.0\.attn'"):
         fold_heads(model, {"blocks.0.attn": HeadMask(torch.zeros(1, 4))}, images)
 
 
-def test_a_folded_model_is_an_ordinary_checkpoint(tmp_path) -> None:
+def test_folded_model_is_an_ordinary_checkpoint(tmp_path) -> None:
     import timm
 
     model = load_model("timm:vit_tiny_patch16_224", pretrained=False, num_classes=3, image_size=32)

@@ -1,4 +1,4 @@
-"""Head scores against the same numbers made one head at a time from the explicit attention."""
+"""Head scores against the same numbers computed one head at a time from the explicit attention."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ HALF = (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("name", ["timm-vit", "torchvision-vit", "hf-dinov2", "timm-swin"])
-def test_scores_against_one_head_at_a_time(name: str, folder: ImageIndex) -> None:
+def test_scores_equal_one_head_at_a_time(name: str, folder: ImageIndex) -> None:
     model = cases.classifier(name)
     batch = next(iter(loader(ImageDataset(folder, model.preprocess), 20, 0)))
     images, labels = batch["image"], batch["label"]
@@ -72,7 +72,7 @@ def test_scores_against_one_head_at_a_time(name: str, folder: ImageIndex) -> Non
     np.testing.assert_allclose(np.diag(alike), 1, rtol=1e-4)
 
 
-def test_scores_do_not_depend_on_the_batches(folder: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_do_not_depend_on_the_batch_size(folder: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     model = cases.classifier("timm-vit")
     whole = score_heads(model, folder, batch_size=20)
     monkeypatch.setattr("clearhead.heads.scores._ENTRIES", 1)
@@ -83,7 +83,7 @@ def test_scores_do_not_depend_on_the_batches(folder: ImageIndex, monkeypatch: py
             assert getattr(a, key) == pytest.approx(getattr(b, key), rel=1e-4)
 
 
-def test_attributes(folder: ImageIndex) -> None:
+def test_implied_classes(folder: ImageIndex) -> None:
     assert implied_classes(folder, "colour") == {"blue": 1, "grey": 2, "red": 0}
     with pytest.raises(DataError, match=r"no attribute place.*constant"):
         implied_classes(folder, "place")
@@ -91,7 +91,7 @@ def test_attributes(folder: ImageIndex) -> None:
         implied_classes(folder, "constant")
 
 
-def test_a_cnn_and_a_layer_that_is_not_there(folder: ImageIndex) -> None:
+def test_cnn_and_unknown_layer_raise(folder: ImageIndex) -> None:
     cnn = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     model = from_module(cnn, preprocess=Preprocessing(SIDE, SIDE, HALF, HALF), classes=tuple("abcde"))
     with pytest.raises(NoAttentionError):
@@ -100,7 +100,7 @@ def test_a_cnn_and_a_layer_that_is_not_there(folder: ImageIndex) -> None:
         score_heads(cases.classifier("timm-vit"), folder, layers=[7])
 
 
-def test_a_model_in_train_mode_is_scored_as_it_answers_and_left_as_it_was(folder: ImageIndex) -> None:
+def test_scores_use_eval_mode_and_restore_train_mode(folder: ImageIndex) -> None:
     model = cases.classifier("timm-vit")
     plain = score_heads(model, folder)
     for module in model.module.modules():

@@ -1,4 +1,4 @@
-"""The search for heads against brute force, and what it must refuse."""
+"""Head selection against brute force, its estimates, and its errors."""
 
 import itertools
 import re
@@ -21,7 +21,7 @@ from clearhead.tap import tap
 from tests import cases
 
 
-def right(model: Classifier, data: ImageIndex, scales: dict[str | int, torch.Tensor]) -> np.ndarray:
+def correct_images(model: Classifier, data: ImageIndex, scales: dict[str | int, torch.Tensor]) -> np.ndarray:
     batch = next(iter(loader(ImageDataset(data, model.preprocess), len(data.samples), 0)))
     with torch.no_grad(), tap(model.module, heads=scales):
         return (model(batch["image"]).argmax(-1) == batch["label"]).numpy()
@@ -37,7 +37,7 @@ def test_exhaustive_finds_the_best_of_all_subsets(name: str, folder: ImageIndex)
     model = cases.classifier(name)
     last = attention_layers(model, torch.randn(1, 3, 32, 32))[-1].name
     subsets = [s for s in itertools.product((0, 1), repeat=4) if any(s)]
-    scores = {s: right(model, folder, {last: kept_scale(s)}).mean() for s in subsets}
+    scores = {s: correct_images(model, folder, {last: kept_scale(s)}).mean() for s in subsets}
     chosen, selection = select_heads(model, folder, objective="accuracy", batch_size=6)
     assert (selection.tried, selection.images) == (15, 20)
     assert selection.before == pytest.approx(scores[1, 1, 1, 1])
@@ -45,12 +45,12 @@ def test_exhaustive_finds_the_best_of_all_subsets(name: str, folder: ImageIndex)
     keep = tuple(map(int, selection.kept_heads[last]))
     assert scores[keep] == max(scores.values())
     assert sum(keep) == max(sum(s) for s, score in scores.items() if score == scores[keep])
-    assert (right(chosen, folder, {}) == right(model, folder, {last: kept_scale(keep)})).all()
+    assert (correct_images(chosen, folder, {}) == correct_images(model, folder, {last: kept_scale(keep)})).all()
     assert selection.optimism is not None
     assert 0 <= selection.optimism < 0.5
 
 
-def test_worst_group_is_the_objective_where_there_are_groups(folder: ImageIndex) -> None:
+def test_worst_group_is_the_objective_with_groups(folder: ImageIndex) -> None:
     model = cases.classifier("timm-vit")
     samples = [replace(s, groups={"side": "left" if i % 2 else "right"}) for i, s in enumerate(folder.samples)]
     data = replace(folder, samples=tuple(samples))
@@ -59,7 +59,7 @@ def test_worst_group_is_the_objective_where_there_are_groups(folder: ImageIndex)
     group = np.array([f"{s.label}{s.groups['side']}" for s in data.samples])
 
     def worst(keep: tuple[int, ...]) -> float:
-        correct = right(model, data, {"blocks.1.attn": kept_scale(keep)})
+        correct = correct_images(model, data, {"blocks.1.attn": kept_scale(keep)})
         return min(correct[group == g].mean() for g in np.unique(group))
 
     best = max(worst(s) for s in itertools.product((0, 1), repeat=4) if any(s))
@@ -74,7 +74,7 @@ def test_greedy_removes_the_best_head_at_each_step(folder: ImageIndex) -> None:
     model = cases.classifier("hf-vit")
     names = [layer.name for layer in attention_layers(model, torch.randn(1, 3, 32, 32))]
     current = dict.fromkeys(names, (1, 1, 1, 1))
-    value = right(model, folder, {}).mean()
+    value = correct_images(model, folder, {}).mean()
     while True:
         steps = [
             current | {name: tuple(k and i != h for i, k in enumerate(keep))}
@@ -82,7 +82,7 @@ def test_greedy_removes_the_best_head_at_each_step(folder: ImageIndex) -> None:
             for h in range(4)
             if keep[h] and sum(keep) > 1
         ]
-        scores = [right(model, folder, {n: kept_scale(k) for n, k in step.items()}).mean() for step in steps]
+        scores = [correct_images(model, folder, {n: kept_scale(k) for n, k in step.items()}).mean() for step in steps]
         if max(scores) <= value:
             break
         value, current = max(scores), steps[int(np.argmax(scores))]
@@ -96,10 +96,10 @@ def test_importance_removes_the_least_important_first(folder: ImageIndex) -> Non
     chosen, selection = select_heads(model, folder, search="importance", objective="accuracy")
     assert selection.tried == 7  # all heads, and six of the eight removed, one a layer stays
     assert selection.after >= selection.before
-    assert right(chosen, folder, {}).mean() == pytest.approx(selection.after)
+    assert correct_images(chosen, folder, {}).mean() == pytest.approx(selection.after)
 
 
-def test_foreground_is_the_objective_with_masks_alone(folder: ImageIndex) -> None:
+def test_relevance_mass_is_the_objective_with_masks_only(folder: ImageIndex) -> None:
     from clearhead.prediction.predict import relevance_masses
 
     model = cases.classifier("timm-vit")
@@ -112,7 +112,7 @@ def test_foreground_is_the_objective_with_masks_alone(folder: ImageIndex) -> Non
     assert selection.after > selection.before
 
 
-def test_mean_ablation_puts_the_mean_in_the_place_of_a_head(folder: ImageIndex) -> None:
+def test_mean_ablation_replaces_a_head_by_its_mean(folder: ImageIndex) -> None:
     model = cases.classifier("timm-vit")
     chosen, selection = select_heads(model, folder, objective="accuracy", ablation="mean")
     batch = next(iter(loader(ImageDataset(folder, model.preprocess), 20, 0)))
@@ -125,7 +125,7 @@ def test_mean_ablation_puts_the_mean_in_the_place_of_a_head(folder: ImageIndex) 
     torch.testing.assert_close(chosen(batch["image"]).detach(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_shrinking_takes_the_removed_heads_out(folder: ImageIndex, tmp_path) -> None:
+def test_pruning_removes_heads_from_the_weights(folder: ImageIndex, tmp_path) -> None:
     import transformers
 
     model = replace(cases.classifier("hf-vit"), library="hf")
@@ -156,8 +156,8 @@ def test_shrinking_takes_the_removed_heads_out(folder: ImageIndex, tmp_path) -> 
         select_heads(model, folder, objective="accuracy", uniform=True)
 
 
-def test_optimism_is_what_other_images_show() -> None:
-    """Coins: 31 candidates that are right by chance. The winner's surplus on the images it was chosen on is known."""
+def test_optimism_equals_the_loss_on_other_images() -> None:
+    """31 candidates that are correct by chance: the excess of the best on the images that selected it is known."""
     rng, found, true = np.random.default_rng(0), [], []
     subsets = [{"layer": tuple(bool(i >> h & 1) for h in range(5))} for i in range(1, 32)]
     for trial in range(30):
@@ -204,7 +204,7 @@ def test_limit_draws_as_many_images_per_class_or_group(folder: ImageIndex) -> No
         select_heads(model, folder, limit=0)
 
 
-def test_what_is_refused(folder: ImageIndex) -> None:
+def test_invalid_arguments_raise(folder: ImageIndex) -> None:
     model = cases.classifier("timm-vit")
     with pytest.raises(ValueError, match="one layer at a time, got 2"):
         select_heads(model, folder, layers="all")

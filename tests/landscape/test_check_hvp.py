@@ -1,4 +1,4 @@
-"""The self-test of products: small errors on every kind of layer, a large one where a product is wrong."""
+"""The check of Hessian-vector products: small errors on every type of layer, a large one for a wrong product."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ MODULES = {"batch-norm": with_batch_norm, **{n: cases.MODELS[n] for n in ("timm-
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_products_pass_on_every_kind_of_layer(name):
+def test_products_pass_for_every_type_of_layer(name):
     module, images = MODULES[name]().double(), cases.images(dtype=torch.float64)
     before = {key: value.clone() for key, value in module.state_dict().items()}
     with hessian(module, lambda: F.cross_entropy(logits(module(images)), torch.tensor([0, 1]))) as matrix:
@@ -41,7 +41,7 @@ def test_products_pass_on_every_kind_of_layer(name):
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
 
 
-def test_a_product_that_is_wrong_for_norms_alone_is_found():
+def test_product_wrong_for_norms_only_is_detected():
     module, images = cases.MODELS["timm-vit"]().double(), cases.images(dtype=torch.float64)
     wrong = torch.cat(
         [torch.full((p.numel(),), 1.03 if "norm" in name else 1.0) for name, p in module.named_parameters()]
@@ -53,13 +53,13 @@ def test_a_product_that_is_wrong_for_norms_alone_is_found():
     assert found.symmetry > 1e-6
 
 
-def test_a_matrix_without_a_gradient_is_refused():
+def test_matrix_without_gradient_raises():
     with pytest.raises(ValueError, match=r"one made by hessian\(\) is needed"):
         check_hvp(Hessian(2, 0.0, torch.empty(0), lambda v: v))
 
 
 @pytest.mark.slow
-def test_products_are_those_of_curvlinops():
+def test_products_equal_curvlinops():
     curvlinops = pytest.importorskip("curvlinops", reason="curvlinops-for-pytorch is not installed")
     module, images, labels = with_batch_norm().double().eval(), cases.images(4, dtype=torch.float64), torch.arange(4)
     parameters = list(module.parameters())
@@ -70,7 +70,7 @@ def test_products_are_those_of_curvlinops():
 
 
 @pytest.mark.slow
-def test_eigenvalues_and_trace_are_those_of_pyhessian():
+def test_eigenvalues_and_trace_equal_pyhessian():
     pyhessian = pytest.importorskip("pyhessian", reason="pyhessian is not installed")
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

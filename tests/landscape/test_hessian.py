@@ -52,7 +52,7 @@ def dense():
     return torch.autograd.functional.hessian(loss, start)
 
 
-def test_products_are_those_of_the_dense_hessian():
+def test_products_equal_the_dense_hessian():
     module, (images, labels) = vit(), batch()
     expected = dense()
     with hessian(module, loss_closure(module, images, labels), weight_decay=0.1) as matrix:
@@ -62,7 +62,7 @@ def test_products_are_those_of_the_dense_hessian():
     torch.testing.assert_close(found, expected @ v + 0.1 * v)
 
 
-def test_products_are_differences_of_gradients_and_symmetric():
+def test_products_equal_differences_of_gradients_and_are_symmetric():
     module, (images, labels) = vit(), batch()
 
     def gradient(v, step):
@@ -82,7 +82,7 @@ def test_products_are_differences_of_gradients_and_symmetric():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_largest_eigenvalues_are_those_of_the_dense_hessian(dtype):
+def test_largest_eigenvalues_equal_the_dense_hessian(dtype):
     module, (images, labels) = vit(dtype), batch(dtype)
     true = torch.linalg.eigvalsh(dense())
     largest = true[true.abs().argsort(descending=True)[:5]]
@@ -96,7 +96,7 @@ def test_the_largest_eigenvalues_are_those_of_the_dense_hessian(dtype):
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 40))
-def test_any_symmetric_matrix_even_of_low_rank(seed, size, rank):
+def test_eigenvalues_of_symmetric_matrices_of_any_rank(seed, size, rank):
     torch.manual_seed(seed)
     q = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64))[0]
     true = torch.zeros(size, dtype=torch.float64)
@@ -112,7 +112,7 @@ def test_any_symmetric_matrix_even_of_low_rank(seed, size, rank):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rank", [0, 1, 4])
-def test_an_invariant_subspace_ends_nothing(dtype, rank):
+def test_invariant_subspace_does_not_end_the_search(dtype, rank):
     torch.manual_seed(0)
     q = torch.linalg.qr(torch.randn(60, 60, dtype=torch.float64))[0][:, :rank].to(dtype)
     lift = torch.arange(1, rank + 1, dtype=dtype) * 10
@@ -123,14 +123,14 @@ def test_an_invariant_subspace_ends_nothing(dtype, rank):
     assert (found.lowest, found.highest) == pytest.approx((0.05, expected[0]), rel=1e-3)
 
 
-def test_the_lower_end_is_found_where_the_largest_are_all_positive():
+def test_lowest_eigenvalue_is_found_where_the_largest_are_positive():
     true = torch.cat([torch.linspace(50, 60, 5), torch.linspace(-0.6, 1, 195)]).double()
     found = eigenvalues(Hessian(200, 0.0, true[:0], lambda v: true * v), 5)
     assert found.lowest == pytest.approx(-0.6, abs=1e-3 * 0.6)
     assert found.values == pytest.approx(true[:5].sort(descending=True).values.tolist(), rel=1e-3)
 
 
-def test_the_model_is_left_as_it_was():
+def test_model_is_restored():
     module, (images, labels) = vit(), batch()
     module.train()
     with hessian(module, loss_closure(module, images, labels)) as matrix:
@@ -140,7 +140,7 @@ def test_the_model_is_left_as_it_was():
     assert all(p.grad is None for p in module.parameters())
 
 
-def test_what_has_no_spectrum_is_refused():
+def test_losses_without_a_hessian_raise():
     module, (images, labels) = vit(), batch()
     with (
         pytest.raises(LandscapeError, match="the loss is nan"),

@@ -37,7 +37,7 @@ def moments(found, most):
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10**6), st.integers(2, 30), st.integers(1, 8))
-def test_it_is_a_gauss_quadrature(seed, size, steps):
+def test_density_is_a_gauss_quadrature(seed, size, steps):
     rng = np.random.default_rng(seed)
     matrix = matrix_of(rng.uniform(-1, 1, size), seed)
     some, every = (spectral_density(matrix, steps=n, seed=seed) for n in (steps, size))
@@ -54,7 +54,7 @@ def test_as_many_steps_as_dimensions_find_every_eigenvalue():
     assert np.allclose(shares, 1 / 20, atol=5 * np.std(found.weights, 0).max() / 20)
 
 
-def test_moments_are_those_of_the_dense_hessian():
+def test_moments_equal_the_dense_hessian():
     module, (images, labels) = vit(), batch()
     full = dense()
     with hessian(module, loss_closure(module, images, labels)) as matrix:
@@ -69,7 +69,7 @@ def test_moments_are_those_of_the_dense_hessian():
     assert total.products == 60
 
 
-def test_smoothed_it_is_a_density_of_that_width():
+def test_smoothed_density_integrates_to_one():
     found = spectral_density(matrix_of([0.0] * 9 + [5.0]), probes=3, steps=4)
     grid = np.linspace(-2, 7, 2000)
     curve = found.smooth(grid, 0.2)
@@ -83,7 +83,7 @@ def test_smoothed_it_is_a_density_of_that_width():
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10**6), st.integers(1, 30), st.integers(0, 5))
-def test_the_trace_of_a_matrix_of_low_rank_is_exact(seed, size, rank):
+def test_trace_of_a_low_rank_matrix_is_exact(seed, size, rank):
     values = np.zeros(size)
     values[: min(rank, size)] = np.random.default_rng(seed).uniform(-3, 3, min(rank, size))
     found = trace(matrix_of(values, seed), products=18, seed=seed)
@@ -91,7 +91,7 @@ def test_the_trace_of_a_matrix_of_low_rank_is_exact(seed, size, rank):
     assert found.error < 1e-6
 
 
-def test_the_error_of_a_trace_is_its_spread():
+def test_error_of_a_trace_is_its_spread():
     true = np.sort(np.random.default_rng(0).standard_normal(60))
     matrix = matrix_of(true)
     found = [trace(matrix, products=60, seed=seed) for seed in range(100)]
@@ -100,7 +100,7 @@ def test_the_error_of_a_trace_is_its_spread():
     assert np.mean([one.error for one in found]) == pytest.approx(spread, rel=0.3)
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_arguments_raise():
     matrix = matrix_of([1.0, 2.0])
     with pytest.raises(ValueError, match="at least 1 of each"):
         spectral_density(matrix, probes=0)

@@ -1,4 +1,4 @@
-"""The units of many architectures, none of which the code knows, and the additions that are none."""
+"""Residual branches of many architectures, none of which the code knows, and additions that are none."""
 
 import pytest
 import torch
@@ -14,17 +14,17 @@ from tests.layers.conftest import build, small
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_transformers_are_an_embedding_then_attention_and_mlp_in_turn(name):
+def test_transformers_alternate_attention_and_mlp(name):
     model = classifier(name)
-    units = find_branches(model)
+    branches = find_branches(model)
     layers = 4 if name == "timm-swin" else 2
-    assert [unit.kind for unit in units] == ["embed", *["attention", "mlp"] * layers]
-    assert [unit.depth for unit in units] == pytest.approx([i / (2 * layers) for i in range(2 * layers + 1)])
-    assert group_blocks(units) == [[1 + 2 * i, 2 + 2 * i] for i in range(layers)]
-    sides = [(u.layout.height, u.layout.width) for u in units]
+    assert [branch.kind for branch in branches] == ["embed", *["attention", "mlp"] * layers]
+    assert [branch.depth for branch in branches] == pytest.approx([i / (2 * layers) for i in range(2 * layers + 1)])
+    assert group_blocks(branches) == [[1 + 2 * i, 2 + 2 * i] for i in range(layers)]
+    sides = [(u.layout.height, u.layout.width) for u in branches]
     if model.grid:
-        assert sides == [(model.grid.height, model.grid.width)] * len(units)
-        assert {u.layout.prefix for u in units} == {model.grid.prefix}
+        assert sides == [(model.grid.height, model.grid.width)] * len(branches)
+        assert {u.layout.prefix for u in branches} == {model.grid.prefix}
     else:
         assert sides == [(8, 8)] * 5 + [(4, 4)] * 4
 
@@ -43,14 +43,14 @@ def test_transformers_are_an_embedding_then_attention_and_mlp_in_turn(name):
     ],
 )
 def test_other_architectures(name, kinds, layouts):
-    units = find_branches(small(name))
-    assert units[0].kind == "embed"
-    assert "".join(unit.kind[0] for unit in units[1:]) == kinds[1:]
-    assert [unit.layout for unit in units] == layouts
+    branches = find_branches(small(name))
+    assert branches[0].kind == "embed"
+    assert "".join(branch.kind[0] for branch in branches[1:]) == kinds[1:]
+    assert [branch.layout for branch in branches] == layouts
 
 
-def test_names_are_those_of_the_modules_that_add():
-    assert [unit.name for unit in find_branches(small("resnet"))] == [
+def test_names_are_those_of_the_adding_modules():
+    assert [branch.name for branch in find_branches(small("resnet"))] == [
         "embedding",
         "layer1.0 conv",
         "layer1.1 conv",
@@ -58,7 +58,7 @@ def test_names_are_those_of_the_modules_that_add():
         "layer3.0 conv",
         "layer4.0 conv",
     ]
-    assert [unit.name for unit in find_branches(small("vit"))][:3] == [
+    assert [branch.name for branch in find_branches(small("vit"))][:3] == [
         "embedding",
         "blocks.0 attention",
         "blocks.0 mlp",
@@ -66,29 +66,29 @@ def test_names_are_those_of_the_modules_that_add():
 
 
 @pytest.mark.parametrize("name", ["resnet", "resnet-preact", "vit", "pit", "convnext"])
-def test_the_maps_are_what_the_blocks_give(name):
+def test_feature_maps_equal_block_outputs(name):
     model, found, expected = small(name), [], []
-    units = find_branches(model)
+    branches = find_branches(model)
     images = torch.randn(2, 3, *model.preprocess.size)
 
     def keep(_i, value, _shortcut):
         found.append(value().clone())
         return found[-1]
 
-    logits = hooked_forward(model, images, units, keep)
-    blocks = {unit.module for unit in units if unit.module}
+    logits = hooked_forward(model, images, branches, keep)
+    blocks = {branch.module for branch in branches if branch.module}
     for block in blocks:
         model.module.get_submodule(block).register_forward_hook(lambda _m, _i, output: expected.append(output.clone()))
     with torch.inference_mode():
         torch.testing.assert_close(logits, model(images))
-    last = [found[block[-1]] for block in group_blocks(units)]
+    last = [found[block[-1]] for block in group_blocks(branches)]
     assert len(last) == len(expected)
     for ours, theirs in zip(last, expected, strict=True):
         torch.testing.assert_close(ours.relu() if name == "resnet" else ours, theirs)  # whose block ends in a ReLU
 
 
 class Handmade(nn.Module):
-    """A transformer block with additions of every sort."""
+    """A transformer block with a choice of additions."""
 
     def __init__(self, branch):
         super().__init__()
@@ -145,15 +145,15 @@ def parallel(m, x):
         (parallel, ["attention", "mlp"], [0, 0]),
     ],
 )
-def test_only_residual_sums_count(branch, kinds, skips):
-    units = find_branches(build(Handmade(branch)))
-    assert [unit.kind for unit in units] == ["embed", *kinds]
-    assert [unit.skip for unit in units] == [None, *skips]
+def test_only_residual_connections_count(branch, kinds, skips):
+    branches = find_branches(build(Handmade(branch)))
+    assert [branch.kind for branch in branches] == ["embed", *kinds]
+    assert [branch.skip for branch in branches] == [None, *skips]
 
 
-def test_what_has_no_units_is_refused():
+def test_models_without_residual_connections_and_compiled_ones_raise():
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-    with pytest.raises(LayersError, match="no residual sum was seen in Sequential"):
+    with pytest.raises(LayersError, match="no residual connection was found in Sequential"):
         find_branches(build(plain))
     model = build(Handmade(nested))
     model.module.one = torch.jit.script(model.module.one)
@@ -161,7 +161,7 @@ def test_what_has_no_units_is_refused():
         find_branches(model)
 
 
-def test_a_model_that_goes_another_way_at_each_call_is_refused():
+def test_model_whose_passes_differ_raises():
     calls = []
 
     def fickle(m, x):
@@ -170,11 +170,11 @@ def test_a_model_that_goes_another_way_at_each_call_is_refused():
             x = F.relu(x)
         return x + m.one(x)
 
-    with pytest.raises(LayersError, match="does not do the same at every call"):
+    with pytest.raises(LayersError, match="forward passes differ"):
         find_branches(build(Handmade(fickle)))
 
 
-def test_the_model_is_left_as_it_was():
+def test_model_is_restored():
     model = small("vit")
     model.module.train()
     find_branches(model)
@@ -188,11 +188,11 @@ def logits_at(model, _folder):
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("instrument", [logits_at, feature_maps, lesions, cka])
-def test_what_a_model_keeps_in_eval_mode_does_not_outlast_an_instrument(instrument, training, folder):
-    model = small("levit")  # whose attention keeps its biases, and forgets them when it is told its mode
+@pytest.mark.parametrize("measure", [logits_at, feature_maps, lesions, cka])
+def test_values_cached_in_eval_mode_are_dropped_afterwards(measure, training, folder):
+    model = small("levit")  # its attention caches its biases until its mode is set
     model.module.train(training)
-    instrument(model, folder)
+    measure(model, folder)
     assert {m.training for m in model.module.modules()} == {training}
     model(torch.randn(2, 3, 64, 64)).sum().backward()
     biases = [p.grad for name, p in model.module.named_parameters() if name.endswith("attention_biases")]

@@ -21,7 +21,7 @@ from clearhead.data.loading import ImageDataset, loader
 from clearhead.data.splits import sample_n
 from clearhead.errors import ClearheadError
 from clearhead.layers.branches import ResidualBranch, find_branches, group_blocks, hooked_forward, repeatable_forward
-from clearhead.layers.prefix_caching import Outline, stand_in
+from clearhead.layers.prefix_caching import PrefixShapes, placeholder
 from clearhead.metrics.statistics import Estimate, accuracy_difference, mean, mean_difference, proportion
 from clearhead.models import Classifier
 from clearhead.models.classifier import require_not_nan
@@ -186,18 +186,18 @@ class Starts:
     """Where a forward pass without some branches can start: the shortcut of each branch, and all shapes."""
 
     shortcuts: list[Tensor]
-    outline: Outline
+    prefix: PrefixShapes
 
 
 def whole(model: Classifier, images: Tensor, branches: Sequence[ResidualBranch]) -> tuple[Tensor, Starts]:
     """Return the logits (B x classes) of the whole model, and where ``without`` can start for these images."""
-    starts = Starts([], Outline())
+    starts = Starts([], PrefixShapes())
 
     def record(_i: int, compute: Callable[[], Tensor], shortcut: Tensor | None) -> Tensor:
         starts.shortcuts.append(images[:0] if shortcut is None else shortcut.clone())
         return compute()
 
-    return hooked_forward(model, images, branches, record, starts.outline.note), starts
+    return hooked_forward(model, images, branches, record, starts.prefix.record), starts
 
 
 def without(
@@ -218,7 +218,7 @@ def without(
 
     Raises:
         ClearheadError: for a branch without a shortcut.
-        LooksBack: with `starts`, for a model whose later part uses what was not computed.
+        PrefixNeededError: with `starts`, for a model whose later part uses what was not computed.
     """
     if any(branches[i].skip is None for i in removed):
         raise ClearheadError("removed: the embedding has no shortcut; give branches with a residual connection")
@@ -232,7 +232,7 @@ def without(
 
     if starts is None:
         return hooked_forward(model, images, branches, act)
-    return hooked_forward(model, stand_in(images), branches, act, starts.outline.from_call(branches[first].call))
+    return hooked_forward(model, placeholder(images), branches, act, starts.prefix.resume_at(branches[first].call))
 
 
 @torch.inference_mode()

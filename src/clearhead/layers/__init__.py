@@ -1,4 +1,4 @@
-"""The residual branches of a model, found by watching one forward pass, and a forward pass that stops at each."""
+"""The residual branches of a model, and forward passes with a hook at each of them."""
 
 from clearhead.layers.branches import (
     LayersError,
