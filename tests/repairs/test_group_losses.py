@@ -207,7 +207,7 @@ def test_a_group_or_column_that_is_not_there(loss):
     some = loss.of(samples({(0, "land"): 2, (1, "land"): 2}), None)
     with pytest.raises(ValueError, match="group 'class=a, ground=water' has no training image; those that have: class"):
         some(model(), batch([0, 1]))
-    with pytest.raises(DataError, match="no group column sky"):
+    with pytest.raises(DataError, match="group columns: sky is not in"):
         loss.of(UNEVEN, ["sky"])
 
 

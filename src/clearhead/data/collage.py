@@ -18,7 +18,7 @@ from PIL import Image
 from clearhead.data.dataset import DataIssue, Sample, check_samples
 from clearhead.data.folder import image_files
 from clearhead.data.image_io import DataError, load_image, load_mask
-from clearhead.data.writing import whole_folder
+from clearhead.data.writing import new_folder
 
 SPLITS = ("train", "val", "test")
 FILL = (0.45, 0.75)  # longer side of the foreground's box, as a fraction of the picture's side
@@ -69,7 +69,7 @@ def make_collage(
     scenes = _scenes({kind: Path(folder) for kind, folder in backgrounds.items()}, fractions, rng, issues)
     foregrounds = _foregrounds(Path(images), Path(masks), classes, fractions, rng, issues)
     plan = _plan(foregrounds, scenes, pairing, correlation, rng)
-    with whole_folder(out) as partial:
+    with new_folder(out) as partial:
         _write(partial, plan, tuple(classes), size, seed, issues)
     return tuple(sorted(issues, key=lambda p: (p.file, p.category)))
 
@@ -166,7 +166,7 @@ def _usable(samples: list[Sample], seen: set[str], issues: list[DataIssue]) -> l
     broken = {issue.file for issue in found}
     fresh = []
     for sample in kept:
-        digest = hashlib.sha256(sample.own_file.read_bytes()).hexdigest()
+        digest = hashlib.sha256(sample.image_file.read_bytes()).hexdigest()
         if digest in seen:
             issues.append(DataIssue(sample.file, "duplicate-image", "identical to an earlier file", "skipped"))
         elif sample.file not in broken:

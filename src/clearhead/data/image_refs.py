@@ -1,7 +1,7 @@
-"""Pictures that are no files of their own: where each lies, and how it is had from there.
+"""Refer to images stored in larger files (tar, Parquet, arrays) and open them from there.
 
-Whatever holds them, on disk or behind a URL, is opened by fsspec. Of a tar file the picture's bytes alone are read; of
-a Parquet file its row group, which is kept for the next; an array is mapped into memory, or read, once a process.
+fsspec opens the file, on disk or behind a URL. Of a tar file only the image's bytes are read; of a Parquet file its row
+group, which is cached for the next image; an array is memory-mapped, or read once per process.
 """
 
 import functools
@@ -10,9 +10,10 @@ import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow
 import pyarrow.parquet
 from fsspec.core import url_to_fs
@@ -21,22 +22,22 @@ from PIL import Image
 
 from clearhead.data.image_io import DataError
 
-_KEPT_BYTES = 2**28
-"""Of row groups a process keeps: a shuffled pass over a smaller set reads each once."""
+_CACHE_BYTES = 2**28
+"""Size of the cache of row groups per process: a shuffled pass over a smaller data set reads each of them once."""
 
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """A picture in a tar file: `size` bytes from `offset`."""
+    """An image in a tar file: `size` bytes from `offset`."""
 
     url: str
     offset: int
     size: int
 
     def open(self) -> Image.Image:
-        """As Pillow opens it."""
+        """Open the image with Pillow."""
         with _lock:
-            file = _file(self.url)
+            file = _cached_file(self.url)
             file.seek(self.offset)
             return Image.open(io.BytesIO(file.read(self.size)))
 
@@ -46,7 +47,7 @@ class TarMember:
 
 @dataclass(frozen=True, slots=True)
 class ParquetCell:
-    """A picture in a Parquet file: in a row of a row group."""
+    """An image in a Parquet file: a row of a row group."""
 
     url: str
     column: str
@@ -54,12 +55,12 @@ class ParquetCell:
     row: int
 
     def open(self) -> Image.Image:
-        """As Pillow opens it; the row group is kept, so that reading in order reads each once."""
+        """Open the image with Pillow. The row group is cached: reading in order reads each row group once."""
         cell = _row_group(self.url, self.column, self.group)[self.row].as_py()
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if data is None:
-            elsewhere = cell and cell.get("path")
-            raise DataError(f"the picture is not in the file but in {elsewhere}" if elsewhere else "an empty cell")
+            path = cell and cell.get("path")
+            raise DataError(f"the image is not stored in this file but in {path}" if path else "an empty cell")
         return Image.open(io.BytesIO(data))
 
     def __str__(self) -> str:
@@ -68,15 +69,15 @@ class ParquetCell:
 
 @dataclass(frozen=True, slots=True)
 class ArrayRow:
-    """A picture that is a row of an array, N x H x W or N x H x W x 3 in 0..255: in an .npy file, or an .npz by key."""
+    """A row of an array, N x H x W or N x H x W x 3 in 0..255: in an .npy file, or under `key` in an .npz file."""
 
     url: str
     key: str
     row: int
 
     def open(self) -> Image.Image:
-        """The picture itself."""
-        return Image.fromarray(np.ascontiguousarray(array_of(self.url, self.key)[self.row]))
+        """Return the image."""
+        return Image.fromarray(np.ascontiguousarray(load_array(self.url, self.key)[self.row]))
 
     def __str__(self) -> str:
         return f"{self.url}, row {self.row}" + (f" of {self.key}" if self.key else "")
@@ -84,75 +85,75 @@ class ArrayRow:
 
 @dataclass(frozen=True)
 class InMemoryImage:
-    """A picture in memory, on its way past."""
+    """The bytes of an image file in memory, for checking a stream as it passes."""
 
     name: str
     data: bytes
 
     def open(self) -> Image.Image:
-        """As Pillow opens it."""
+        """Open the image with Pillow."""
         return Image.open(io.BytesIO(self.data))
 
     def __str__(self) -> str:
         return self.name
 
 
-# Files that are open, and row groups that are read, of this process: a forked one starts anew, since it would share
-# the positions in its parent's files.
+# Open files and cached row groups belong to this process. A forked process clears them, because it would share the
+# positions in its parent's files.
 _lock = threading.RLock()
-_kept: OrderedDict[tuple[str, str, int], pyarrow.ChunkedArray] = OrderedDict()
+_row_groups: OrderedDict[tuple[str, str, int], pyarrow.ChunkedArray] = OrderedDict()
 
 
-def opened(url: str) -> BinaryIO:
-    """A file to jump about in: what is asked for is read and no more."""
+def open_file(url: str) -> BinaryIO:
+    """Open a file for random access: only the requested bytes are read."""
     fs, path = url_to_fs(url)
-    return fs.open(path, "rb", cache_type="none")
+    return cast(BinaryIO, fs.open(path, "rb", cache_type="none"))
 
 
-_file = functools.lru_cache(maxsize=16)(opened)
+_cached_file = functools.lru_cache(maxsize=16)(open_file)
 
 
 @functools.lru_cache(maxsize=16)
 def _parquet_file(url: str) -> pyarrow.parquet.ParquetFile:
-    return pyarrow.parquet.ParquetFile(_file(url))
+    return pyarrow.parquet.ParquetFile(_cached_file(url))
 
 
 def _row_group(url: str, column: str, group: int) -> pyarrow.ChunkedArray:
-    """A column of a row group; the last that were asked for are kept."""
+    """Return a column of a row group, from the cache if possible."""
     key = (url, column, group)
     with _lock:
-        if key not in _kept:
-            _kept[key] = _parquet_file(url).read_row_group(group, columns=[column], use_threads=False).column(0)
-            while len(_kept) > 1 and sum(cells.nbytes for cells in _kept.values()) > _KEPT_BYTES:
-                _kept.popitem(last=False)
-        _kept.move_to_end(key)
-        return _kept[key]
+        if key not in _row_groups:
+            _row_groups[key] = _parquet_file(url).read_row_group(group, columns=[column], use_threads=False).column(0)
+            while len(_row_groups) > 1 and sum(cells.nbytes for cells in _row_groups.values()) > _CACHE_BYTES:
+                _row_groups.popitem(last=False)
+        _row_groups.move_to_end(key)
+        return _row_groups[key]
 
 
 @functools.lru_cache(maxsize=128)
-def array_of(url: str, key: str) -> np.ndarray:
-    """An array of a file; an .npy on disk is mapped into memory, not read."""
+def load_array(url: str, key: str) -> npt.NDArray[Any]:
+    """Return the array of an .npy file (`key` is empty), memory-mapped if on disk, or one of an .npz file."""
     fs, path = url_to_fs(url)
     if not key and isinstance(fs, LocalFileSystem):
-        return np.load(path, mmap_mode="r")
-    with fs.open(path, "rb") as opened:
-        found = np.load(opened)
-        return found[key] if key else found
+        return cast(npt.NDArray[Any], np.load(path, mmap_mode="r"))
+    with fs.open(path, "rb") as file:
+        content = np.load(file)
+        return cast(npt.NDArray[Any], content[key] if key else content)
 
 
-def forget() -> None:
-    """Open every file anew: one that was written again is another."""
+def clear_caches() -> None:
+    """Close all files and forget their contents, which may have changed."""
     with _lock:
-        _kept.clear()
-        for cache in (_file, _parquet_file, array_of):
+        _row_groups.clear()
+        for cache in (_cached_file, _parquet_file, load_array):
             cache.cache_clear()
 
 
-def _start_anew() -> None:
+def _reset_after_fork() -> None:
     global _lock
     _lock = threading.RLock()
-    forget()
+    clear_caches()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,4 +1,4 @@
-"""Read images from any source: a folder of class folders, shards on disk or behind a URL, a set of the Hub."""
+"""Read images from any source: a folder of class folders, shards on disk or behind a URL, a data set of the Hub."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,27 +15,26 @@ DataLike = ImageIndex | str | Path
 def read_images(
     source: str | Path, *, split: str | None = None, classes: Sequence[str] | None = None, check: bool = True
 ) -> ImageIndex:
-    """Read images from wherever they are.
+    """Read the images of a data set.
 
     Args:
         source: a folder of class folders (``read_folder``); a .parquet, .tar or .npz file, a folder of the first two, a
             glob or numbers in braces (``val-{000..063}.tar``), local or a URL that fsspec opens (s3://, https://,
-            hf://); ``hf-dataset:OWNER/NAME`` or ``hf-dataset:OWNER/NAME/CONFIG``, a set of the Hugging Face Hub.
-        split: in metadata.csv, or of files as their names tell it: ``train-00000-of-00002.parquet``,
-            ``test/0000.parquet``, ``imagenet-val-07.tar``. All by default. ``validation`` and ``val`` are one.
-        classes: the model's class names, in the order of its outputs. Classes of the set are found among them by name:
-            the whole one, case aside and ``_`` = space; WordNet ids where there are 1000; else the part before the
-            first comma. Where both have as many classes and most agree in place, the others are taken by place. Labels
-            without names are the model's where there are as many. Without `classes` the set has its own.
-        check: decode every image, and leave out those that cannot be.
+            hf://); ``hf-dataset:OWNER/NAME`` or ``hf-dataset:OWNER/NAME/CONFIG``, a data set of the Hugging Face Hub.
+        split: the split in metadata.csv, or in file names such as ``train-00000-of-00002.parquet``,
+            ``test/0000.parquet``, ``imagenet-val-07.tar``. All splits by default. ``validation`` means ``val``.
+        classes: the model's class names, in the order of its outputs. The classes of the data set match them by full
+            name (ignoring case, ``_`` = space), by WordNet id if there are 1000, or by the part before the first comma.
+            If both have as many classes and most agree in order, the others match by order. Labels without names match
+            by number if there are as many. By default the classes are those of the data set.
+        check: decode every image and mask, and leave out what cannot be decoded.
 
     Raises:
-        DataError: for a source that does not exist or cannot be opened, one without such columns or members, classes
-            that are not the model's, a split that does not exist, no usable image.
+        DataError: for a source that does not exist or cannot be opened, missing columns or members, classes that do not
+            match the model's, a split that does not exist, or no usable image.
     """
-    if not is_sharded(source):
-        return read_folder(source, split=split, classes=classes, check=check)
-    return read_sharded(source, split=split, classes=classes, check=check)
+    read = read_sharded if is_sharded(source) else read_folder
+    return read(source, split=split, classes=classes, check=check)
 
 
 def as_image_index(
@@ -67,14 +66,14 @@ def plain_source(source: str | Path) -> str:
 def absolute_source(source: str | Path, folder: Path = Path()) -> str:
     """Return a source as text that does not depend on how it is written: local paths absolute, symlinks resolved.
 
-    A relative path is relative to `folder`. URLs and sets of the Hub are returned as they are.
+    A relative path is relative to `folder`. URLs and data sets of the Hub are returned as they are.
     """
     text = str(source).removeprefix("file://")
     return text if text.startswith(HUB) or "://" in text else str((folder / text).resolve())
 
 
 def source_name(source: str | Path) -> str:
-    """How people call a source: the name of a file or folder, OWNER/NAME of a set of the Hub."""
+    """Return a short name of a source: the name of a file or folder, OWNER/NAME of a data set of the Hub."""
     text = str(source).rstrip("/")
     if text.startswith(HUB):
         return text.removeprefix(HUB)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from clearhead.data.dataset import ImageIndex, group_labels
-from clearhead.data.image_io import DataError, by, load_image, load_mask
+from clearhead.data.image_io import DataError, format_size, load_image, load_mask
 from clearhead.distributed import mean_over_processes, rank_and_size
 
 
@@ -60,7 +60,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
         picture = load_image(sample.path)
         cover = load_mask(sample.mask) if sample.mask else None
         if cover is not None and cover.size != picture.size:
-            raise DataError(f"{sample.mask}: a mask of {by(cover.size)} for an image of {by(picture.size)}")
+            raise DataError(
+                f"{sample.mask}: the mask has {format_size(cover.size)} pixels, the image {format_size(picture.size)}"
+            )
         if self.augment is not None:
             picture, cover = self.augment(picture, cover, torch.Generator().manual_seed(draw))
         image = self.preprocess.image(picture)

@@ -1,26 +1,26 @@
-"""Images that are not files in class folders: Parquet files, WebDataset shards, arrays; on disk or behind a URL.
+"""Read images from Parquet files, WebDataset shards and arrays, on disk or behind a URL, without copying them.
 
-``read_images`` reads any of them as ``read_folder`` reads class folders. Nothing is copied to the local disk: a sample
-knows where its picture lies (``clearhead.data.image_refs``) and reads that much when it is loaded.
+A sample knows where its image is stored (``clearhead.data.image_refs``) and reads only that when it is loaded.
 
 ============= ======================================== ======================== =================================
-source        as                                       class names              read when the set is read
+source        images and labels                        class names              read while listing the samples
 ============= ======================================== ======================== =================================
 Parquet       a column image, img, jpg or png (bytes,  the Hub's metadata, or   the labels; with `check` all
-              or a struct with them), one label,       names.txt, classnames.txt
-              fine_label, labels or cls                beside or one above
-WebDataset    {key}.jpg (jpeg, png, webp) with         the labels where they    each shard from end to end, and
-              {key}.cls or the label of {key}.json     are text, or as above    decoded in passing with `check`
-MedMNIST      an .npz of {split}_images, _labels       as above                 all
+              or a struct with them) and one of label, names.txt, classnames.txt
+              fine_label, labels, cls                  beside or one level up
+WebDataset    {key}.jpg (jpeg, png, webp) with         the labels if they are   every shard from end to end,
+              {key}.cls, or the label in {key}.json    text, or as above        decoded in passing with `check`
+MedMNIST      an .npz file with {split}_images and     as above                 all
+              {split}_labels
 ============= ======================================== ======================== =================================
 
-What is left out is listed in ``ImageIndex.problems``, besides the kinds at the head of folder.py:
+Issues are listed in ``ImageIndex.issues``, with these categories besides those of ``clearhead.data.folder``:
 
 =============== ============================================================= =======
-no-label        no label, or -1, the Hub's sign for one that is kept secret   skipped
-label-range     a number that no class has                                    skipped
-no-image        a key of a tar shard without an image                         skipped
-unreadable-json a {key}.json that is none                                     skipped
+no-label        no label, or -1, which the Hub uses for unpublished labels    skipped
+label-range     the label is not an index of a class                          skipped
+no-image        a key of a tar shard has no image                             skipped
+unreadable-json {key}.json is not JSON                                        skipped
 =============== ============================================================= =======
 """
 
@@ -34,11 +34,19 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from clearhead.data.dataset import DataIssue, ImageIndex, Sample, check_samples, listed, require_samples
-from clearhead.data.folder import image_files, plain_name, wordnet_ids
+from clearhead.data.dataset import (
+    DataIssue,
+    ImageIndex,
+    Sample,
+    check_samples,
+    format_names,
+    require_samples,
+    sort_issues,
+)
+from clearhead.data.folder import image_files, normalize_name, wordnet_ids
 from clearhead.data.image_io import DataError
-from clearhead.data.image_refs import forget
-from clearhead.data.shard_files import Entry, Shard, contents_of, npz_splits, reading
+from clearhead.data.image_refs import clear_caches
+from clearhead.data.shard_files import Entry, Shard, npz_splits, read_shard, reading
 
 HUB = "hf-dataset:"
 _SUFFIXES = (".parquet", ".tar", ".npz")
@@ -50,169 +58,167 @@ def read_sharded(
     source: str | Path, *, split: str | None = None, classes: Sequence[str] | None = None, check: bool = True
 ) -> ImageIndex:
     """Read images from Parquet, tar or .npz files; arguments and errors as in ``clearhead.data.images.read_images``."""
-    forget()
-    shards = _of_split(source, _shards(source), split)
+    clear_caches()
+    shards = _select_split(source, _list_shards(source), split)
     with ThreadPoolExecutor(8) as pool:
-        contents = list(pool.map(lambda shard: contents_of(shard, check), shards))
+        contents = list(pool.map(lambda shard: read_shard(shard, check), shards))
     entries = [entry for content in contents for entry in content.entries]
     issues = [issue for content in contents for issue in content.issues]
     if not entries and not issues:
         raise DataError(f"{source}: its {len(shards)} files have no images")
     names = next((content.names for content in contents if content.names), None)
-    names, samples = _labelled(str(source), entries, names or _names_beside(shards), classes, issues)
-    if check and shards[0].kind != ".tar":  # a tar's were decoded in passing
-        samples, found = check_samples(samples)
-        issues += found
+    names, samples = _assign_labels(str(source), entries, names or _read_names_file(shards), classes, issues)
+    if check and shards[0].suffix != ".tar":  # images in tar files were decoded in passing
+        samples, decoding = check_samples(samples)
+        issues += decoding
     require_samples(source, samples, issues)
-    issues.sort(key=lambda p: (p.file, p.category))
-    return ImageIndex(Path(source), names, tuple(samples), tuple(issues))
+    return ImageIndex(Path(source), names, tuple(samples), sort_issues(issues))
 
 
 def splits_in(source: str | Path) -> set[str]:
-    """The splits of a source that is no folder of class folders; none where there is a single one. Raises DataError."""
-    found = {shard.split for shard in _shards(source)} - {""}
-    return found if len(found) > 1 else set()
+    """Return the splits named by the files of a sharded source; none if there are fewer than two. Raises DataError."""
+    splits = {shard.split for shard in _list_shards(source)} - {""}
+    return splits if len(splits) > 1 else set()
 
 
 def is_sharded(source: str | Path) -> bool:
-    """Whether a source is something else than a folder of class folders."""
+    """Return whether a source is something other than a folder of class folders."""
     text = str(source)
     if text.startswith(HUB) or "://" in text or text.endswith(_SUFFIXES):
         return True
     folder = Path(source)
     if not folder.is_dir():
         return any(character in text for character in "*{[") and not folder.exists()
-    if any(entry.is_dir() and image_files(entry) for top in (folder, folder / "images") for entry in _folders(top)):
+    folders = [entry for top in (folder, folder / "images") if top.is_dir() for entry in top.iterdir()]
+    if any(entry.is_dir() and image_files(entry) for entry in folders):
         return False
-    return next(_inside(folder), None) is not None
+    return next(_find_shards(folder), None) is not None
 
 
-def plain_split(split: str) -> str:
-    """A split by the name it has here: ``validation``, ``valid`` and ``dev`` are ``val``."""
+def normalize_split(split: str) -> str:
+    """Return the standard name of a split: ``validation``, ``valid`` and ``dev`` are ``val``."""
     return _SPLITS.get(split.lower(), split.lower())
 
 
-def _shards(source: str | Path) -> list[Shard]:
-    """The files of a source, in order. Raises DataError where there is none, or there are several kinds."""
+def _list_shards(source: str | Path) -> list[Shard]:
+    """Return the files of a source, sorted. Raises DataError if there is none, or several formats."""
     text = str(source)
     with reading(text):
         if text.startswith(HUB):
-            fs, base, paths = _on_hub(text)
+            fs, base, paths = _hub_files(text)
         elif "://" not in text and Path(text).is_dir():
             folder = Path(text).absolute()
-            fs, base, paths = LocalFileSystem(), folder.as_posix(), [path.as_posix() for path in _inside(folder)]
+            fs, base, paths = LocalFileSystem(), folder.as_posix(), [path.as_posix() for path in _find_shards(folder)]
         else:
-            fs, base, paths = _named(text)
-        kinds = Counter(_suffix(path) for path in paths)
+            fs, base, paths = _resolve(text)
+        suffixes = Counter(_suffix(path) for path in paths)
         if not paths:
-            raise DataError(f"{source}: no {', '.join(_SUFFIXES[:2])} or {_SUFFIXES[2]} file is there")
-        if len(kinds) > 1:
-            told = " and ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-            raise DataError(f"{source}: {told} files; name those of one kind, as in FOLDER/*.parquet")
-    shards, kind = [], next(iter(kinds))
+            raise DataError(f"{source}: no {', '.join(_SUFFIXES[:2])} or {_SUFFIXES[2]} file found")
+        if len(suffixes) > 1:
+            counts = " and ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
+            raise DataError(f"{source}: {counts} files; name those of one format, as in FOLDER/*.parquet")
+    shards, suffix = [], next(iter(suffixes))
     for path in sorted(paths):
         name = path.removeprefix(base).lstrip("/")
         url = path if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(path)
-        splits = npz_splits(url) if kind == ".npz" else []
-        parts = [(f"{name}/{split}", split) for split in splits] or [(name, _split(name))]
-        shards += [Shard(url, kind, part, split) for part, split in parts]
+        splits = npz_splits(url) if suffix == ".npz" else []
+        parts = [(f"{name}/{split}", split) for split in splits] or [(name, _split_in_name(name))]
+        shards += [Shard(url, suffix, part, split) for part, split in parts]
     return shards
 
 
 def _suffix(path: str) -> str:
-    """The kind of a file, or nothing; what may follow the path of a URL (``?download=true``) aside."""
+    """Return the format suffix of a file, or nothing; a query after the path of a URL is ignored."""
     return next((suffix for suffix in _SUFFIXES if path.partition("?")[0].endswith(suffix)), "")
 
 
-def _named(text: str) -> tuple[fsspec.AbstractFileSystem, str, list[str]]:
-    """The file system of a path or URL, the folder that names are relative to, and the files that are meant."""
-    fs, first = url_to_fs(text)
+def _resolve(text: str) -> tuple[fsspec.AbstractFileSystem, str, list[str]]:
+    """Return the file system of a path, URL or pattern, the folder that names are relative to, and the files."""
+    fs, path = url_to_fs(text)
     if not any(character in text for character in "*{["):
-        if _suffix(first):
-            return fs, first.rpartition("/")[0], [first]
-        return fs, first, [path for path in map(str, fs.find(first)) if _suffix(path)]
+        if _suffix(path):
+            return fs, path.rpartition("/")[0], [path]
+        return fs, path, [file for file in map(str, fs.find(path)) if _suffix(file)]
     paths: list[str] = []
-    for each in _braces(first):
-        paths += fs.glob(each) if any(character in each for character in "*[") else [each]
-    base = re.split(r"[*{\[]", first)[0].rpartition("/")[0]
-    return fs, base, [path for path in dict.fromkeys(map(str, paths)) if _suffix(path)]
+    for pattern in _expand_braces(path):
+        paths += fs.glob(pattern) if any(character in pattern for character in "*[") else [pattern]
+    base = re.split(r"[*{\[]", path)[0].rpartition("/")[0]
+    return fs, base, [file for file in dict.fromkeys(map(str, paths)) if _suffix(file)]
 
 
-def _braces(text: str) -> list[str]:
-    """``a-{08..10}`` as a-08, a-09, a-10."""
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", text)
-    if not found:
+def _expand_braces(text: str) -> list[str]:
+    """Return ``a-{08..10}`` as a-08, a-09, a-10."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", text)
+    if not match:
         return [text]
-    head, tail, (first, last) = text[: found.start()], text[found.end() :], found.groups()
-    return [r for n in range(int(first), int(last) + 1) for r in _braces(f"{head}{n:0{len(first)}d}{tail}")]
+    head, tail, (first, last) = text[: match.start()], text[match.end() :], match.groups()
+    numbers = range(int(first), int(last) + 1)
+    return [path for number in numbers for path in _expand_braces(f"{head}{number:0{len(first)}d}{tail}")]
 
 
-def _on_hub(text: str) -> tuple[fsspec.AbstractFileSystem, str, list[str]]:
-    """The Parquet files that the Hub makes of every public set, CONFIG/SPLIT/0000.parquet in a branch of their own.
+def _hub_files(text: str) -> tuple[fsspec.AbstractFileSystem, str, list[str]]:
+    """Return the Parquet files that the Hub makes of every public data set: CONFIG/SPLIT/0000.parquet in a branch.
 
     https://huggingface.co/docs/dataset-viewer/parquet
     """
     parts = text.removeprefix(HUB).strip("/").split("/")
     if len(parts) not in (2, 3) or not all(parts):
         raise DataError(f"{text}: {HUB}OWNER/NAME or {HUB}OWNER/NAME/CONFIG is needed")
-    set_name = "/".join(parts[:2])
-    fs, root = url_to_fs(f"hf://datasets/{set_name}@refs/convert/parquet")
+    repository = "/".join(parts[:2])
+    fs, root = url_to_fs(f"hf://datasets/{repository}@refs/convert/parquet")
     configs = defaultdict(list)
     for path in map(str, fs.find(root)):
-        inside = path.removeprefix(root).lstrip("/").split("/")
-        if len(inside) == 3 and inside[2].endswith(".parquet"):
-            configs[inside[0]].append(path)
+        relative = path.removeprefix(root).lstrip("/").split("/")
+        if len(relative) == 3 and relative[2].endswith(".parquet"):
+            configs[relative[0]].append(path)
     config = parts[2] if len(parts) == 3 else "default" if "default" in configs else next(iter(configs), "")
     if config not in configs or (len(parts) == 2 and config != "default" and len(configs) > 1):
-        there = ", ".join(sorted(configs)) or "none"
-        raise DataError(f"{text}: name a configuration, as in {HUB}{set_name}/CONFIG; there is {there}")
+        choices = f"choose from {', '.join(sorted(configs))}" if configs else "it has none"
+        raise DataError(f"{text}: name a configuration, as in {HUB}{repository}/CONFIG; {choices}")
     if any("/partial-" in path for path in configs[config]):
         raise DataError(
-            f"{text}: of large sets the Hub converts a part alone; name the set's own files, as in "
-            f"hf://datasets/{set_name}/data/test-*.parquet"
+            f"{text}: the Hub converts only a part of large data sets; name the data set's own files, as in "
+            f"hf://datasets/{repository}/data/test-*.parquet"
         )
     return fs, f"{root}/{config}", configs[config]
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
-
-
-def _inside(folder: Path) -> Iterator[Path]:
-    """The Parquet and tar files of a folder, at most two folders deep: as sets of the Hub are laid out."""
+def _find_shards(folder: Path) -> Iterator[Path]:
+    """Yield the Parquet and tar files of a folder, at most two levels down, as data sets of the Hub are laid out."""
     for pattern in ("*", "*/*", "*/*/*"):
         for path in folder.glob(pattern):
             if path.suffix in _SUFFIXES[:2] and not path.name.startswith("."):
                 yield path
 
 
-def _split(name: str) -> str:
-    """The split that a shard's name tells, or nothing."""
+def _split_in_name(name: str) -> str:
+    """Return the split in a shard's name, or nothing."""
     numbered = re.search(r"([^/]+)-\d{5}-of-\d{5}|([^/]+)/\d{4,}\.parquet$", name)
     if numbered:
-        return plain_split(numbered[1] or numbered[2])
-    words = map(plain_split, re.split(r"[^a-z]+", name.lower()))
+        return normalize_split(numbered[1] or numbered[2])
+    words = map(normalize_split, re.split(r"[^a-z]+", name.lower()))
     return next((word for word in words if word in ("train", "val", "test")), "")
 
 
-def _of_split(source: str | Path, shards: list[Shard], split: str | None) -> list[Shard]:
-    """The shards of a split. Raises DataError where it does not exist."""
+def _select_split(source: str | Path, shards: list[Shard], split: str | None) -> list[Shard]:
+    """Return the shards of a split. Raises DataError if it does not exist."""
     if split is None:
         return shards
-    wanted = plain_split(split)
-    found = [shard for shard in shards if shard.split == wanted]
-    if not found:
-        there = ", ".join(sorted({shard.split for shard in shards} - {""})) or "none that its files are named for"
-        raise DataError(f"{source}: no split {split!r}; there is {there}")
-    return found
+    wanted = normalize_split(split)
+    selected = [shard for shard in shards if shard.split == wanted]
+    if not selected:
+        splits = ", ".join(sorted({shard.split for shard in shards} - {""}))
+        choices = f"choose from {splits}" if splits else "its file names contain no split"
+        raise DataError(f"split: {split!r} is not in {source}; {choices}")
+    return selected
 
 
-def _names_beside(shards: Sequence[Shard]) -> tuple[str, ...] | None:
-    """Class names, one a line, from a file beside the shards or one folder above."""
+def _read_names_file(shards: Sequence[Shard]) -> tuple[str, ...] | None:
+    """Return the class names, one per line, from a file beside the shards or one level up."""
     folder = shards[0].url.rpartition("/")[0]
-    for place in (folder, folder.rpartition("/")[0]):
+    for parent in (folder, folder.rpartition("/")[0]):
         for file in _NAME_FILES:
-            url = f"{place}/{file}"
+            url = f"{parent}/{file}"
             fs, path = url_to_fs(url)
             if fs.exists(path):
                 with reading(url):
@@ -220,86 +226,86 @@ def _names_beside(shards: Sequence[Shard]) -> tuple[str, ...] | None:
     return None
 
 
-def _labelled(
+def _assign_labels(
     source: str,
     entries: Sequence[Entry],
     names: tuple[str, ...] | None,
     classes: Sequence[str] | None,
     issues: list[DataIssue],
 ) -> tuple[tuple[str, ...], list[Sample]]:
-    """The class names, the model's where it has been given, and the samples with their labels."""
+    """Return the class names (the model's, if any) and the samples with their labels."""
     labels = [entry.label for entry in entries]
     if any(isinstance(label, str) for label in labels):
         names = tuple(sorted({str(label) for label in labels if label is not None}))
-        places = {name: place for place, name in enumerate(names)}
-        labels = [None if label is None else places[str(label)] for label in labels]
+        indices = {name: index for index, name in enumerate(names)}
+        labels = [None if label is None else indices[str(label)] for label in labels]
     numbers = [int(label) for label in labels if label is not None]
     if names is None:
         count = max(numbers, default=-1) + 1
         if classes is not None and tuple(classes) == tuple(map(str, range(len(classes)))):
-            count = len(classes)  # classes that have no other names than their numbers
+            count = len(classes)  # the classes are named by their numbers
         if classes is not None and count != len(classes):
             raise DataError(
                 f"{source}: its labels are the numbers 0..{count - 1}, the model has {len(classes)} classes; put the "
-                f"class names, one a line, into {_NAME_FILES[0]} beside it"
+                f"class names, one per line, into {_NAME_FILES[0]} beside it"
             )
         names = tuple(classes) if classes is not None else tuple(map(str, range(count)))
-    matched = {place: place for place in range(len(names))}
+    output_of = {index: index for index in range(len(names))}
     if classes is not None:
-        matched = _matched(source, names, tuple(classes), Counter(numbers), issues)
+        output_of = _match_classes(source, names, tuple(classes), Counter(numbers), issues)
     samples = []
     for entry, label in zip(entries, labels, strict=True):
         if label is None or label == -1:
             issues.append(DataIssue(entry.file, "no-label", "no label", "skipped"))
         elif not 0 <= int(label) < len(names):
-            issues.append(DataIssue(entry.file, "label-range", f"{label}, for {len(names)} classes", "skipped"))
-        elif int(label) in matched:
-            samples.append(Sample(entry.file, entry.path, matched[int(label)], None, {}))
+            issues.append(DataIssue(entry.file, "label-range", f"label {label} of {len(names)} classes", "skipped"))
+        elif int(label) in output_of:
+            samples.append(Sample(entry.file, entry.path, output_of[int(label)], None, {}))
     return tuple(classes) if classes is not None else names, samples
 
 
-def _matched(
+def _match_classes(
     source: str,
     names: tuple[str, ...],
     classes: tuple[str, ...],
     counts: Mapping[int, int],
     issues: list[DataIssue],
 ) -> dict[int, int]:
-    """The model's class of each class of the set, as `read_images` says; those without one go to `problems`."""
-    whole, first = defaultdict(list), defaultdict(list)
+    """Return the model's class of each class of the data set, as ``read_images`` describes."""
+    by_name, by_first_word = defaultdict(list), defaultdict(list)
     for index, name in enumerate(classes):
-        whole[plain_name(name)].append(index)
-        first[_first(name)].append(index)
-    found = []
+        by_name[normalize_name(name)].append(index)
+        by_first_word[_first_synonym(name)].append(index)
+    candidates = []
     for name in names:
-        known = whole.get(plain_name(name)) or first.get(_first(name), [])
+        matches = by_name.get(normalize_name(name)) or by_first_word.get(_first_synonym(name), [])
         if len(classes) == 1000 and name in (ids := wordnet_ids()):
-            known = [ids[name]]
-        found.append(known)
-    in_place = sum(place in known for place, known in enumerate(found))
-    same_order = len(names) == len(classes) and 2 * in_place > len(names)
-    matched: dict[int, int] = {}
-    for place, (name, known) in enumerate(zip(names, found, strict=True)):
-        if same_order and len(known) != 1:
-            known = [place]
-        if len(known) == 1:
-            matched[place] = known[0]
-        elif counts.get(place):
-            kind, why = "unknown-class", f"not among the model's {len(classes)} classes"
-            if known:
-                kind, why = "ambiguous-class", f"the model's classes {known} are all called so"
-            issues.append(DataIssue(name, kind, f"{why}; {counts[place]} images", "skipped"))
-    twice = [index for index, times in Counter(matched.values()).items() if times > 1]
-    if twice:
-        same = " and ".join(names[place] for place, index in matched.items() if index == twice[0])
-        raise DataError(f"{source}: its classes {same} are both the model's {classes[twice[0]]}; name them apart")
-    if not matched:
+            matches = [ids[name]]
+        candidates.append(matches)
+    agreeing = sum(index in matches for index, matches in enumerate(candidates))
+    same_order = len(names) == len(classes) and 2 * agreeing > len(names)
+    output_of: dict[int, int] = {}
+    for index, (name, matches) in enumerate(zip(names, candidates, strict=True)):
+        if same_order and len(matches) != 1:
+            matches = [index]
+        if len(matches) == 1:
+            output_of[index] = matches[0]
+        elif counts.get(index):
+            category, reason = "unknown-class", f"not among the model's {len(classes)} classes"
+            if matches:
+                category, reason = "ambiguous-class", f"classes {matches} of the model all have this name"
+            issues.append(DataIssue(name, category, f"{reason}; {counts[index]} images", "skipped"))
+    repeated = [output for output, times in Counter(output_of.values()).items() if times > 1]
+    if repeated:
+        same = " and ".join(names[index] for index, output in output_of.items() if output == repeated[0])
+        raise DataError(f"{source}: its classes {same} both match the model's {classes[repeated[0]]}; rename one")
+    if not output_of:
         raise DataError(
-            f"{source}: none of its classes is one of the model's: it has {listed(names)}, the model {listed(classes)}"
+            f"{source}: none of its classes ({format_names(names)}) is a class of the model ({format_names(classes)})"
         )
-    return matched
+    return output_of
 
 
-def _first(name: str) -> str:
-    """The first of several words for a class, without a WordNet id behind it: of ``crane (n02012849)`` the crane."""
-    return plain_name(re.sub(r" \(n\d{8}\)$", "", name).partition(",")[0])
+def _first_synonym(name: str) -> str:
+    """Return the first of several synonyms, without a WordNet id: ``crane`` for ``crane, bird (n02012849)``."""
+    return normalize_name(re.sub(r" \(n\d{8}\)$", "", name).partition(",")[0])

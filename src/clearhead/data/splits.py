@@ -1,4 +1,4 @@
-"""Which images to train on and which to choose by."""
+"""Choose the images to train on and those for model selection, and draw random subsets."""
 
 import csv
 from collections import defaultdict
@@ -12,9 +12,10 @@ import numpy as np
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.image_io import DataError
 from clearhead.data.images import read_images
-from clearhead.data.shards import is_sharded, plain_split, splits_in
+from clearhead.data.shards import is_sharded, normalize_split, splits_in
 
-HELD_OUT = 0.2
+VALIDATION_FRACTION = 0.2
+"""Fraction of each class that is held out if there is no validation split."""
 
 
 def train_and_validation(
@@ -25,79 +26,84 @@ def train_and_validation(
     classes: Sequence[str] | None = None,
     seed: int = 0,
 ) -> tuple[ImageIndex, ImageIndex]:
-    """The images to train on and those to choose by.
+    """Return the training and validation images of a data set.
 
-    Those of the two splits (``splits_of``; ``val`` and ``validation`` are one); the classes are those of the images to
-    train on. Where there is none to choose by, a random fifth of each class of those to train on is held out (`seed`).
-    Raises DataError, also for a class with a single image to divide.
+    Both have the classes of the training images. Without a validation split, a random 20% of each class of the training
+    images is held out, decided by `seed`. ``val`` and ``validation`` are the same split.
+
+    Raises:
+        DataError: for data or a split that cannot be read, or a class with a single image to divide.
     """
     splits = splits_of(root)
-    train, validation = _among(splits, train), _among(splits, validation)
+    train, validation = _match_split(splits, train), _match_split(splits, validation)
     if validation in splits or (splits and (train not in splits or validation != "val")):
-        first = read_images(root, split=train, classes=classes)
-        return first, read_images(root, split=validation, classes=first.classes)
-    return split_off(read_images(root, split=train if splits else None, classes=classes), HELD_OUT, seed)
+        index = read_images(root, split=train, classes=classes)
+        return index, read_images(root, split=validation, classes=index.classes)
+    return split_off(read_images(root, split=train if splits else None, classes=classes), VALIDATION_FRACTION, seed)
 
 
-def _among(splits: set[str], wanted: str) -> str:
-    """The split, by the name it has in the set."""
-    alike = [split for split in sorted(splits) if plain_split(split) == plain_split(wanted)]
-    return wanted if wanted in splits or not alike else alike[0]
+def _match_split(splits: set[str], name: str) -> str:
+    """Return the name that a split has in the data set."""
+    same = [split for split in sorted(splits) if normalize_split(split) == normalize_split(name)]
+    return name if name in splits or not same else same[0]
 
 
 def require_apart(**parts: ImageIndex | None) -> None:
-    """Raise DataError where two parts of a set, by what they are for, share images."""
-    there = {name: folder for name, folder in parts.items() if folder is not None}
-    for (a, first), (b, second) in combinations(there.items(), 2):
+    """Raise DataError if two parts of a data set, named by their purpose, share images."""
+    present = {name: index for name, index in parts.items() if index is not None}
+    for (a, first), (b, second) in combinations(present.items(), 2):
         if shared := {sample.file for sample in first.samples} & {sample.file for sample in second.samples}:
             raise DataError(
-                f"{first.root}: {len(shared):,} images are for {a} and for {b}, such as {min(shared)}; each needs "
-                "images of its own: name other splits"
+                f"{first.root}: {len(shared):,} images are for {a} and for {b}, such as {min(shared)}; name splits "
+                "that do not overlap"
             )
 
 
-def split_off(folder: ImageIndex, share: float, seed: int = 0) -> tuple[ImageIndex, ImageIndex]:
-    """A folder without a random share of each class, and that share. DataError for a class of a single image."""
+def split_off(index: ImageIndex, fraction: float, seed: int = 0) -> tuple[ImageIndex, ImageIndex]:
+    """Return an index without a random fraction of each class, and that fraction, at least one image per class.
+
+    Raises DataError for a class with a single image.
+    """
     by_class = defaultdict(list)
-    for sample in folder.samples:
+    for sample in index.samples:
         by_class[sample.label].append(sample)
     rng, held_out = np.random.default_rng(seed), set()
     for label, samples in by_class.items():
         if len(samples) < 2:
             raise DataError(
-                f"{folder.root}: class {folder.classes[label]} has one image; two or more are needed to hold some out "
+                f"{index.root}: class {index.classes[label]} has one image; two or more are needed to hold some out "
                 "for validation (or name the splits in metadata.csv)"
             )
-        count = max(1, round(share * len(samples)))
+        count = max(1, round(fraction * len(samples)))
         held_out |= {samples[i].file for i in rng.permutation(len(samples))[:count]}
-    kept = tuple(sample for sample in folder.samples if sample.file not in held_out)
-    chosen = tuple(sample for sample in folder.samples if sample.file in held_out)
-    return replace(folder, samples=kept), replace(folder, samples=chosen, issues=())
+    rest = tuple(sample for sample in index.samples if sample.file not in held_out)
+    part = tuple(sample for sample in index.samples if sample.file in held_out)
+    return replace(index, samples=rest), replace(index, samples=part, issues=())
 
 
-def subsample_fraction(folder: ImageIndex, fraction: float, seed: int) -> ImageIndex:
-    """A share of the images of each class, at least one; of two shares by one seed the larger holds the smaller."""
+def subsample_fraction(index: ImageIndex, fraction: float, seed: int) -> ImageIndex:
+    """Return a random fraction of each class, at least one image; with the same seed, larger fractions contain it."""
     if fraction == 1:
-        return folder
+        return index
     rng = np.random.default_rng([seed, 1])
-    labels = np.array([sample.label for sample in folder.samples])
-    kept: list[int] = []
+    labels = np.array([sample.label for sample in index.samples])
+    selected: list[int] = []
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        kept += members[: max(1, round(fraction * len(members)))].tolist()
-    return replace(folder, samples=tuple(folder.samples[i] for i in sorted(kept)), issues=())
+        selected += members[: max(1, round(fraction * len(members)))].tolist()
+    return replace(index, samples=tuple(index.samples[i] for i in sorted(selected)), issues=())
 
 
-def sample_n(folder: ImageIndex, count: int | None, seed: int) -> ImageIndex:
-    """At most so many images of a folder, drawn at random, in its order; None for all."""
-    if count is None or count >= len(folder.samples):
-        return folder
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(folder.samples))[:count])
-    return replace(folder, samples=tuple(folder.samples[i] for i in chosen))
+def sample_n(index: ImageIndex, count: int | None, seed: int) -> ImageIndex:
+    """Return at most `count` random images, in their order; all if `count` is None."""
+    if count is None or count >= len(index.samples):
+        return index
+    selected = np.sort(np.random.default_rng(seed).permutation(len(index.samples))[:count])
+    return replace(index, samples=tuple(index.samples[i] for i in selected))
 
 
 def splits_of(root: str | Path) -> set[str]:
-    """The splits that metadata.csv or the shards of a set name; none where there are no splits."""
+    """Return the splits named by metadata.csv or by the files of a sharded source; empty if it has no splits."""
     if is_sharded(root):
         return splits_in(root)
     table = Path(root) / "metadata.csv"

@@ -1,41 +1,58 @@
-"""Folders of data as they are written: whole or not at all, with files linked where that can be."""
+"""Write data sets: a folder appears when it is complete, metadata.csv is written last, images are linked."""
 
+import csv
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from clearhead.data.image_io import DataError
+from clearhead.storage import atomic_path
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill that appears as `target`, which is absent or empty, when the block ends well, else not at all.
-
-    Raises DataError where it cannot be written.
-    """
-    partial = None
+def writing(target: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a DataError that names the target."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-        yield partial
-        partial.chmod(0o755)  # mkdtemp's folders are for their owner alone
-        if target.is_dir():
-            target.rmdir()
-        partial.rename(target)
+        yield
     except OSError as error:
         raise DataError(f"{target} could not be written: {error}") from error
-    finally:
-        if partial is not None and partial.exists():
-            shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_empty(target: Path, advice: str = "choose another folder or remove it") -> None:
+    """Raise DataError unless a path is absent or an empty folder."""
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise DataError(f"{target} exists and is not an empty folder; {advice}")
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give a folder to fill that becomes `target` when the block ends without an error.
+
+    Raises DataError if it cannot be written.
+    """
+    with writing(target), atomic_path(target) as unfinished:
+        unfinished.mkdir()
+        yield unfinished
+
+
+def require_no_metadata(root: Path) -> None:
+    """Raise DataError if a folder already holds a complete data set, that is metadata.csv, which is written last."""
+    if (root / "metadata.csv").exists():
+        raise DataError(f"{root / 'metadata.csv'} exists; choose an empty folder, or delete this file to write again")
+
+
+def write_metadata(root: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write metadata.csv of a data set."""
+    with atomic_path(root / "metadata.csv") as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *rows])
 
 
 def link(original: Path, target: Path) -> None:
-    """A hard link to a file, or a copy of it."""
+    """Make a hard link to a file, or a copy if the file system does not allow it."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # a copy onto a link of an earlier run would be written into the original
+    target.unlink(missing_ok=True)  # copying onto an earlier link would write into the original
     try:
         os.link(original.resolve(), target)
     except OSError:

@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from clearhead.data.dataset import ImageIndex, Sample
-from clearhead.data.folder import plain_name
-from clearhead.data.image_io import DataError, by, load_image
+from clearhead.data.folder import normalize_name
+from clearhead.data.image_io import DataError, format_size, load_image
 
 Found = tuple[Sample, np.ndarray | tuple[str, str]]
 """An image and its mask (H x W, bool, of the upright image's size), or why there is none: its kind, and words."""
@@ -58,7 +58,7 @@ def voc_boxes(folder: Path, data: ImageIndex) -> Iterator[Found]:
             except (ElementTree.ParseError, OSError) as error:
                 trees[path] = _Broken(f"{path}: {error}")
     known = {
-        plain_name(o.findtext("name", ""))
+        normalize_name(o.findtext("name", ""))
         for t in trees.values()
         if not isinstance(t, _Broken)
         for o in t.iter("object")
@@ -82,7 +82,7 @@ def voc_boxes(folder: Path, data: ImageIndex) -> Iterator[Found]:
 
 def voc_classes(folder: Path, data: ImageIndex) -> Iterator[Found]:
     """VOC's SegmentationClass/<stem>.png: palette images of class indices, 255 void. Raises DataError."""
-    known = {plain_name(name) for name in VOC_CLASSES}
+    known = {normalize_name(name) for name in VOC_CLASSES}
 
     def read(path: Path, sample: Sample) -> np.ndarray:
         indices = _indices(path, sample)
@@ -150,17 +150,17 @@ def _coco(
             f"{file}: no COCO instances file: {type(error).__name__} {error}; it is a JSON object with images (id, "
             "file_name), annotations (image_id, category_id, bbox, segmentation) and categories (id, name)"
         ) from error
-    known = {plain_name(name) for name in names.values()}
+    known = {normalize_name(name) for name in names.values()}
 
     def entry(sample: Sample, shared: bool) -> dict[str, Any] | tuple[str, str]:
-        found = entries[sample.own_file.name]
+        found = entries[sample.image_file.name]
         exact = [image for image in found if f"/{image['file_name']}".endswith(f"/{sample.file}")]
         if exact or not shared:
             found = exact or found
         elif found:
-            return "annotation-ambiguous", f"images of several classes are called {sample.own_file.name}"
+            return "annotation-ambiguous", f"images of several classes are called {sample.image_file.name}"
         if len(found) > 1:
-            return "annotation-ambiguous", f"{len(found)} annotated images are called {sample.own_file.name}"
+            return "annotation-ambiguous", f"{len(found)} annotated images are called {sample.image_file.name}"
         return found[0] if found else ("no-annotation", f"no image of this name in {file}")
 
     def read(image: dict[str, Any], sample: Sample) -> np.ndarray:
@@ -169,8 +169,8 @@ def _coco(
         of_class = [(names.get(one.get("category_id"), ""), mask(one, size)) for one in objects[image["id"]]]
         return _union(of_class, data.classes[sample.label], known, size)
 
-    counts = Counter(sample.own_file.name for sample in data.samples)
-    return _each(((sample, entry(sample, counts[sample.own_file.name] > 1)) for sample in data.samples), read)
+    counts = Counter(sample.image_file.name for sample in data.samples)
+    return _each(((sample, entry(sample, counts[sample.image_file.name] > 1)) for sample in data.samples), read)
 
 
 def _coco_box(annotation: dict[str, Any]) -> tuple[float, float, float, float]:
@@ -231,7 +231,7 @@ def _counts(text: str) -> list[int]:
 def _runs(counts: list[int], size: tuple[int, int]) -> np.ndarray:
     """A mask from run lengths down the columns, background first."""
     if min(counts, default=0) < 0 or sum(counts) != size[0] * size[1]:
-        raise _Broken(f"its runs cover {sum(counts)} pixels of an image of {by(size)}")
+        raise _Broken(f"its runs cover {sum(counts)} pixels of an image of {format_size(size)}")
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size).T
 
 
@@ -247,8 +247,8 @@ def _box(left: float, top: float, right: float, bottom: float, size: tuple[int, 
 
 def _union(objects: list[tuple[str, np.ndarray]], name: str, known: set[str], size: tuple[int, ...]) -> np.ndarray:
     """All objects of the class `name` where the annotations know it, else all."""
-    if plain_name(name) in known:
-        objects = [one for one in objects if plain_name(one[0]) == plain_name(name)]
+    if normalize_name(name) in known:
+        objects = [one for one in objects if normalize_name(one[0]) == normalize_name(name)]
     mask = np.zeros(size[::-1], dtype=bool)
     for _, part in objects:
         mask |= part
@@ -272,15 +272,15 @@ def _files(folder: Path, suffix: str, data: ImageIndex) -> Iterator[tuple[Sample
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    stems = Counter(sample.own_file.stem for sample in data.samples)
+    stems = Counter(sample.image_file.stem for sample in data.samples)
     for sample in data.samples:
-        names = sample.file, sample.own_file.name
+        names = sample.file, sample.image_file.name
         nested, flat = (folder / PurePosixPath(name).with_suffix(suffix) for name in names)
         if nested.is_file():
             yield sample, nested
         elif not flat.is_file():
             yield sample, ("no-annotation", f"neither {nested} nor {flat} exists")
-        elif stems[sample.own_file.stem] > 1:
+        elif stems[sample.image_file.stem] > 1:
             yield sample, ("annotation-ambiguous", f"{flat} could be that of several images")
         else:
             yield sample, flat
@@ -307,7 +307,9 @@ def _pixels(path: Path, sample: Sample) -> np.ndarray:
 
 def _require_size(annotated: tuple[float, ...], size: tuple[int, int]) -> None:
     if tuple(annotated) != size:
-        raise _Broken(f"made for an image of {annotated[0]} x {annotated[1]}, but this one has {by(size)} pixels")
+        raise _Broken(
+            f"made for an image of {annotated[0]} x {annotated[1]}, but this one has {format_size(size)} pixels"
+        )
 
 
 def _number(tree: Any, path: str) -> float:

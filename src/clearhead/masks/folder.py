@@ -15,7 +15,7 @@ from clearhead.data.dataset import DataIssue, ImageIndex, Sample
 from clearhead.data.folder import read_folder
 from clearhead.data.image_io import DataError, load_image, load_mask
 from clearhead.data.loading import ImageDataset, loader
-from clearhead.data.writing import link, whole_folder
+from clearhead.data.writing import link, new_folder
 from clearhead.errors import ClearheadError
 from clearhead.masks.annotations import Found
 from clearhead.masks.refine import patch_mask, refine
@@ -138,7 +138,7 @@ def write_masks(
     _require_free(target, out is None)
     data = read_folder(source)
     named, ambiguous = _one_a_name(data)
-    with whole_folder(target) as partial:
+    with new_folder(target) as partial:
         masks = partial if out is None else partial / "masks"
         for name in data.classes:
             (masks / name).mkdir(parents=True)
@@ -242,7 +242,7 @@ def _no_mask(source: Path, seen: list[_Judged]) -> str:
 def _copy(data: ImageIndex, out: Path) -> None:
     """The usable images, and the table of the folder."""
     for sample in data.samples:
-        link(sample.own_file, out / sample.file)
+        link(sample.image_file, out / sample.file)
     table = data.root / "metadata.csv"
     if table.is_file():
         shutil.copyfile(table, out / table.name)

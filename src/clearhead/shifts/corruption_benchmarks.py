@@ -15,7 +15,7 @@ import numpy as np
 from clearhead.data.dataset import ImageIndex, Sample
 from clearhead.data.folder import read_folder, wordnet_ids
 from clearhead.data.image_io import DataError
-from clearhead.data.image_refs import ArrayRow, array_of, forget
+from clearhead.data.image_refs import ArrayRow, clear_caches, load_array
 from clearhead.shifts.sets import ClassMapping, ShiftedDataset, identity_mapping
 
 _SEVERITIES = (1, 2, 3, 4, 5)
@@ -43,7 +43,7 @@ def read_cifar_c(root: str | Path) -> list[ShiftedDataset]:
         DataError: for no such folder, several, no types, arrays of another shape.
     """
     folder = _cifar_folder(Path(root))
-    forget()
+    clear_caches()
     labels = _mapped(folder / "labels.npy")
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or len(labels) % len(_SEVERITIES):
         raise DataError(f"{folder / 'labels.npy'}: {labels.dtype}, {labels.shape}; whole numbers, five blocks of them")
@@ -124,7 +124,7 @@ def _cifar_folder(root: Path) -> Path:
 
 def _mapped(path: Path) -> np.ndarray:
     try:
-        return array_of(str(path), "")
+        return load_array(str(path), "")
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as an array: {error}") from error
 

@@ -39,7 +39,7 @@ from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
-from clearhead.data.dataset import DataIssue, ImageIndex, listed
+from clearhead.data.dataset import DataIssue, ImageIndex, format_names
 from clearhead.data.folder import image_files, read_folder, wordnet_ids
 from clearhead.data.image_io import DataError
 from clearhead.data.images import read_images
@@ -173,8 +173,10 @@ def _objectnet(folder: Path) -> list[ShiftedDataset]:
     found = _read("objectnet", folder, outputs)
     others = [p for p in found.issues if p.category == "unknown-class"]
     if others:
-        images = sum(len(image_files(found.samples[0].own_file.parents[1] / p.file)) for p in others)
-        detail = f"{images} images of {len(others)} classes ImageNet does not have: {listed(p.file for p in others)}"
+        images = sum(len(image_files(found.samples[0].image_file.parents[1] / p.file)) for p in others)
+        detail = (
+            f"{images} images of {len(others)} classes ImageNet does not have: {format_names(p.file for p in others)}"
+        )
         kept = [p for p in found.issues if p.category != "unknown-class"]
         found = replace(found, issues=(DataIssue(".", "no-overlap", detail, "skipped"), *kept))
     return [ShiftedDataset("objectnet", found, _own_and_all(outputs.values()), border=2)]
@@ -305,7 +307,7 @@ def _read(name: str, folder: Path, classes: Iterable[str], *, metadata: bool = T
     missing = [c for label, c in enumerate(classes) if label not in there]
     issues = [replace(p, detail=p.detail.replace("the model's", "the set's")) for p in found.issues]
     if missing:
-        detail = f"{len(missing)} of {len(classes)} classes have no images: {listed(missing)}"
+        detail = f"{len(missing)} of {len(classes)} classes have no images: {format_names(missing)}"
         issues.insert(0, DataIssue(".", "missing-class", detail, "counted"))
     return replace(found, issues=tuple(issues))
 
@@ -327,7 +329,7 @@ def _parameters(found: ImageIndex, columns: Sequence[str]) -> ImageIndex:
     issues = list(found.issues)
     if without := [sample.file for sample in samples if not sample.groups]:
         where = "no row in metadata.csv" if rows else "there is no metadata.csv"
-        detail = f"{len(without)} images, {where}: {listed(without)}"
+        detail = f"{len(without)} images, {where}: {format_names(without)}"
         issues.append(DataIssue("metadata.csv", "no-metadata", detail, "counted"))
     return replace(found, samples=tuple(samples), issues=tuple(issues))
 

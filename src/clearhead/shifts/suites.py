@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from clearhead.data.dataset import ImageIndex, listed
+from clearhead.data.dataset import ImageIndex, format_names
 from clearhead.data.image_io import DataError
 from clearhead.data.images import read_images
 from clearhead.data.shards import is_sharded
@@ -128,5 +128,5 @@ def suite_sets(
         if not any(name in (one.name, one.family) for one in found):
             known = list(dict.fromkeys(part for one in found for part in (one.name, one.family) if part))
             close = difflib.get_close_matches(name, known, 3, 0.4) or known
-            raise ClearheadError(f"set {name!r} is not of {', '.join(suites)}; there is {listed(close)}")
+            raise ClearheadError(f"set {name!r} is not of {', '.join(suites)}; there is {format_names(close)}")
     return wanted, []

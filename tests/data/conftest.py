@@ -1,0 +1,16 @@
+"""Fixtures of the tests of this room."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.data.helpers import cover, picture
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes of two images, one of them with a mask."""
+    for file in ("cat/a.jpg", "cat/b.png", "dog/c.JPEG", "dog/d.webp"):
+        picture(tmp_path / file)
+    cover(tmp_path / "masks/cat/b.png")
+    return tmp_path
