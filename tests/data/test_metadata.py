@@ -89,7 +89,7 @@ def test_splits_that_are_none(root: Path) -> None:
     with pytest.raises(DataError, match=r"metadata\.csv, which does not exist"):
         read_folder(root, split="train")
     metadata(root, "file,place", "cat/a.jpg,water")
-    with pytest.raises(DataError, match="needs a column split in .*; its columns are file, place"):
+    with pytest.raises(DataError, match=r"needs a column split in .*; its columns are file, place"):
         read_folder(root, split="train")
     metadata(root, "file,split", "cat/a.jpg,train", "cat/b.png,train", "dog/c.JPEG,test")
     with pytest.raises(DataError, match=r"split: 'val' is not in .*; choose from train \(2\), test \(1\)"):

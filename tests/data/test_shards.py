@@ -185,7 +185,7 @@ def test_splits_are_those_of_the_files(tmp_path: Path) -> None:
     assert {sample.file.split("/")[0] for sample in (*train.samples, *validation.samples)} == {alone.name}
     assert not {s.file for s in train.samples} & {s.file for s in validation.samples}
     for options in ({"validation": "dev"}, {"train": "val"}):
-        with pytest.raises(DataError, match="split: '.*' is not in"):
+        with pytest.raises(DataError, match=r"split: '.*' is not in"):
             train_and_validation(tmp_path, **options)
 
 
@@ -275,7 +275,7 @@ def test_columns_are_found_by_name_and_kind(tmp_path: Path) -> None:
             (("image", "kind"), [b""], [1], "no column label, fine_label, labels or cls; its columns are image, kind"),
             (("pixels", "label"), [b""], [1], "no column image, img, jpg or png; its columns are pixels, label"),
             (("image", "label"), ["a.png"], [1], "column image holds string; the bytes of image files are needed"),
-            (("image", "label"), [b""], [[1, 2]], "column label holds list, not one label a row"),
+            (("image", "label"), [b""], [[1, 2]], "column label holds list, not one label per row"),
         ]
     ):
         source = parquet(tmp_path / f"bad{i}.parquet", images, labels, None, columns, struct=False)
