@@ -143,14 +143,6 @@ def _tell_epoch(results: TrainingResults) -> None:
 def tell_evaluation(results: EvaluationResults, folder: Path) -> None:
     """The main numbers of each part."""
     tell_problems(results.issues)
-    if results.faithfulness:
-        table = _table("MIF AUC", "LIF AUC", "faithfulness gap", "95% interval", "n")
-        for model, found in results.faithfulness.items():
-            for method, m in found.methods.items():
-                cells = [format_value(e.value, e.unit) for e in (m.mif_auc, m.lif_auc, m.gap)]
-                table.add_row(escape(f"{model}, {method}"), *cells, format_interval(m.gap), f"{m.gap.count:,}")
-        out.print("faithfulness: area under top-1 accuracy, 10 to 90% of the pixels removed")
-        out.print(table)
     if results.segmentation:
         first = next(iter(next(iter(results.segmentation.values())).values()))
         table = _table(*first, "n")

@@ -5,7 +5,6 @@ from typing import Literal
 
 from clearhead.analyses.audit import Audit
 from clearhead.analyses.compare import Comparison
-from clearhead.analyses.faithfulness import Faithfulness
 from clearhead.analyses.hessian import Spectrum
 from clearhead.analyses.robustness import SeedRow, SetChange, SetRow
 from clearhead.analyses.slices import Slice
@@ -132,8 +131,6 @@ class EvaluationResults:
         kind: which results these are.
         models: their names, each once.
         data: the folder.
-        faithfulness: of each model's maps, by several methods.
-        gap_change: by model but the first, then method: the faithfulness gap less that of the first model.
         segmentation: by model, then method, then measure.
         left_out: images that segmentation does not count, by reason, for each model.
         knn: by model, then number of neighbours.
@@ -145,8 +142,6 @@ class EvaluationResults:
     kind: Literal["evaluation"]
     models: list[str]
     data: str
-    faithfulness: dict[str, Faithfulness] = field(default_factory=dict)
-    gap_change: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     segmentation: dict[str, dict[str, dict[str, Estimate]]] = field(default_factory=dict)
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
     knn: dict[str, dict[int, Estimate]] = field(default_factory=dict)

@@ -404,6 +404,9 @@ def _claimed(folder: Path, identity: Mapping[str, Any], *, explicit: bool, overw
             lock.release()
             if created and folder.exists() and {entry.name for entry in folder.iterdir()} <= _TRACES:
                 shutil.rmtree(folder, ignore_errors=True)
+                if not explicit:
+                    with suppress(OSError):  # where other runs are in it
+                        folder.parent.rmdir()
 
 
 _TRACES = {"config.yaml", "log.txt", ".lock"}

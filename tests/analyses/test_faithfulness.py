@@ -15,15 +15,16 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from clearhead.analyses.faithfulness import BLUR, MapFaithfulness, faithfulness, randomised
-from clearhead.analyses.faithfulness import Faithfulness as Result
+from clearhead.analyses.faithfulness import BLUR, Faithfulness, MapFaithfulness, faithfulness, measure, randomised
 from clearhead.attribution import METHODS, explain
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.folder import read_folder
 from clearhead.data.loading import ImageDataset
 from clearhead.models import Classifier, Preprocessing, from_module
-from clearhead.runs import read_results, write_results
+from clearhead.storage import from_plain, read_json, to_plain, write_json
 from tests import cases
+from tests.command import clearhead, error
+from tests.command import result as saved_result
 
 SIDE = 10
 AREAS = ("mif_auc", "lif_auc", "mif_auc_from_0", "lif_auc_from_0", "deletion", "insertion")
@@ -256,8 +257,9 @@ def test_one_image_and_the_way_to_a_file_and_back(noise: ImageIndex, tmp_path: P
         assert {*found.mif_curve, *found.lif_curve} <= {0, 1}
         assert (found.gap.count, math.isnan(found.gap.low)) == (1, True)
         assert found.violations.low < found.violations.high
-    write_results(tmp_path, result)
-    assert repr(read_results(tmp_path, Result)) == repr(result)  # NaN is not equal to itself
+    write_json(tmp_path / "results.json", to_plain(result, tmp_path))
+    again = from_plain(read_json(tmp_path / "results.json"), Faithfulness, tmp_path)
+    assert repr(again) == repr(result)  # NaN is not equal to itself
 
 
 @pytest.mark.parametrize("name", ["timm-eva02", "timm-swin"])
@@ -268,7 +270,7 @@ def test_under_autocast_and_leaving_no_trace(name: str, noise: ImageIndex) -> No
     methods = ["rollout", "gae", "input-gradient"] if model.grid else ["input-gradient"]
     tracked: list[int] = []
 
-    def progress(batches, count):
+    def progress(batches, count, description):
         tracked.append(count)
         return batches
 
@@ -310,12 +312,61 @@ def test_a_method_the_model_cannot_do_is_told_before_the_work(noise: ImageIndex)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": []}, "methods: a list of one or more names is needed"),
-        ({"methods": "gae"}, "methods: a list .* got 'gae'"),
-        ({"fill": "white"}, "fill: 'white' is unknown; there is black, mean, blur"),
-        ({"target": "label"}, "target: 'label' is unknown; there is predicted, truth"),
+        ({"methods": []}, r"methods: got \[\]; give a list of one or more names"),
+        ({"methods": "gae"}, "methods: got 'gae'; give a list"),
+        ({"fill": "white"}, "fill: 'white' is unknown; choose from black, mean, blur"),
+        ({"target": "label"}, "target: 'label' is unknown; choose from predicted, truth"),
     ],
 )
 def test_bad_arguments(changes: dict[str, object], message: str, noise: ImageIndex) -> None:
     with pytest.raises(ValueError, match=message):
         faithfulness(cases.classifier("timm-vit"), noise, **({"methods": ["gae"]} | changes))
+
+
+def test_models_are_compared_with_the_first(place: Path, other: Path) -> None:
+    models, options = [str(place / "model"), str(other)], {"split": "test", "methods": ["gae", "input-gradient"]}
+    result = measure(models, place / "data", **options)
+    assert list(result.models) == ["model", "other"]
+    assert result.subject.models == ["model", "other"]
+    assert list(result.gap_change) == ["other"]
+    for method, change in result.gap_change["other"].items():
+        before, after = (np.array(one.methods[method].gaps) for one in result.models.values())
+        assert change.value == pytest.approx((after - before).mean())
+        assert change.count == 12
+    alone = measure(models[1:], place / "data", **options)
+    assert repr(alone.models["other"]) == repr(result.models["other"])
+    assert measure(models[:1], place / "data", limit=4, methods=["gae"]).subject.images == 4
+
+
+def test_the_command_compares_models_and_methods(place: Path, other: Path) -> None:
+    arguments = ("faithfulness", "model", "other", "data", "--methods", "all", "--split", "test", "--out", "faithful")
+    run = clearhead(*arguments, cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "LIF AUC" in run.stdout
+    assert "other, gae" in run.stdout
+    results = saved_result(place / "faithful")
+    assert results["subject"]["models"] == ["model", "other"]
+    assert results["models"]["model"]["methods"].keys() >= {"gae", "rollout", "attnlrp", "input-gradient"}
+    gap = results["gap_change"]["other"]["gae"]
+    gaps = [results["models"][name]["methods"]["gae"]["gap"]["value"] for name in ("model", "other")]
+    assert gap["value"] == pytest.approx(gaps[1] - gaps[0])
+    assert "Least relevant pixels removed first: other" in (place / "faithful" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("model", "nowhere"), "data: nowhere: no such folder or file"),
+        (("modle", "data"), "model: modle is not a folder"),
+        (("model", "data", "--methods", "lime"), "method: 'lime' is unknown"),
+        (("model", "data", "--fill", "white"), "black"),
+        (
+            ("model", "hub", "two", "data"),
+            "models: the classes differ: model has 3 (bird, cat, fish), two has 2 (a, b)",
+        ),
+        (("model", "data", "--out", "data"), "out: data holds other files"),
+    ],
+)
+def test_bad_input_of_the_command(place: Path, two: Path, arguments: tuple[str, ...], message: str) -> None:
+    assert message in error(clearhead("faithfulness", *arguments, cwd=place))
+    assert not (place / "runs").exists()

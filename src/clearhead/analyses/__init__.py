@@ -6,6 +6,7 @@ To add one, write the module and add a line here: the command, its help, the run
 
 ANALYSES: dict[str, str] = {
     "heads": "clearhead.analyses.heads",
+    "faithfulness": "clearhead.analyses.faithfulness",
     "layers fourier": "clearhead.analyses.fourier",
     "layers lesion": "clearhead.analyses.lesion",
     "layers cka": "clearhead.analyses.cka",

@@ -194,9 +194,6 @@ def evaluate(
     most_unreadable: Annotated[
         float, typer.Option(min=0, max=1, help="Share of a set's images that may be broken before the run stops.")
     ] = 0.01,
-    faithfulness: Annotated[
-        bool, typer.Option("--faithfulness", help="Are the maps true to the model? Pixels removed by relevance.")
-    ] = False,
     segmentation: Annotated[
         bool, typer.Option("--segmentation", help="Are the maps the objects? Needs masks.")
     ] = False,
@@ -207,10 +204,6 @@ def evaluate(
         str | None,
         typer.Option(help="Methods of the maps with commas, or all; by default gae (input-gradient without tokens)."),
     ] = None,
-    fill: Annotated[Literal["black", "mean", "blur"], typer.Option(help="What removed pixels become.")] = "black",
-    target: Annotated[
-        Literal["predicted", "truth"], typer.Option(help="The class whose maps are tested for faithfulness.")
-    ] = "predicted",
     correct_only: Annotated[
         bool, typer.Option("--correct-only", help="Segmentation by maps of rightly classified images alone.")
     ] = False,
@@ -222,7 +215,7 @@ def evaluate(
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """How well does it hold up on shifted data? Which maps are true, which are the object, what do features part?"""
+    """How well does it hold up on shifted data? Which maps are the object, what do features part?"""
     from clearhead import console, workflows
 
     models, data = (names, root) if root else (names[:-1], names[-1])
@@ -232,18 +225,18 @@ def evaluate(
     if not suite and (root or sets or baseline):
         raise typer.BadParameter("--root, --sets and --baseline belong to --suite")
     if suite:
-        if faithfulness or segmentation or knn:
-            raise typer.BadParameter("--suite is a run of its own, without --faithfulness, --segmentation and --knn")
+        if segmentation or knn:
+            raise typer.BadParameter("--suite is a run of its own, without --segmentation and --knn")
         suites = columns_of(suite) or []
         folder = out or default_out("-".join(["evaluate", *suites]), data, *models)
         options |= {"sets": columns_of(sets), "baseline": baseline, "most_unreadable": most_unreadable}
         found = workflows.run_suite(models, suites, data, folder, **options, device=device, progress=console.progress)
         console.tell_suite(found, folder)
         return
-    chosen = {"faithfulness": faithfulness, "segmentation": segmentation, "knn": knn}
+    chosen = {"segmentation": segmentation, "knn": knn}
     folder = out or default_out("-".join(["evaluate", *(name for name, on in chosen.items() if on)]), data, *models)
-    options |= {"faithful": faithfulness, "segmented": segmentation, "neighbours": knn, "fill": fill, "device": device}
-    options |= {"methods": columns_of(methods), "target": target, "correct_only": correct_only, "k": numbers_of(k)}
+    options |= {"segmented": segmentation, "neighbours": knn, "device": device}
+    options |= {"methods": columns_of(methods), "correct_only": correct_only, "k": numbers_of(k)}
     console.tell_evaluation(workflows.run_evaluate(models, data, folder, **options, progress=console.progress), folder)
 
 

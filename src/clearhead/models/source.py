@@ -9,7 +9,7 @@ import torch
 from clearhead.inputs import model_name, number_duplicates
 from clearhead.models import load_model
 from clearhead.models.classifier import Classifier, on_device
-from clearhead.models.errors import NoHeadError
+from clearhead.models.errors import ModelError, NoHeadError
 
 
 @dataclass
@@ -67,3 +67,25 @@ def as_backbone(model: ModelLike) -> Classifier:
 def display_names(models: Sequence[ModelLike]) -> list[str]:
     """Return how people call some models, numbered where several have the same name."""
     return number_duplicates([model_name(m if isinstance(m, str) else m.name) for m in models])
+
+
+def require_same_classes(models: Sequence[ModelLike]) -> tuple[str, ...]:
+    """Return the class names that all models have, in the order of their outputs. Raises ModelError where they differ.
+
+    Models are loaded one at a time; up to two stay in memory for ``as_classifier``.
+    """
+    names, classes = display_names(models), []
+    for model in models:
+        hold = isinstance(model, ModelSource) and len(models) <= 2
+        classes.append((model.load(hold=hold) if isinstance(model, ModelSource) else as_classifier(model)).classes)
+    for name, other in zip(names[1:], classes[1:], strict=True):
+        if other != classes[0]:
+            raise ModelError(
+                f"models: the classes differ: {names[0]} has {_listed(classes[0])}, {name} has {_listed(other)}; "
+                "give models of the same classes"
+            )
+    return classes[0]
+
+
+def _listed(classes: Sequence[str]) -> str:
+    return f"{len(classes)} ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"

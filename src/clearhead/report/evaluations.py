@@ -5,7 +5,6 @@ And sufficient input subsets.
 
 from pathlib import Path
 
-from clearhead.analyses.faithfulness import Faithfulness
 from clearhead.metrics.statistics import format_value
 from clearhead.report import plots
 from clearhead.report.example_images import gallery
@@ -16,12 +15,6 @@ from clearhead.results import EvaluationResults, SufficientResults
 def evaluation_sections(run: EvaluationResults) -> list[Section]:
     """All that was evaluated; each model's tables bear its name where there are several."""
     sections: list[Section] = []
-    for model, found in run.faithfulness.items():
-        sections += _faithfulness(found, _of(run, model))
-    for model, changes in run.gap_change.items():
-        rows = [Row(method, [change]) for method, change in changes.items()]
-        text = f"The faithfulness gap of {model} minus that of {run.models[0]}, paired image by image."
-        sections.append(Table("Change of the faithfulness gap", ["difference"], rows, text, names="method"))
     for model, methods in run.segmentation.items():
         measures = list(next(iter(methods.values())))
         rows = [Row(method, [numbers[m] for m in measures]) for method, numbers in methods.items()]
@@ -41,47 +34,6 @@ _SEGMENTATION = (
 
 def _of(run: EvaluationResults, model: str) -> str:
     return f": {model}" if len(run.models) > 1 else ""
-
-
-def _faithfulness(found: Faithfulness, of: str) -> list[Section]:
-    sections: list[Section] = []
-    for title, text, name in (
-        (
-            "Most relevant pixels removed first",
-            "The sooner the accuracy falls, the more faithful the map.",
-            "mif_curve",
-        ),
-        (
-            "Least relevant pixels removed first",
-            "The longer the accuracy holds, the more faithful the map.",
-            "lif_curve",
-        ),
-    ):
-        points = {
-            method: [(100 * x, y, 0.0) for x, y in zip(found.removed, getattr(numbers, name), strict=False)]
-            for method, numbers in found.methods.items()
-        }
-        plot = plots.lines(points, f"{title}{of}", "percent of the pixels removed", "top-1 accuracy")
-        sections.append(Figure(f"{title}{of}", f"{text} Removed pixels become: {found.fill}.", plot))
-    explained = "predicted" if found.target == "predicted" else "true"
-    rows = [Row(name, [m.mif_auc, m.lif_auc, m.gap, m.gap_to_best or "best here"]) for name, m in found.methods.items()]
-    text = (
-        f"Maps of the {explained} class. MIF AUC and LIF AUC: area under the curves above over 10 to 90% removed, most "
-        "relevant pixels first (lower is better) and least relevant first (higher is better). The faithfulness gap "
-        "(LIF - MIF) is the main number. Difference from the best: the gap minus that of the best method, paired; an "
-        "interval that contains 0 shows no difference."
-    )
-    columns = ["MIF AUC", "LIF AUC", "faithfulness gap", "difference from the best"]
-    sections.append(Table(f"Faithfulness of maps{of}", columns, rows, text, names="method"))
-    rows = [Row(name, [m.deletion, m.insertion, m.violations, m.randomised]) for name, m in found.methods.items()]
-    text = (
-        "Deletion and insertion: area under the class's probability as pixels go or come, the most relevant first. "
-        "Violations: images on which the class is likelier without the most relevant tenth. At random weights: rank "
-        "correlation with the maps of the model at random weights; near 1, a map shows the architecture, not what was "
-        "learnt."
-    )
-    columns = ["deletion", "insertion", "violations", "at random weights"]
-    return [*sections, Table(f"Other tests of the maps{of}", columns, rows, text, names="method")]
 
 
 def _knn(run: EvaluationResults) -> Table:

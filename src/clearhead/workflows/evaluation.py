@@ -10,7 +10,6 @@ import numpy as np
 
 from clearhead.analyses.audit import audit
 from clearhead.analyses.compare import compare
-from clearhead.analyses.faithfulness import Fill, Target, faithfulness
 from clearhead.analyses.heads import score_with_attributes
 from clearhead.analyses.knn import knn
 from clearhead.analyses.localisation import segment
@@ -19,7 +18,7 @@ from clearhead.data.images import read_images
 from clearhead.data.splits import require_apart
 from clearhead.errors import ClearheadError
 from clearhead.metrics.calibration import TemperatureScaling, calibration, fit_temperature
-from clearhead.metrics.statistics import accuracy_difference, mean_difference
+from clearhead.metrics.statistics import accuracy_difference
 from clearhead.models import Classifier, load_model
 from clearhead.models.classifier import on_device
 from clearhead.prediction.predict import default_method, logits_of, predict
@@ -164,12 +163,9 @@ def run_evaluate(
     out: Path,
     *,
     split: str | None = None,
-    faithful: bool = False,
     segmented: bool = False,
     neighbours: bool = False,
     methods: Sequence[str] | None = None,
-    fill: Fill = "black",
-    target: Target = "predicted",
     correct_only: bool = False,
     k: Sequence[int] = (1, 10),
     batch_size: int = 32,
@@ -185,12 +181,9 @@ def run_evaluate(
         data: the folder; for `neighbours` alone its classes need not be the models'.
         out: folder of the run.
         split: use the images of this split.
-        faithful: perturbation, insertion, deletion and the rest (``clearhead.analyses.faithfulness``).
         segmented: maps against masks (``clearhead.analyses.localisation``).
         neighbours: k-NN on the features (``clearhead.analyses.knn``).
         methods: of the maps; None takes each model's default, ``("all",)`` all that each can do.
-        fill: what removed pixels become.
-        target: the class explained by the maps of `faithful`.
         correct_only: segmentation counts only images classified as their label.
         k: numbers of neighbours.
         batch_size: images a batch.
@@ -203,15 +196,13 @@ def run_evaluate(
         ClearheadError: where nothing is to be evaluated, or a method does not exist or cannot work on a model.
         DataError: for data that cannot be used.
     """
-    if not (faithful or segmented or neighbours):
-        raise ClearheadError(
-            "evaluate: give one or more of --faithfulness, --segmentation and --knn; for accuracy there is audit"
-        )
+    if not (segmented or neighbours):
+        raise ClearheadError("evaluate: give one or more of --segmentation and --knn; for accuracy there is audit")
     arguments = given(locals())
     if not begin(out, "evaluate", arguments):
         started = time.perf_counter()
-        loaded = [load_model(name) if faithful or segmented else load_backbone(name) for name in models]
-        if faithful or segmented:
+        loaded = [load_model(name) if segmented else load_backbone(name) for name in models]
+        if segmented:
             for other, classifier in zip(models[1:], loaded[1:], strict=True):
                 require_same_classes(models[0], loaded[0], other, classifier)
         loaded = [on_device(classifier, device) for classifier in loaded]
@@ -226,29 +217,10 @@ def run_evaluate(
             for name, after in list(zip(names, near, strict=True))[1:]:
                 pairs = {n: (near[0].correct[n], right) for n, right in after.correct.items()}
                 found.knn_change[name] = {n: accuracy_difference(*pair) for n, pair in pairs.items()}
-        if faithful or segmented:
+        if segmented:
             folders.append(read_images(data, split=split, classes=loaded[0].classes))
         for name, model in zip(names, loaded, strict=True):
             chosen = _methods(model, methods)
-            if faithful:
-                tested = faithfulness(
-                    model,
-                    folders[-1],
-                    chosen,
-                    fill=fill,
-                    target=target,
-                    seed=seed,
-                    **options,
-                    progress=titled(progress, "faithfulness"),
-                )
-                found.faithfulness[name] = tested
-                first = found.faithfulness[names[0]].methods
-                if name != names[0]:
-                    found.gap_change[name] = {
-                        method: mean_difference(np.array(first[method].gaps), np.array(m.gaps), "pp", seed)
-                        for method, m in tested.methods.items()
-                        if method in first
-                    }
             if segmented:
                 each = {
                     m: segment(
