@@ -36,7 +36,7 @@ from clearhead.options import BatchSize, Limit, Methods, Option, Seed, Split, Wo
 from clearhead.prediction.predict import default_method
 from clearhead.progress import Progress, prefixed, track
 from clearhead.report import plots
-from clearhead.report.page import Figure, Page, Row, Section, Table
+from clearhead.report.page import Cell, Figure, Page, Row, Section, Table
 from clearhead.storage import resumable
 
 Array = npt.NDArray[Any]
@@ -454,7 +454,7 @@ _FILL_TEXT: dict[Fill, str] = {
 }
 
 
-def _rows(result: FaithfulnessResult, cells: Callable[[MapFaithfulness], Sequence[Estimate | str]]) -> list[Row]:
+def _rows(result: FaithfulnessResult, cells: Callable[[MapFaithfulness], Sequence[Cell]]) -> list[Row]:
     several = len(result.models) > 1
     return [
         Row(f"{model}, {method}" if several else method, cells(numbers))
