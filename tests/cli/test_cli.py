@@ -77,7 +77,7 @@ def test_repair_leaves_an_ordinary_checkpoint_and_compare_judges_it(place, repai
     module = timm.create_model(f"local-dir:{place / 'repair' / 'checkpoint'}", pretrained=True).eval()
     image = torch.randn(1, 3, 32, 32)
     model = load_model(str(place / "repair" / "checkpoint"))
-    torch.testing.assert_close(module(image), model(image))
+    torch.testing.assert_close(module(model.normalize(image)), model(image))
     assert model.classes == tuple(CLASSES)
 
     run = clearhead("compare", "model", "repair/checkpoint", "data", "--split", "test", "--out", "compare", cwd=place)

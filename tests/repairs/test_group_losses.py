@@ -62,7 +62,7 @@ def losses(found: Classifier, data: dict) -> list[float]:
 
 
 def test_reweight_is_the_weighted_mean():
-    loss = Reweight.of(UNEVEN, ["ground"])
+    loss = Reweight.from_images(UNEVEN, ["ground"])
     assert loss.weights == pytest.approx(dict(zip(NAMES, (12 / 24, 12 / 8, 12 / 4, 12 / 12), strict=True)))
     found, data = model(), batch([0, 0, 1, 2, 3])
     parts = loss(found, data)
@@ -75,7 +75,7 @@ def test_reweight_is_the_weighted_mean():
 @given(st.lists(st.integers(1, 9), min_size=4, max_size=4))
 def test_reweighted_groups_count_alike_and_the_mean_weight_is_1(counts):
     folder = samples(dict(zip([(0, "land"), (0, "water"), (1, "land"), (1, "water")], counts, strict=True)))
-    weights, groups = Reweight.of(folder, None).weights, group_labels(folder, None)
+    weights, groups = Reweight.from_images(folder, None).weights, group_labels(folder, None)
     assert np.mean([weights[name] for name in groups]) == pytest.approx(1)
     totals = [weights[name] * count for name, count in Counter(groups).items()]
     assert totals == pytest.approx([totals[0]] * 4)
@@ -83,12 +83,12 @@ def test_reweighted_groups_count_alike_and_the_mean_weight_is_1(counts):
 
 def test_without_columns_the_groups_are_the_classes():
     folder = samples({(0, ""): 3, (1, ""): 1})
-    assert Reweight.of(folder, None).weights == pytest.approx({"class=a": 2 / 3, "class=b": 2})
-    assert GroupDRO.of(folder, None).groups == ("class=a", "class=b")
+    assert Reweight.from_images(folder, None).weights == pytest.approx({"class=a": 2 / 3, "class=b": 2})
+    assert GroupDRO.from_images(folder, None).groups == ("class=a", "class=b")
 
 
 def test_group_dro_is_the_papers_algorithm():
-    found, loss = model(), GroupDRO.of(UNEVEN, ["ground"], step=0.5)
+    found, loss = model(), GroupDRO.from_images(UNEVEN, ["ground"], step_size=0.5)
     found.module.train()
     q = [0.25] * 4
     for step, groups in enumerate([[0, 0, 0, 1, 3], [0, 2], [1, 1, 1], [0, 1, 2, 3]]):
@@ -105,7 +105,7 @@ def test_group_dro_is_the_papers_algorithm():
 
 
 def test_group_dro_keeps_q_in_evaluation():
-    found, loss, data = model(), GroupDRO.of(UNEVEN, None, step=0.5), batch([0, 1, 1, 2])
+    found, loss, data = model(), GroupDRO.from_images(UNEVEN, None, step_size=0.5), batch([0, 1, 1, 2])
     found.module.train()
     loss(found, data)
     q = loss.q.tolist()
@@ -117,7 +117,7 @@ def test_group_dro_keeps_q_in_evaluation():
 
 
 def test_a_large_step_gives_all_weight_to_the_worst_group():
-    found, loss, data = model(), GroupDRO.of(UNEVEN, None, step=1e6), batch([0, 1, 2, 3])
+    found, loss, data = model(), GroupDRO.from_images(UNEVEN, None, step_size=1e6), batch([0, 1, 2, 3])
     found.module.train()
     value = loss(found, data)["loss"].item()
     assert value == pytest.approx(max(losses(found, data)), rel=1e-5)
@@ -148,7 +148,7 @@ def test_a_stopped_group_dro_ends_with_the_same_weights(grounds, tmp_path, monke
     options = {"group_columns": ["ground"], "monitor": "worst_group_loss"}
 
     def run(state=None):
-        loss = GroupDRO.of(grounds, ["ground"], step=0.5)
+        loss = GroupDRO.from_images(grounds, ["ground"], step_size=0.5)
         trained, history = fit(model(), loss, grounds, grounds, SETTINGS, state, device="cpu", **options)
         return trained, history, loss.q
 
@@ -171,7 +171,7 @@ def test_a_stopped_group_dro_ends_with_the_same_weights(grounds, tmp_path, monke
 
 
 def test_equal_groups_reweighted_train_as_plain_training_does(grounds):
-    loss = Reweight.of(grounds, ["class"])
+    loss = Reweight.from_images(grounds, ["class"])
     reweighted, _ = fit(model(), loss, grounds, grounds, SETTINGS, device="cpu", group_columns=["class"])
     plain, _ = fit(model(), cross_entropy, grounds, grounds, SETTINGS, device="cpu")
     torch.testing.assert_close(weights(reweighted), weights(plain))
@@ -179,7 +179,7 @@ def test_equal_groups_reweighted_train_as_plain_training_does(grounds):
 
 def _half(rank: int, port: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    found, loss, data = model(), GroupDRO.of(UNEVEN, None, step=0.5), batch([0, 0, 1, 2, 0, 1])
+    found, loss, data = model(), GroupDRO.from_images(UNEVEN, None, step_size=0.5), batch([0, 0, 1, 2, 0, 1])
     found.module.train()
     loss(found, {name: value[3 * rank : 3 * rank + 3] for name, value in data.items()})["loss"].backward()
     torch.save({"q": loss.q, "grad": [p.grad for p in found.module.parameters()]}, f"{folder}/{rank}.pt")
@@ -193,7 +193,7 @@ def test_two_processes_are_as_one(tmp_path):
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(_half, (port, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    found, loss = model(), GroupDRO.of(UNEVEN, None, step=0.5)
+    found, loss = model(), GroupDRO.from_images(UNEVEN, None, step_size=0.5)
     found.module.train()
     loss(found, batch([0, 0, 1, 2, 0, 1]))["loss"].backward()
     assert torch.equal(first["q"], second["q"])
@@ -204,18 +204,18 @@ def test_two_processes_are_as_one(tmp_path):
 
 @pytest.mark.parametrize("loss", [Reweight, GroupDRO])
 def test_a_group_or_column_that_is_not_there(loss):
-    some = loss.of(samples({(0, "land"): 2, (1, "land"): 2}), None)
-    with pytest.raises(ValueError, match="group 'class=a, ground=water' has no training image; those that have: class"):
+    some = loss.from_images(samples({(0, "land"): 2, (1, "land"): 2}), None)
+    with pytest.raises(ValueError, match="ground=water' has no training image; groups with training images: class"):
         some(model(), batch([0, 1]))
     with pytest.raises(DataError, match="group columns: sky is not in"):
-        loss.of(UNEVEN, ["sky"])
+        loss.from_images(UNEVEN, ["sky"])
 
 
 def test_group_dro_refuses_what_makes_no_sense():
     with pytest.raises(ValueError, match=r"two or more groups are needed, got 1 \(class=a\).*metadata.csv"):
-        GroupDRO.of(samples({(0, ""): 4}), None)
+        GroupDRO.from_images(samples({(0, ""): 4}), None)
     for step in (0, -1, math.nan, math.inf):
-        with pytest.raises(ValueError, match="step: a positive number"):
-            GroupDRO.of(UNEVEN, None, step=step)
+        with pytest.raises(ValueError, match="step_size: got"):
+            GroupDRO.from_images(UNEVEN, None, step_size=step)
     with pytest.raises(ValueError, match="state: 2 groups, but this data has 4"):
-        GroupDRO.of(UNEVEN, None).load_state_dict({"q": torch.ones(2) / 2})
+        GroupDRO.from_images(UNEVEN, None).load_state_dict({"q": torch.ones(2) / 2})

@@ -1,4 +1,4 @@
-"""Relevance fine-tuning: pull the relevance map off the background and on to the object.
+"""Relevance fine-tuning: move the relevance map from the background to the object.
 
 Chefer, Schwartz and Wolf, arXiv 2206.01161, section 3. With R the scaled map of the label's class and S the mask::
 
@@ -13,14 +13,14 @@ differentiates through dA too, at about twice the cost.
 shows where the evidence seems to come from; on a background of another class, following the background costs accuracy.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clearhead.attribution import scale
@@ -34,28 +34,35 @@ from clearhead.errors import ClearheadError
 from clearhead.models import Classifier
 from clearhead.models.classifier import chosen_logit, logit_gradients
 from clearhead.repairs.input_gradient_losses import input_gradient
+from clearhead.repairs.loss_inputs import Batch, is_training, masks_in, with_token_grid
 from clearhead.tap import tap
 
 DifferentiableAttribution = Literal["gae", "rollout", "attention", "input-gradient", "input-x-gradient"]
-"""The maps that a loss can be put on."""
+"""Attribution methods that the loss can be computed on."""
 
 
 @dataclass(frozen=True)
 class RelevanceLoss:
-    """The loss as a function ``(model, batch) -> parts``; the numbers are those of the paper, for every model.
+    """The loss ``(model, batch) -> parts``; the default weights are those of the paper, for every model.
 
     Attributes:
         background: weight of relevance outside the mask.
         foreground: weight of relevance missing inside the mask.
-        relevance: weight of the two together.
+        relevance: weight of these two terms together.
         classification: weight of the cross-entropy.
         temperature: T, divides the logits.
-        target: what the cross-entropy aims at: the model's own ``predicted`` class, or the ``truth``.
-        attribution: where the map comes from; gradient attributions are always of second order, and their gradient is
-            that at the normalised input.
+        target: target of the cross-entropy: the model's own ``predicted`` class, or the ``truth``.
+        attribution: method of the map. Gradient methods are always of second order, and use the gradient at the
+            normalised input.
         second_order: with GAE, also differentiate through dA.
         background_swap: fraction of the images with masks that are placed on another image's background; requires
             ``target="truth"``.
+
+    Raises ClearheadError for invalid values.
+
+    Example:
+        >>> loss = RelevanceLoss(target="truth")
+        >>> loss(module, {"image": images, "label": labels, "mask": masks})["loss"].backward()
     """
 
     background: float = 2.0
@@ -75,49 +82,56 @@ class RelevanceLoss:
             )
         if self.background_swap and self.target != "truth":
             raise ClearheadError(
-                "background_swap: needs target 'truth', for the model's own answer follows the wrong background"
+                "background_swap: requires target 'truth', because the model's own prediction may follow the new "
+                "background"
             )
         if self.target not in ("predicted", "truth"):
-            raise ClearheadError(f"target: got {self.target!r}; there is predicted and truth")
+            raise ClearheadError(f"target: {self.target!r} is unknown; choose from predicted, truth")
         if self.attribution not in get_args(DifferentiableAttribution):
             known = ", ".join(get_args(DifferentiableAttribution))
             raise ClearheadError(f"attribution: {self.attribution!r} is unknown; choose from {known}")
         if self.second_order and self.attribution != "gae":
             raise ClearheadError(f"second_order: requires attribution gae, got {self.attribution!r}")
 
-    def __call__(self, model: Classifier, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Parts of the loss of a batch (image, label, mask, has_mask), its total under ``loss``, and ``logits``.
+    def __call__(self, model: Classifier | nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the total under ``loss``, its parts and the ``logits``.
 
-        Images without a mask count in the classification term alone. Raises ClearheadError for a model without a grid,
-        where the attribution needs one.
+        The parts are ``background``, ``foreground`` and ``classification``.
+
+        Args:
+            model: a classifier, or a plain module that takes the images as they are.
+            batch: image, label, mask and has_mask, as in ``clearhead.repairs.loss_inputs``. Images without a mask count
+                in the classification term only.
+
+        Raises:
+            ClearheadError: for a model without a token grid where the attribution needs one, a batch without masks, or
+                a background swap in several processes.
         """
+        images, (mask, has_mask) = batch["image"], masks_in(batch)
+        classifier = with_token_grid(model, images)
         if self.background_swap and rank_and_size()[1] > 1:
             raise ClearheadError(
-                "background_swap: images change backgrounds within a batch, which one process must hold whole"
+                "background_swap: works in one process only, because images exchange backgrounds within a batch"
             )
-        images = (
-            _swapped_backgrounds(batch, self.background_swap, model.preprocess.mean)
-            if self.background_swap and model.module.training
-            else batch["image"]
-        )
-        maps, logits = relevance_maps(model, images, batch["label"], self.attribution, self.second_order)
-        mask, masked = batch["mask"][:, 0], batch["has_mask"]
-        background = batch_mean(((maps * (1 - mask)) ** 2).mean((1, 2)), batch, masked)
-        foreground = batch_mean(((maps * mask - mask) ** 2).mean((1, 2)), batch, masked)
-        aim = batch["label"] if self.target == "truth" else logits.detach().argmax(-1)
-        classification = batch_mean(F.cross_entropy(logits / self.temperature, aim, reduction="none"), batch)
+        if self.background_swap and is_training(model):
+            images = _swap_backgrounds(images, mask, has_mask, self.background_swap, classifier.preprocess.mean)
+        maps, logits = relevance_maps(classifier, images, batch["label"], self.attribution, self.second_order)
+        background = batch_mean(((maps * (1 - mask)) ** 2).mean((1, 2)), batch, has_mask)
+        foreground = batch_mean(((maps * mask - mask) ** 2).mean((1, 2)), batch, has_mask)
+        target = batch["label"] if self.target == "truth" else logits.detach().argmax(-1)
+        classification = batch_mean(F.cross_entropy(logits / self.temperature, target, reduction="none"), batch)
         total = self.relevance * (self.background * background + self.foreground * foreground)
         total = total + self.classification * classification
         parts = {"background": background, "foreground": foreground, "classification": classification}
         return {"loss": total, "logits": logits} | parts
 
 
-def _swapped_backgrounds(batch: Mapping[str, Any], share: float, mean: Sequence[float]) -> Tensor:
-    """The images, a share of those with masks (the first of the shuffled batch) on the background of the one before."""
-    images, which = batch["image"].clone(), batch["has_mask"].nonzero()[:, 0]
-    shown = which[: round(share * len(which))]
-    if len(which) > 1:
-        images[shown] = intervene(batch["image"][which], batch["mask"][which], mean)[1][: len(shown)]
+def _swap_backgrounds(images: Tensor, mask: Tensor, has_mask: Tensor, fraction: float, mean: Sequence[float]) -> Tensor:
+    """Place a fraction of the images that have masks, the first of the batch, on the previous image's background."""
+    images, masked = images.clone(), has_mask.nonzero()[:, 0]
+    swapped = masked[: round(fraction * len(masked))]
+    if len(masked) > 1:
+        images[swapped] = intervene(images[masked], mask[masked, None], mean)[1][: len(swapped)]
     return images
 
 
@@ -128,7 +142,7 @@ def relevance_maps(
     attribution: DifferentiableAttribution = "gae",
     second_order: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Scaled maps (B x H x W in 0..1) that carry a graph to the parameters, and the logits of the same pass.
+    """Return scaled maps (B x H x W in 0..1) with a graph to the parameters, and the logits of the same forward pass.
 
     One forward pass and, where the attribution has gradients, one backward pass, for all layers at once.
     """

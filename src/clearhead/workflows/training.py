@@ -275,9 +275,9 @@ def run_select(
 def _loss(method: Method, loss: MaskLoss | None, train: ImageIndex, groups: list[str] | None, data: str | Path) -> Loss:
     """What a method minimises. Raises DataError or ClearheadError where the data has not what it takes."""
     if method == "groupdro":
-        return GroupDRO.of(train, groups)
+        return GroupDRO.from_images(train, groups)
     if loss is None:
-        return Reweight.of(train, groups)
+        return Reweight.from_images(train, groups)
     if not any(sample.mask for sample in train.samples):
         raise DataError(
             f"{data}: {method} needs foreground masks, and none of its {len(train.samples)} training images has one; "
