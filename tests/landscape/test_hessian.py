@@ -149,16 +149,16 @@ def test_losses_without_a_hessian_raise():
         pass
     with pytest.raises(LandscapeError, match="cannot be differentiated"), hessian(module, lambda: torch.tensor(1.0)):
         pass
-    for narrow in (torch.bfloat16, torch.float16):
-        coarse = vit().to(narrow)
-        refused = pytest.raises(LandscapeError, match=r"float16: too coarse for a spectrum")
-        with refused, hessian(coarse, loss_closure(coarse, images.to(narrow), labels)):
+    for dtype in (torch.bfloat16, torch.float16):
+        model = vit().to(dtype)
+        raises = pytest.raises(LandscapeError, match=r"float16: too low a precision for a spectrum")
+        with raises, hessian(model, loss_closure(model, images.to(dtype), labels)):
             pass
     for p in module.parameters():
         p.requires_grad_(False)
     with pytest.raises(LandscapeError, match="no parameter"), hessian(module, loss_closure(module, images, labels)):
         pass
-    with pytest.raises(ValueError, match=r"k: 1\.\.4 eigenvalues"):
+    with pytest.raises(ValueError, match=r"k: got 5; the matrix has 1\.\.4 eigenvalues"):
         eigenvalues(Hessian(4, 0.0, torch.empty(0), lambda v: v), 5)
     with pytest.raises(LandscapeError, match="not finite"):
         eigenvalues(Hessian(4, 0.0, torch.empty(0), lambda v: v * torch.nan), 2)

@@ -1,4 +1,4 @@
-"""The loss as a function of the weights: Hessian products, the density of the spectrum, the training trajectory."""
+"""The loss as a function of the weights: Hessian products, spectral densities, the training trajectory."""
 
 from clearhead.landscape.hessian import Eigenvalues, Hessian, HvpCheck, LandscapeError, check_hvp, eigenvalues, hessian
 from clearhead.landscape.spectrum import SpectralDensity, Trace, pool_densities, spectral_density, trace
