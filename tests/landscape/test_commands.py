@@ -167,7 +167,7 @@ def test_the_way_of_the_weights(place, run):
     assert len(results["trajectory"]["step"]) == 2
     assert results["trajectory"]["angle"][0] == pytest.approx(90, abs=3)  # steps drawn at random in many dimensions
     assert "kept: the way of the weights" in (place / "way" / "report.html").read_text()
-    assert "0 kept epochs, at least 2 are needed" in error(clearhead("landscape", "trajectory", "model", cwd=place))
+    assert "0 saved epochs, at least 2 are needed" in error(clearhead("landscape", "trajectory", "model", cwd=place))
 
 
 @pytest.mark.parametrize(
