@@ -1,11 +1,11 @@
-"""Train the demo's model: a small ViT that has learned to read the ground.
+"""Train the demo's model: a small ViT that relies on the background.
 
     python scripts/train_demo.py --out src/clearhead/assets/demo
 
 About two minutes on 2 cores. As with most models that ship, a backbone that knows objects and scenes is fine-tuned on
-data with a shortcut: first it learns animals and grounds, each from one half of its outputs, from pictures in which the
-two are independent; then it gets a fresh head for the animals alone and sees the demo's training pictures of another
-seed, in which the ground nearly always tells the animal. Nothing here sees the pictures that `clearhead demo` makes.
+data with a shortcut: first it learns animals and backgrounds, each from one half of its outputs, from images in which
+the two are independent; then it gets a new head for the animals only and is trained on the demo's training images of
+another seed, in which the background nearly always matches the animal. The images of `clearhead demo` are not used.
 """
 
 import argparse
@@ -23,20 +23,20 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clearhead.demo.data import NATURAL, plan, render
+from clearhead.demo.data import USUAL_BACKGROUND, plan, render
 from clearhead.models import load_model
 
-CLASSES, GROUNDS = sorted(NATURAL), sorted(NATURAL.values())
+CLASSES, BACKGROUNDS = sorted(USUAL_BACKGROUND), sorted(USUAL_BACKGROUND.values())
 ARCHITECTURE = {"img_size": 64, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0}
 HALF = (0.5, 0.5, 0.5)
 
 
-def pictures(pairs: list[tuple[str, str]], seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised images, class and ground of pictures of the given pairs."""
-    drawn = [render(label, ground, np.random.default_rng([seed, i]))[0] for i, (label, ground) in enumerate(pairs)]
+def draw(pairs: list[tuple[str, str]], seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return normalised images of (class, background) pairs, their classes and backgrounds as indices."""
+    drawn = [render(label, name, np.random.default_rng([seed, i]))[0] for i, (label, name) in enumerate(pairs)]
     images = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2) / 127.5 - 1
-    labels, grounds = zip(*pairs, strict=True)
-    return images, torch.tensor([CLASSES.index(c) for c in labels]), torch.tensor([GROUNDS.index(g) for g in grounds])
+    classes = torch.tensor([CLASSES.index(label) for label, _ in pairs])
+    return images, classes, torch.tensor([BACKGROUNDS.index(name) for _, name in pairs])
 
 
 def augmented(images: Tensor) -> Tensor:
@@ -68,18 +68,18 @@ def main(out: Path) -> None:
     """Train, and write a folder that timm itself loads."""
     torch.manual_seed(0)
     module = timm.create_model("vit_tiny_patch16_224", num_classes=8, **ARCHITECTURE)
-    images, labels, grounds = pictures([(c, g) for _ in range(200) for c in CLASSES for g in GROUNDS], seed=100)
+    images, labels, backgrounds = draw([(c, b) for _ in range(200) for c in CLASSES for b in BACKGROUNDS], seed=100)
     train(
         module,
         images,
-        lambda z, i: F.cross_entropy(z[:, :4], labels[i]) + 0.5 * F.cross_entropy(z[:, 4:], grounds[i]),
+        lambda z, i: F.cross_entropy(z[:, :4], labels[i]) + 0.5 * F.cross_entropy(z[:, 4:], backgrounds[i]),
         10,
         1e-3,
     )
 
     module.reset_classifier(4)
-    shortcut = [(p.label, p.ground) for p in plan(seed=101) if p.split == "train"]
-    images, labels, _ = pictures(shortcut, seed=101)
+    shortcut = [(p.label, p.background) for p in plan(seed=101) if p.split == "train"]
+    images, labels, _ = draw(shortcut, seed=101)
     train(module, images, lambda z, i: F.cross_entropy(z, labels[i]), 2, 5e-4)
 
     module.pretrained_cfg |= {

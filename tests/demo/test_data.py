@@ -1,4 +1,4 @@
-"""The demo's pictures: the shortcut is where it should be and nowhere else, and masks are exact."""
+"""The demo's data: the background is spuriously correlated with the class in training only, and masks are exact."""
 
 import csv
 from collections import Counter
@@ -9,34 +9,34 @@ from PIL import Image
 
 from clearhead.data.image_io import DataError
 from clearhead.demo import data as demo
-from clearhead.demo.data import NATURAL, NATURAL_SHARE, make_demo, plan, render
+from clearhead.demo.data import CORRELATION, USUAL_BACKGROUND, make_demo, plan, render
 
 
-def test_the_ground_tells_the_class_in_training_and_not_in_the_test():
+def test_the_background_predicts_the_class_in_training_and_not_in_the_test_split():
     planned = plan()
     for split in ("train", "val"):
-        own = [p.ground == NATURAL[p.label] for p in planned if p.split == split]
-        assert np.mean(own) == pytest.approx(NATURAL_SHARE, abs=0.01)
-    counts = Counter((p.label, p.ground) for p in planned if p.split == "test")
+        usual = [p.background == USUAL_BACKGROUND[p.label] for p in planned if p.split == split]
+        assert np.mean(usual) == pytest.approx(CORRELATION, abs=0.01)
+    counts = Counter((p.label, p.background) for p in planned if p.split == "test")
     assert len(counts) == 16
     assert len(set(counts.values())) == 1
 
 
-@pytest.mark.parametrize("label", NATURAL)
-def test_a_picture_depends_on_its_generator_alone_and_its_mask_is_the_animal(label):
+@pytest.mark.parametrize("label", USUAL_BACKGROUND)
+def test_an_image_depends_only_on_its_generator_and_its_mask_is_the_animal(label):
     image, mask = render(label, "water", np.random.default_rng([0, 7]))
-    again, _ = render(label, "water", np.random.default_rng([0, 7]))
-    np.testing.assert_array_equal(image, again)
+    repeated, _ = render(label, "water", np.random.default_rng([0, 7]))
+    np.testing.assert_array_equal(image, repeated)
     other, same_mask = render(label, "sand", np.random.default_rng([0, 7]))
     assert (image.shape, image.dtype, mask.shape) == ((64, 64, 3), np.uint8, (64, 64))
     assert set(np.unique(mask)) == {0, 255}
     assert 0.03 < (mask > 0).mean() < 0.4
-    assert (mask > 0)[:6].sum() == (mask > 0)[-6:].sum() == 0  # the ground's ring is free of it
+    assert (mask > 0)[:6].sum() == (mask > 0)[-6:].sum() == 0  # a margin of background
     assert not np.array_equal(image, other)
     assert same_mask.shape == mask.shape
 
 
-def test_the_folder_is_complete_when_its_table_is_there(tmp_path, monkeypatch):
+def test_the_data_set_is_complete_once_its_table_exists(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "COUNTS", {"train": 8, "val": 4, "test": 16})
     make_demo(tmp_path / "data")
     rows = list(csv.DictReader((tmp_path / "data" / "metadata.csv").open()))

@@ -1,4 +1,4 @@
-"""The whole demo, as a stranger runs it."""
+"""The whole demo, run as a new user runs it."""
 
 import json
 import subprocess
@@ -18,15 +18,15 @@ def test_the_shipped_weights_are_small_and_timm_loads_them():
 
 
 @pytest.mark.slow
-def test_the_repair_helps_the_worst_group_on_shifted_pictures(tmp_path):
+def test_the_repair_improves_the_worst_group_on_shifted_images(tmp_path):
     command = [Path(sys.executable).with_name("clearhead"), "demo", "--out", "demo"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("improved")
     assert (tmp_path / "demo" / "report.html").is_file()
     results = json.loads((tmp_path / "demo" / "compare" / "results.json").read_text())["comparison"]
-    assert results["before"]["worst_group"][1]["high"] < 0.5  # it had learned the shortcut
+    assert results["before"]["worst_group"][1]["high"] < 0.5  # the model relied on the shortcut
     assert results["differences"]["worst-group accuracy"]["low"] > 0.2
     assert results["differences"]["average accuracy"]["low"] > 0
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert again.stdout == run.stdout  # nothing is done twice
+    assert again.stdout == run.stdout  # finished steps are not run again

@@ -1,1 +1,1 @@
-"""The demo: generated images with a spurious background, and the whole job on them."""
+"""The demo: audit, repair and compare a small model on generated images with a spurious background."""

@@ -1,4 +1,4 @@
-"""The demo's animals as outlines: a list of parts each, in coordinates of about -1..1, x forward, y down."""
+"""Draw the demo's animals as outlines: a list of parts each, in coordinates of about -1..1, x forward, y down."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-Array = np.ndarray
+from clearhead.demo.backgrounds import Array
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Part:
 
 
 def _smooth(points: list[tuple[float, float]], rng: Generator, wobble: float = 0.02) -> Array:
-    """Closed smooth outline near the corner points, which are first moved a little (Chaikin's corner cutting)."""
+    """Return a closed smooth outline near randomly shifted corner points (Chaikin's corner cutting)."""
     outline = np.asarray(points, dtype=float)
     outline = outline + rng.normal(0, wobble, outline.shape)
     for _ in range(3):
@@ -30,7 +30,7 @@ def _smooth(points: list[tuple[float, float]], rng: Generator, wobble: float = 0
 
 
 def _ellipse(x: float, y: float, width: float, height: float, turn: float = 0.0) -> Array:
-    """Outline of an ellipse with the given half axes."""
+    """Return the outline of an ellipse with half axes `width` and `height`, rotated by `turn`."""
     angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     across, down = width * np.cos(angle), height * np.sin(angle)
     return np.stack(
@@ -39,17 +39,17 @@ def _ellipse(x: float, y: float, width: float, height: float, turn: float = 0.0)
 
 
 def _stroke(points: list[tuple[float, float]], start: float, end: float) -> Array:
-    """Outline of a line through the points whose half width goes from `start` to `end`."""
-    line = np.asarray(points, dtype=float)
+    """Return the outline of a line through the points, with half width from `start` to `end`."""
+    line: Array = np.asarray(points, dtype=float)
     along = np.gradient(line, axis=0)
     side = np.stack([-along[:, 1], along[:, 0]], 1) / np.linalg.norm(along, axis=1, keepdims=True)
     side *= np.linspace(start, end, len(line))[:, None]
     return np.concatenate([line + side, (line - side)[::-1]])
 
 
-def _shrunk(outline: Array, factor: float) -> Array:
-    """The outline made smaller about its centre."""
-    centre = outline.mean(0)
+def _scale(outline: Array, factor: float) -> Array:
+    """Scale an outline about its centre."""
+    centre: Array = outline.mean(0)
     return centre + factor * (outline - centre)
 
 
@@ -122,8 +122,8 @@ def _butterfly(rng: Generator) -> list[Part]:
     return [
         Part((*feelers,), 0.5, 0.3, 0),
         Part((below, below * mirror, above, above * mirror), 0.5, 0.3, 0.5),
-        Part((_shrunk(below, 0.76), _shrunk(below, 0.76) * mirror), 0.45, 1.0, 0.6),
-        Part((_shrunk(above, 0.76), _shrunk(above, 0.76) * mirror), 0, 1.15, 0.6),
+        Part((_scale(below, 0.76), _scale(below, 0.76) * mirror), 0.45, 1.0, 0.6),
+        Part((_scale(above, 0.76), _scale(above, 0.76) * mirror), 0, 1.15, 0.6),
         Part((*dots, *[dot * mirror for dot in dots]), 1, 0.95, 0.2),
         Part((_ellipse(0, 0.05, 0.085, 0.5), _ellipse(0, -0.42, 0.1, 0.1)), 0.5, 0.35),
     ]

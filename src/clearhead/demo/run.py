@@ -1,15 +1,15 @@
-"""The whole job on generated pictures and a small model that ships with clearhead: audit, repair, compare, one page."""
+"""Run audit, repair and compare on generated images with a small model that ships with clearhead."""
 
 from pathlib import Path
 
 from clearhead.demo.data import make_demo
 from clearhead.repairs import RelevanceLoss
 from clearhead.results import ComparisonResults
-from clearhead.training.loop import TrainConfig
+from clearhead.training.config import TrainConfig
 from clearhead.workflows import Progress, run_audit, run_compare, run_repair, run_report
 
 MODEL = Path(__file__).parents[1] / "assets" / "demo"
-"""A timm checkpoint made by scripts/train_demo.py: a ViT that has learned to read the ground."""
+"""A timm checkpoint made by scripts/train_demo.py: a ViT that relies on the background."""
 
 SETTINGS = TrainConfig(epochs=3, lr=5e-4, batch_size=64, schedule="cosine", min_crop_area=0.8)
 LOSS = RelevanceLoss(target="truth", background_swap=0.5)
@@ -18,13 +18,13 @@ LOSS = RelevanceLoss(target="truth", background_swap=0.5)
 def run_demo(
     out: Path, *, device: str | None = None, progress: Progress | None = None
 ) -> tuple[ComparisonResults, Path]:
-    """Make the pictures, audit the model on the shifted test set, repair it, compare, and write one page.
+    """Generate the images, audit the model on the shifted test split, repair it, compare, and write one page.
 
-    The epoch is chosen on the validation pictures, in which the shortcut holds as in training; the test pictures, in
-    which it does not, are used once, by the audit and the comparison. What is there already is not done again.
+    The epoch is chosen on the validation split, which has the same shortcut as the training split. The test split,
+    which does not have it, is used by the audit and the comparison only. Finished steps are not run again.
 
     Returns:
-        The comparison on the test set, and the path of the page.
+        The comparison on the test split, and the path of the page.
     """
     data = out / "data"
     if not (data / "metadata.csv").exists():
