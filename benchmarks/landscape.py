@@ -30,8 +30,8 @@ from timing import seconds
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clearhead.analyses.surface import on_points, random_directions
 from clearhead.landscape import eigenvalues, hessian
+from clearhead.landscape.surface import loss_at_points, random_directions
 
 TOP, ERROR = 5, 1e-2
 
@@ -138,7 +138,7 @@ def _ways(model: torch.nn.Module, images: torch.Tensor, points: int, rounds: int
     ways = {
         "plain": lambda: [model(part) for _ in range(points) for part, _ in batches],
         "plain, there": lambda: [there(part) for there in models for part, _ in batches],
-        "surface": lambda: on_points(model, [direction], [(x,) for x in grid.tolist()], batches),
+        "surface": lambda: loss_at_points(model, [direction], [(x,) for x in grid.tolist()], batches),
         "lent": lambda: [at(x) for x in grid],
         "vmap": lambda: vmap(at)(grid),
     }

@@ -15,7 +15,6 @@ from clearhead.masks import MasksWritten
 from clearhead.metrics.statistics import Estimate, format_interval, format_value
 from clearhead.progress import Progress, show_progress
 from clearhead.report.calibration import calibration_rows
-from clearhead.report.landscape import SURFACE_COLUMNS, TRAJECTORY_COLUMNS, surface_cells, trajectory_cells
 from clearhead.report.optimizers import key_of, names_of
 from clearhead.report.suites import verdicts
 from clearhead.report.trainings import CHOSEN_BY
@@ -25,13 +24,10 @@ from clearhead.results import (
     EvaluationResults,
     OptimizerResults,
     SlicesResults,
-    SpectrumResults,
     StudyResults,
     SufficientResults,
     SuiteResults,
-    SurfaceResults,
     TrainingResults,
-    TrajectoryResults,
 )
 from clearhead.training.loop import best_epoch
 
@@ -213,38 +209,6 @@ def tell_slices(results: SlicesResults, folder: Path) -> None:
         f"{len(worse)} of {len(results.slices)} slices have more mistakes than the rest of their class "
         f"({results.held_out:,} images held out)"
     )
-    _tell_page(folder)
-
-
-def tell_spectra(results: SpectrumResults, folder: Path) -> None:
-    """The main numbers of each model's spectrum."""
-    tell_problems(results.issues)
-    whole = [found.trace for found in results.spectra.values() if found.trace]
-    table = _table("highest", "lowest", "negative", "positive", "loss", *(["trace"] if whole else []), "batches")
-    for name, found in results.spectra.items():
-        cells = [found.largest, found.lowest, found.negative, found.positive, found.loss]
-        cells += [found.trace] if found.trace else []
-        table.add_row(escape(name), *(format_value(e.value, e.unit) for e in cells), str(len(found.batches)))
-    out.print(table)
-    _tell_page(folder)
-
-
-def tell_surfaces(results: SurfaceResults, folder: Path) -> None:
-    """The loss at the weights of each model and how far it rises around them."""
-    tell_problems(results.issues)
-    table = _table(*SURFACE_COLUMNS, "points")
-    for name, found in results.surfaces.items():
-        table.add_row(escape(name), *surface_cells(found), f"{len(found.nll):,}")
-    out.print(table)
-    _tell_page(folder)
-
-
-def tell_trajectory(results: TrajectoryResults, folder: Path) -> None:
-    """Distances and angles, epoch by epoch."""
-    table = _table(*TRAJECTORY_COLUMNS)
-    for epoch, cells in zip(results.epochs, trajectory_cells(results.trajectory), strict=True):
-        table.add_row(f"epoch {epoch}", *cells)
-    out.print(table)
     _tell_page(folder)
 
 

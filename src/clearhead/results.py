@@ -5,14 +5,11 @@ from typing import Literal
 
 from clearhead.analyses.audit import Audit
 from clearhead.analyses.compare import Comparison
-from clearhead.analyses.hessian import Spectrum
 from clearhead.analyses.robustness import SeedRow, SetChange, SetRow
 from clearhead.analyses.slices import Slice
-from clearhead.analyses.surface import Surface
 from clearhead.data.dataset import DataIssue
 from clearhead.heads.scores import HeadScores
 from clearhead.heads.selection import Selection
-from clearhead.landscape import Trajectory
 from clearhead.metrics.calibration import TemperatureScaling
 from clearhead.metrics.statistics import Estimate
 from clearhead.repairs import RetrainedHead
@@ -252,54 +249,6 @@ class SuiteResults:
     provenance: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class SpectrumResults:
-    """The Hessian spectra of models on one folder, by name; `k` eigenvalues a mini-batch."""
-
-    kind: Literal["spectrum"]
-    models: list[str]
-    data: str
-    k: int
-    spectra: dict[str, Spectrum]
-    issues: list[DataIssue]
-    provenance: dict[str, str]
-
-
-@dataclass(frozen=True)
-class SurfaceResults:
-    """The loss around the weights of models on one folder, by name.
-
-    Attributes:
-        kind: which results these are.
-        models: their names, each once.
-        data: the folder.
-        along: which directions: ``random`` or ``eigenvectors``.
-        surfaces: by model.
-        problems: with the data.
-        facts: for the foot of the page.
-    """
-
-    kind: Literal["surface"]
-    models: list[str]
-    data: str
-    along: Literal["random", "eigenvectors"]
-    surfaces: dict[str, Surface]
-    issues: list[DataIssue]
-    provenance: dict[str, str]
-
-
-@dataclass(frozen=True)
-class TrajectoryResults:
-    """The way of the weights through a training run, at the epochs that it kept."""
-
-    kind: Literal["trajectory"]
-    model: str
-    epochs: list[int]
-    trajectory: Trajectory
-    provenance: dict[str, str]
-    issues: list[DataIssue] = field(default_factory=list)
-
-
 Results = (
     AuditResults
     | TrainingResults
@@ -310,9 +259,6 @@ Results = (
     | SufficientResults
     | SlicesResults
     | SuiteResults
-    | SpectrumResults
-    | SurfaceResults
-    | TrajectoryResults
 )
 
 

@@ -14,7 +14,8 @@ starts in a folder of its own.
 
 An analysis is a module with ``measure(model, data, ...) -> Result`` and ``page(result) -> Page``. It may also have
 ``export(result, folder)`` for files of its own, ``DISTRIBUTED = True`` if several processes can share its work, and
-``DECIDES`` for arguments of ``SPEED_ONLY`` that its numbers depend on.
+``DECIDES`` for arguments of ``SPEED_ONLY`` that its numbers depend on, and ``EPOCHS = True`` if the run folder of a
+training stands for its saved epochs (``clearhead.analyses.epochs``).
 """
 
 import glob
@@ -41,6 +42,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from clearhead.analyses import ANALYSES
+from clearhead.analyses.epochs import expand_epochs
 from clearhead.analyses.subject import Subject
 from clearhead.data.dataset import DataIssue
 from clearhead.data.fingerprint import fingerprint as data_fingerprint
@@ -146,7 +148,8 @@ def run(
     sources = {name: _source(arguments[name], device, options, arguments) for name in MODELS if arguments.get(name)}
     speed_only = set(SPEED_ONLY) - set(getattr(module, "DECIDES", ()))
     deciding = {name: value for name, value in arguments.items() if name not in speed_only}
-    identity = _identify(command, deciding, sources, options)
+    epochs = getattr(module, "EPOCHS", False)
+    identity = _identify(command, deciding, sources, options, epochs=epochs)
     folder = out or _default_folder(command, arguments, identity)
     with _claimed(folder, identity, explicit=out is not None, overwrite=overwrite) as finished:
         if finished:
@@ -242,7 +245,12 @@ def _source(names: Any, device: str | None, options: Mapping[str, Any], argument
 
 
 def _identify(
-    command: str, arguments: Mapping[str, Any], sources: Mapping[str, Any], options: Mapping[str, Any]
+    command: str,
+    arguments: Mapping[str, Any],
+    sources: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    epochs: bool = False,
 ) -> dict[str, Any]:
     """Return all that decides the numbers of a run, as plain values."""
     deciding = dict(arguments)
@@ -252,16 +260,17 @@ def _identify(
         elif deciding.get(name):
             deciding[name] = [_absolute_model(model) for model in deciding[name]]
     inputs: dict[str, dict[str, str]] = {}
-    for source in [s for value in sources.values() for s in (value if isinstance(value, list) else [value])]:
-        hold = sum(1 if isinstance(value, ModelSource) else len(value) for value in sources.values()) <= 2
-        inputs[f"model {source.name}"] = {"weights": _weights(source, hold)}
+    each = [s for value in sources.values() for s in (value if isinstance(value, list) else [value])]
+    each = list(expand_epochs(each).values()) if epochs else each
+    for source in each:
+        inputs[f"model {_absolute_model(source.name)}"] = {"weights": _weights(source, hold=len(each) <= 2)}
     if deciding.get("data"):
         inputs["data"] = _data(deciding["data"], deciding.get("split"))
         deciding["data"] = absolute_source(deciding["data"])
     for name, value in deciding.items():
         paths = [value] if isinstance(value, Path) else value
         if isinstance(paths, list | tuple) and paths and all(isinstance(path, Path) for path in paths):
-            inputs[name] = {str(path): _contents(path) for path in paths}
+            inputs[name] = {str(path.resolve()): _contents(path) for path in paths}
             deciding[name] = [str(path.resolve()) for path in paths]
     plain = {"command": command, "arguments": deciding, "model options": dict(options), "inputs": inputs}
     return {**TypeAdapter(dict[str, Any]).dump_python(plain, mode="json"), "clearhead": version("clearhead")}
@@ -302,7 +311,7 @@ def _contents(path: Path) -> str:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     lines = []
     for file in sorted(path.rglob("*")):
-        if file.is_file() and not file.name.startswith("."):
+        if file.is_file() and not file.name.startswith(".") and file.name != "log.txt":
             stat = file.stat()
             lines.append(f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}")
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,5 +1,6 @@
-"""Models to compare with the first, and images of the tests of layers and of the loss landscape."""
+"""Models to compare with the first, a training run with saved epochs, and images for layers and landscapes."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from clearhead.models import load_model, save_model
+from tests.landscape.conftest import folder as ten_images  # noqa: F401
 from tests.layers.conftest import folder  # noqa: F401
 
 
@@ -28,3 +30,17 @@ def two(place: Path) -> Path:
     model = load_model(str(place / "model"), num_classes=2)
     save_model(replace(model, classes=("a", "b")), place / "two")
     return place / "two"
+
+
+@pytest.fixture(scope="session")
+def trained(place: Path) -> Path:
+    """What ``train --save-epochs 1,3,10`` leaves behind: checkpoints of weights that change."""
+    model = load_model(str(place / "model"))
+    torch.manual_seed(1)
+    for epoch in (1, 3, 10):
+        with torch.no_grad():
+            for p in model.module.parameters():
+                p.add_(0.02 * torch.randn_like(p))
+        save_model(model, place / "trained" / "epochs" / str(epoch))
+    shutil.copytree(place / "trained" / "epochs" / "10", place / "trained" / "checkpoint")
+    return place / "trained"

@@ -10,5 +10,8 @@ ANALYSES: dict[str, str] = {
     "layers fourier": "clearhead.analyses.fourier",
     "layers lesion": "clearhead.analyses.lesion",
     "layers cka": "clearhead.analyses.cka",
+    "landscape hessian": "clearhead.analyses.hessian",
+    "landscape surface": "clearhead.analyses.surface",
+    "landscape trajectory": "clearhead.analyses.trajectory",
 }
 """Commands to modules."""

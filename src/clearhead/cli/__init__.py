@@ -13,7 +13,6 @@ from clearhead import __version__
 from clearhead.cli.analyses import add_analyses
 from clearhead.cli.data import data_app
 from clearhead.cli.evaluation import audit, compare, evaluate, explain, report, sis, slices
-from clearhead.cli.landscape import landscape_app
 from clearhead.cli.options import Device
 from clearhead.cli.output import log_to_stderr
 from clearhead.cli.reproduce import reproduce_app
@@ -28,6 +27,7 @@ app = typer.Typer(
 )
 for command in (explain, sis, audit, compare, slices, evaluate, train, repair, report):
     app.command()(command)
+landscape_app = typer.Typer(no_args_is_help=True, help="Measure the loss landscape around the weights of a model.")
 layers_app = typer.Typer(no_args_is_help=True, help="Measure feature maps through the depth of a model.")
 add_analyses(app, {"layers": layers_app, "landscape": landscape_app, "study": study_app})
 app.add_typer(data_app, name="data")

@@ -10,7 +10,6 @@ from clearhead.metrics.statistics import Estimate
 from clearhead.report.audits import audit_sections
 from clearhead.report.comparisons import comparison_sections
 from clearhead.report.evaluations import evaluation_sections, sufficient_sections
-from clearhead.report.landscape import spectrum_sections, surface_sections, trajectory_sections
 from clearhead.report.optimizers import optimizer_sections
 from clearhead.report.page import Section
 from clearhead.report.slices import slice_sections
@@ -23,13 +22,10 @@ from clearhead.results import (
     EvaluationResults,
     OptimizerResults,
     SlicesResults,
-    SpectrumResults,
     StudyResults,
     SufficientResults,
     SuiteResults,
-    SurfaceResults,
     TrainingResults,
-    TrajectoryResults,
 )
 
 
@@ -142,20 +138,5 @@ KINDS: dict[type, Kind] = {
         lambda run: f"{len({row.set for row in run.rows})} sets of {run.data}.",
         lambda run, folder, of: suite_sections(run),
         lambda run: [(f"{row.model}, {row.set}", row.top1) for row in run.rows if row.set == run.reference][:4],
-    ),
-    SpectrumResults: Kind(
-        lambda run: f"{_listed(run.models)}: Hessian spectra",
-        lambda run: f"The loss on mini-batches of {run.data}.",
-        lambda run, folder, of: spectrum_sections(run),
-    ),
-    SurfaceResults: Kind(
-        lambda run: f"{_listed(run.models)}: loss surface",
-        lambda run: f"The loss on {max(found.images for found in run.surfaces.values()):,} images of {run.data}.",
-        lambda run, folder, of: surface_sections(run),
-    ),
-    TrajectoryResults: Kind(
-        lambda run: f"{run.model}: the way of the weights",
-        lambda run: f"{len(run.epochs)} epochs that training kept.",
-        lambda run, folder, of: trajectory_sections(run),
     ),
 }

@@ -11,7 +11,6 @@ from clearhead.workflows.evaluation import (
     run_evaluate,
     run_report,
 )
-from clearhead.workflows.landscape import run_hessian, run_surface, run_trajectory
 from clearhead.workflows.maps import run_explain, run_sis
 from clearhead.workflows.pieces import Progress, class_index, load_backbone, model_name
 from clearhead.workflows.slices import run_slices
@@ -30,7 +29,6 @@ __all__ = [
     "run_compare",
     "run_evaluate",
     "run_explain",
-    "run_hessian",
     "run_optimizers",
     "run_repair",
     "run_repairs",
@@ -39,7 +37,5 @@ __all__ = [
     "run_sis",
     "run_slices",
     "run_suite",
-    "run_surface",
     "run_train",
-    "run_trajectory",
 ]

@@ -61,7 +61,7 @@ def reproduce(
         kept[name] = (chosen.early, chosen.last(name)) if name in chosen.main else (chosen.last(name),)
         part, how = data / percent(training.fraction), training.settings(chosen.settings)
         workflows.run_train(training.model, part, out / name, how, pretrained=False, save_epochs=kept[name], **run)
-    spectra = _spectra(out, data, chosen, kept, run)
+    spectra = _spectra(out, data, chosen, kept, device)
 
     checkpoints = [str(out / name / "checkpoint") for name in chosen.main]
     probed: dict[str, Any] = {"models": checkpoints, "data": str(data / "100"), "split": "test"}
@@ -98,7 +98,7 @@ def reproduce(
 
 
 def _spectra(
-    out: Path, data: Path, size: Size, kept: dict[str, tuple[int, ...]], run: dict[str, Any]
+    out: Path, data: Path, size: Size, kept: dict[str, tuple[int, ...]], device: str | None
 ) -> dict[str, dict[int, Spectrum]]:
     """The spectra of each training at its epochs, of the loss it was trained on but for its weight decay."""
     alike: dict[tuple[str, str], list[str]] = {}
@@ -109,10 +109,12 @@ def _spectra(
     for (part, augment), names in alike.items():
         how = size.trainings[names[0]].settings(size.settings)
         models = [str(out / name / "epochs" / str(epoch)) for name in names for epoch in kept[name]]
-        options: dict[str, Any] = {"split": "train", "batches": size.batches, "seed": how.seed}
+        options: dict[str, Any] = {"models": models, "data": str(data / part), "split": "train"}
+        options |= {"batches": size.batches, "seed": how.seed}
         options |= {"augment": augment, "mixup": how.mixup, "cutmix": how.cutmix}
         options |= {"label_smoothing": how.label_smoothing}
-        measured = workflows.run_hessian(models, data / part, out / f"hessian-{part}-{augment}", **options, **run)
+        folder = out / f"hessian-{part}-{augment}"
+        measured = runs_new.run("landscape hessian", options, out=folder, device=device).result
         for name in names:
             found[name] = {epoch: measured.spectra[f"{name}, epoch {epoch}"] for epoch in kept[name]}
     return found

@@ -1,4 +1,4 @@
-"""Surfaces against weights that are moved by hand, directions filter by filter, models left as they were."""
+"""Surfaces against weights that are moved by hand, directions filter by filter, models left unchanged; the command."""
 
 import copy
 import json
@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from clearhead.analyses.surface import eigenvector_directions, on_points, random_directions, surface
+from clearhead.analyses.surface import measure, page, surface
 from clearhead.landscape import LandscapeError, check_hvp, hessian
 from clearhead.landscape.sharpness import sharpness
+from clearhead.landscape.surface import eigenvector_directions, loss_at_points, random_directions
 from clearhead.models import Preprocessing, from_module
 from clearhead.models.classifier import copied
 from tests import cases
+from tests.command import clearhead, error, result
 
 
 def convolutional():
@@ -58,12 +60,12 @@ def test_directions_are_as_long_as_the_filters_and_nothing_else_moves(name):
         assert abs(F.cosine_similarity(d.flatten(), other[key].flatten(), 0)) < 0.5
 
 
-def test_a_plane_is_that_of_weights_moved_by_hand(folder):
+def test_a_plane_is_that_of_weights_moved_by_hand(ten_images):
     module = convolutional()
     model = named(module)
-    found = surface(model, folder, dims=2, points=3, span=0.5, weight_decay=0.1, batch_size=4, seed=1)
-    images = torch.stack([model.preprocess.image(Image.open(sample.path)) for sample in folder.samples])
-    labels = torch.tensor([sample.label for sample in folder.samples])
+    found = surface(model, ten_images, dims=2, points=3, span=0.5, weight_decay=0.1, batch_size=4, seed=1)
+    images = torch.stack([model.preprocess.image(Image.open(sample.path)) for sample in ten_images.samples])
+    labels = torch.tensor([sample.label for sample in ten_images.samples])
     directions = random_directions(module, 2, seed=1)
     assert (found.steps, found.images) == ([-0.5, 0.0, 0.5], 10)
     for i, point in enumerate([(x, y) for x in found.steps for y in found.steps]):
@@ -80,13 +82,13 @@ def test_a_plane_is_that_of_weights_moved_by_hand(folder):
 def test_points_of_a_transformer_of_any_library(name):
     module, images, labels = cases.MODELS[name](), cases.images(4), torch.tensor([0, 1, 2, 3])
     directions = random_directions(module, 1)
-    found = on_points(module, directions, [(0.0,), (0.3,)], [(images[:3], labels[:3]), (images[3:], labels[3:])])
+    found = loss_at_points(module, directions, [(0.0,), (0.3,)], [(images[:3], labels[:3]), (images[3:], labels[3:])])
     for point, (nll, _) in zip([(0.0,), (0.3,)], found, strict=True):
         output = cases.logits(shifted_weights(module, directions, point), images)
         assert float(nll) == pytest.approx(F.cross_entropy(output, labels).item(), rel=1e-4)
 
 
-def test_along_eigenvectors_the_curvature_is_the_eigenvalue(folder):
+def test_along_eigenvectors_the_curvature_is_the_eigenvalue(ten_images):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Flatten(), nn.Linear(48, 3), nn.Tanh(), nn.Linear(3, 2)).double()
     images, labels = torch.randn(6, 3, 4, 4, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 0, 1])
@@ -107,25 +109,25 @@ def test_along_eigenvectors_the_curvature_is_the_eigenvalue(folder):
         )
         assert (low + high - 2 * here).item() / 1e-6 == pytest.approx(value * length**2, rel=1e-2)
 
-    found = surface(named(convolutional()), folder, dims=2, points=3, span=0.01, along="eigenvectors")
+    found = surface(named(convolutional()), ten_images, dims=2, points=3, span=0.01, along="eigenvectors")
     assert len(found.curvature) == 2
     assert len(found.nll) == 9
 
 
 @pytest.mark.parametrize("how", ["whole", "stopped", "broken"])
-def test_the_model_is_never_written_to(folder, how):
+def test_the_model_is_never_written_to(ten_images, how):
     module = convolutional().train()
     before = {key: value.clone() for key, value in module.state_dict().items()}
     versions = [p._version for p in module.parameters()]
 
-    def progress(points, count):
+    def progress(points, _count, _description):
         for i, point in enumerate(points):
             if how != "whole" and i == 1:
                 raise KeyboardInterrupt if how == "stopped" else RuntimeError
             yield point
 
     try:
-        surface(named(module), folder, dims=1, points=3, progress=progress)
+        surface(named(module), ten_images, dims=1, points=3, progress=progress)
     except (KeyboardInterrupt, RuntimeError):
         assert how != "whole"
     assert module.training
@@ -146,41 +148,41 @@ class _Brittle(nn.Module):
         return self.head(images.flatten(1)).masked_fill(self.head.weight.norm() > self.limit, torch.nan)
 
 
-def test_not_a_number_far_out_is_a_gap_and_at_the_weights_an_error(folder):
-    found = surface(named(_Brittle(False)), folder, dims=1, points=5)
+def test_not_a_number_far_out_is_a_gap_and_at_the_weights_an_error(ten_images):
+    found = surface(named(_Brittle(False)), ten_images, dims=1, points=5)
     assert found.nll[2] is not None
     assert found.nll[0] is None
     assert found.nll[4] is None
     assert [value is None for value in found.accuracy] == [value is None for value in found.nll]
     assert '"nll": [null' in json.dumps(asdict(found), allow_nan=False)
     with pytest.raises(LandscapeError, match="the loss is nan at the model's own weights"):
-        surface(named(_Brittle(True)), folder, dims=1, points=5)
+        surface(named(_Brittle(True)), ten_images, dims=1, points=5)
 
 
-def test_images_are_drawn_by_the_seed_and_all_taken_where_there_are_fewer(folder):
+def test_images_are_drawn_by_the_seed_and_all_taken_where_there_are_fewer(ten_images):
     model = named(convolutional())
-    first, other = (surface(model, folder, dims=1, points=3, images=3, seed=seed) for seed in (0, 1))
+    first, other = (surface(model, ten_images, dims=1, points=3, limit=3, seed=seed) for seed in (0, 1))
     assert first.images == 3
     assert first.nll[1] != other.nll[1]
-    in_parts = surface(model, folder, dims=1, points=3, images=3, batch_size=2)
+    in_parts = surface(model, ten_images, dims=1, points=3, limit=3, batch_size=2)
     assert in_parts.nll == pytest.approx(first.nll, rel=1e-5)
-    assert surface(model, folder, dims=1, points=3, images=99).images == 10
+    assert surface(model, ten_images, dims=1, points=3, limit=99).images == 10
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dims": 4}, "dims: 1, 2 or 3"),
-        ({"points": 4}, "an odd number from 3"),
-        ({"points": 1}, "an odd number from 3"),
-        ({"span": 0}, "span: a positive number"),
-        ({"span": math.inf}, "span: a positive number"),
-        ({"images": 0}, "images: at least 1"),
+        ({"dims": 4}, "dims: got 4; give 1, 2 or 3"),
+        ({"points": 4}, "an odd number of at least 3"),
+        ({"points": 1}, "an odd number of at least 3"),
+        ({"span": 0}, "give a positive number"),
+        ({"span": math.inf}, "give a positive number"),
+        ({"limit": 0}, "limit: got 0; give at least 1"),
     ],
 )
-def test_grids_that_cannot_be_are_refused(folder, options, message):
+def test_impossible_grids_raise_an_error(ten_images, options, message):
     with pytest.raises(ValueError, match=message):
-        surface(named(convolutional()), folder, **options)
+        surface(named(convolutional()), ten_images, **options)
 
 
 class _Keeping(nn.Module):
@@ -201,12 +203,12 @@ class _Keeping(nn.Module):
         return images.flatten(1) @ self.head.weight.T + bias
 
 
-def test_what_a_module_keeps_in_eval_mode_is_of_the_weights_it_has(folder):
+def test_what_a_module_keeps_in_eval_mode_is_of_the_weights_it_has(ten_images):
     model = named(_Keeping().eval())
     images, labels = torch.randn(6, 3, 4, 4), torch.randint(2, (6,))
     model(images).sum().backward()  # what is kept is now part of a graph
     direction = {"head.bias": torch.tensor([1.0, -0.5])}
-    points = on_points(model.module, [direction], [(-1.0,), (0.0,), (1.0,)], [(images, labels)])
+    points = loss_at_points(model.module, [direction], [(-1.0,), (0.0,), (1.0,)], [(images, labels)])
     weight, bias = model.module.head.weight, model.module.head.bias
     for x, found in zip((-1.0, 0.0, 1.0), points, strict=True):
         logits = images.flatten(1) @ weight.T + 3 * (bias + x * direction["head.bias"])
@@ -224,3 +226,50 @@ def test_what_a_module_keeps_in_eval_mode_is_of_the_weights_it_has(folder):
     there = images.double().flatten(1) @ (weight + 0.1 * by_weight / norm).T + 3 * (bias + 0.1 * by_bias / norm)
     expected = F.cross_entropy(there, labels) - loss()
     assert sharpness(double, loss, radius=0.1) == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            ("--dims", 2, "--weight-decay", 0.1),
+            ["Cross-entropy on a line", "Cross-entropy: trained", "L2 term: trained"],
+        ),
+        (("--dims", 3), ["Accuracy, direction 3 at −1: trained", "Cross-entropy, direction 3 at 0: model"]),
+        (("--along", "eigenvectors", "--span", 0.05), ["eigenvectors of the Hessian", "eigenvalues"]),
+    ],
+)
+def test_the_command_shows_models_side_by_side(place, trained, options, expected):
+    out = "-".join(map(str, ("surface", *options)))
+    command = ("landscape", "surface", "model", trained / "checkpoint", "data", "--points", 3, "--limit", 6)
+    run = clearhead(*command, *options, "--out", out, cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "mean rise" in run.stdout
+    found = result(place / out)
+    assert found["subject"]["models"] == ["model", "trained"]
+    for one in found["surfaces"].values():
+        assert len(one["nll"]) == len(one["accuracy"]) == len(one["l2"]) == 3 ** one["dims"]
+    text = (place / out / "report.html").read_text()
+    assert all(part in text for part in expected)
+
+
+def test_measure_takes_a_classifier(ten_images):
+    model = named(convolutional())
+    found = measure([model], ten_images, dims=1, points=3)
+    assert found.surfaces == {found.subject.model: surface(model, ten_images, dims=1, points=3)}
+    assert found.subject.images == 10
+    assert page(found).sections[0].title == "Cross-entropy on a line"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--points", 4), "points: got 4; give an odd number"),
+        (("--span", 0), "span: got 0.0; give a positive number"),
+        (("--dims", 4), "Invalid value for '--dims'"),
+        (("--split", "nowhere"), "nowhere"),
+        (("--out", "data"), "holds other files"),
+    ],
+)
+def test_bad_input_is_reported(place, options, message):
+    assert message in error(clearhead("landscape", "surface", "model", "data", *options, cwd=place))

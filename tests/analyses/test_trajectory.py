@@ -1,0 +1,28 @@
+"""The trajectory of a training run through the command."""
+
+import pytest
+
+from tests.command import clearhead, error, result
+
+
+def test_the_command_shows_distances_and_angles(place, trained):
+    command = ("landscape", "trajectory", "trained", "--out", "trajectory")
+    run = clearhead(*command, cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "epoch 10" in run.stdout
+    found = result(place / "trajectory")
+    assert found["epochs"] == [1, 3, 10]
+    assert len(found["trajectory"]["step"]) == 2
+    assert found["trajectory"]["angle"][0] == pytest.approx(90, abs=3)  # random steps in many dimensions
+    assert "trained: training trajectory" in (place / "trajectory" / "report.html").read_text()
+    (place / "trained" / "log.txt").write_text("a line")
+    again = clearhead(*command, cwd=place)
+    assert "finished earlier" in again.stderr
+    assert again.stdout == run.stdout
+
+
+def test_bad_input_is_reported(place):
+    assert "has 0 saved epochs; at least 2 are needed" in error(
+        clearhead("landscape", "trajectory", "model", cwd=place)
+    )
+    assert "run: nowhere: no such file or folder" in error(clearhead("landscape", "trajectory", "nowhere", cwd=place))
