@@ -54,7 +54,7 @@ def test_what_heads_cannot_be_scored_on(place, tmp_path):
 
     assert "layers: 7 does not exist" in message("model", "data", "--layers", "7")
     assert "--layers: got 'first'" in message("model", "data", "--layers", "first")
-    assert "no attribute sky" in message("model", "data", "--attributes", "sky")
+    assert "no column sky" in message("model", "data", "--attributes", "sky")
     assert "nowhere: no such folder" in message("model", "nowhere")
     assert "model: modle" in message("modle", "data")
     assert "out: data holds other files" in message("model", "data", "--out", "data")

@@ -1,10 +1,10 @@
-"""What each head follows, needs and looks at: one row a head.
+"""Score each attention head: what it predicts alone, what the model loses without it, and where it attends.
 
-Accuracy alone and without, and the agreement with attributes, are those of arXiv 2308.16274: all other heads of the
-layer are removed (or the one is), those that stay are scaled by H / kept, all other layers stay as they are.
-Importance is Michel et al.'s (arXiv 1905.10650): the mean over images of the absolute derivative of the loss by the
-head's scale, |Σ o ∘ dL/do|. Entropy and distance are those of the attention rows (Dosovitskiy et al.,
-arXiv 2010.11929, figure 7).
+Accuracy alone and without, and the agreement with attributes, follow arXiv 2308.16274: all other heads of the layer (or
+the one head) are removed, the kept heads are scaled by H / kept, and all other layers are unchanged. Importance is that
+of Michel et al. (arXiv 1905.10650): the mean over images of the absolute derivative of the loss with respect to the
+head's scale, |Σ o ∘ dL/do|. Entropy and distance are those of the attention rows (Dosovitskiy et al., arXiv 2010.11929,
+figure 7).
 """
 
 import math
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,25 +31,25 @@ from clearhead.progress import Progress, track
 from clearhead.tap import AttentionCall, tap
 
 _ENTRIES = 2**24
-"""Entries of attention, B x H x N x N, looked at together."""
+"""Entries of attention, B x H x N x N, in memory at a time."""
 
 
 @dataclass(frozen=True)
 class HeadScore:
-    """One head.
+    """The scores of one head.
 
     Attributes:
         layer: position of its layer in call order.
         name: module of its layer.
-        head: its position in the layer.
+        head: position in the layer.
         alone: accuracy with this head alone in its layer.
         without: accuracy without it.
-        importance: mean |derivative of the loss by the head's scale|, in nats.
-        agreement: for each attribute, how often the head alone gives the class that goes with the attribute's value.
-        attention: share of the read-out token's attention to the patches that lies in the foreground; None without
-            masks or token grid.
-        contribution: the same share of what raises the predicted logit, max(A ∘ dA, 0), of all rows; images in which
-            the head does not raise it are left out.
+        importance: mean absolute derivative of the loss with respect to the head's scale, in nats.
+        agreement: for each attribute, how often the head alone predicts the class implied by the attribute's value.
+        attention: share of the pooled tokens' attention to patches that lies in the foreground; None without masks or
+            token grid.
+        contribution: the same share of what raises the predicted logit, max(A ∘ dA, 0), over all rows and the images
+            in which the head raises it.
         entropy: of the attention rows, in nats.
         distance: mean distance in pixels between a patch and those it attends to; None without token grid.
     """
@@ -68,15 +69,15 @@ class HeadScore:
 
 @dataclass(frozen=True)
 class HeadScores:
-    """All heads of the layers looked at.
+    """The scores of all heads of some layers.
 
     Attributes:
-        accuracy: of the model as it is.
-        area: share of the images that is foreground: what a head that attends everywhere alike would score.
-        heads: a row a head.
+        accuracy: of the model with all heads.
+        area: mean share of the foreground in the image, which is the score of a head with uniform attention.
+        heads: one entry per head.
         similarity: for each layer, H x H: mean over images and tokens of the squared cosine of two heads' input
             gradients (see ``clearhead.heads.diversity``).
-        attributes: for each attribute the class that goes with each value, by name.
+        attributes: for each attribute the name of the class implied by each value.
     """
 
     accuracy: Estimate
@@ -87,28 +88,29 @@ class HeadScores:
 
 
 def implied_classes(folder: ImageIndex, column: str) -> dict[str, int]:
-    """The class that goes with each value of a metadata column: the one it is most frequent in.
+    """Return the class implied by each value of a metadata column: the class in which the value is most frequent.
 
-    Use the training images, where the attribute goes with the class. Raises DataError where the column is not there, or
-    goes with one class only.
+    Use the training images, where the attribute is correlated with the class. Raises DataError for a column that does
+    not exist, or whose values all imply the same class.
     """
-    seen: dict[str, Counter[int]] = defaultdict(Counter)
+    counts: dict[str, Counter[int]] = defaultdict(Counter)
     for sample in folder.samples:
         if value := sample.groups.get(column):
-            seen[value][sample.label] += 1
+            counts[value][sample.label] += 1
     columns = sorted({name for sample in folder.samples for name in sample.groups})
-    if not seen:
+    if not counts:
         raise DataError(
-            f"no attribute {column} in {folder.root / 'metadata.csv'}; there is {', '.join(columns) or 'none'}"
+            f"attributes: no column {column} in {folder.root / 'metadata.csv'}; "
+            + (f"choose from {', '.join(columns)}" if columns else "it has none besides file and split")
         )
     sizes = Counter(sample.label for sample in folder.samples)
     implied = {
-        value: max(counts, key=lambda label: (counts[label] / sizes[label], -label))
-        for value, counts in sorted(seen.items())
+        value: max(labels, key=lambda label: (labels[label] / sizes[label], -label))
+        for value, labels in sorted(counts.items())
     }
     if len(set(implied.values())) < 2:
         only = folder.classes[next(iter(implied.values()))]
-        raise DataError(f"attribute {column}: each of its values goes with the class {only}, so it tells none apart")
+        raise DataError(f"attributes: every value of {column} implies the class {only}; choose another column")
     return implied
 
 
@@ -122,56 +124,60 @@ def score_heads(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> HeadScores:
-    """Score the heads of a model on a folder.
+    """Score the heads of a model on images.
 
-    A forward and two backward passes an image, and for each layer what comes after it 2 H times.
+    The cost is one forward and two backward passes, and for each layer 2 H passes through what comes after it.
 
     Args:
         model: the classifier; it runs where its parameters are.
-        folder: the data, as ``read_folder`` gives it.
-        layers: which layers.
-        attributes: for each metadata column the class that goes with each value, as `implied_classes` gives it.
-        batch_size: images a batch.
+        folder: the images.
+        layers: positions in call order (negative from the end), ``last`` or ``all``.
+        attributes: for each metadata column the class implied by each value, as ``implied_classes`` returns it.
+        batch_size: images per batch.
         workers: processes that load images.
         progress: shows progress.
 
     Raises:
-        NoAttentionError: if the model shows no attention.
+        NoAttentionError: if the model makes no attention call.
         ClearheadError: for a layer that does not exist.
         DataError: for a file that can no longer be read.
     """
     require_classes(folder, model.classes)
     attributes = attributes or {}
-    batches = loader(ImageDataset(folder, model.preprocess), batch_size, workers)
     device = next(model.module.parameters()).device
     runners: list[HeadMaskRunner] = []
-    sums: dict[str, list[Tensor]] = defaultdict(list)
-    right: list[Tensor] = []
-    given: list[list[Tensor]] = []
+    per_layer: list[dict[str, list[Tensor]]] = []
+    correct: list[Tensor] = []
+    areas: list[Tensor] = []
+    batches = loader(ImageDataset(folder, model.preprocess), batch_size, workers)
     with evaluation_mode(model.module):
-        for batch in track(batches, progress, "scores of heads"):
+        for batch in track(batches, progress, "heads"):
             images, labels = batch["image"].to(device), batch["label"].to(device)
             if not runners:
-                found = attention_layers(model, images)
-                runners = [head_mask_runner(model, layer, images) for layer in pick_layers(found, layers)]
-            logits = _look(model, images, labels, batch["mask"].to(device), batch["has_mask"], runners, sums)
-            right.append((require_not_nan(logits).argmax(-1) == labels).cpu())
-            given.append([b.logits(images, _variants(b.layer)).argmax(-1).cpu() for b in runners])
-    answers = [torch.cat(parts, 1).numpy() for parts in zip(*given, strict=True)]  # 2H x N a layer
+                selected = pick_layers(attention_layers(model, images), layers)
+                runners = [head_mask_runner(model, layer, images) for layer in selected]
+                per_layer = [defaultdict(list) for _ in runners]
+            foreground = _foreground_per_patch(model, batch["mask"].to(device), batch["has_mask"].to(device))
+            if foreground is not None:
+                areas.append(foreground.mean(1).cpu())
+            logits, measured = _measure_heads(model, images, labels, foreground, [r.layer for r in runners])
+            correct.append((require_not_nan(logits).argmax(-1) == labels).cpu())
+            for runner, values, collected in zip(runners, measured, per_layer, strict=True):
+                values["predicted"] = runner.logits(images, _alone_and_without(runner.layer)).argmax(-1).T
+                for key, value in values.items():
+                    collected[key].append(value.cpu())
     labels_all = np.array([sample.label for sample in folder.samples])
     expected = {
         name: np.array([implied.get(sample.groups.get(name, ""), -1) for sample in folder.samples])
         for name, implied in attributes.items()
     }
-    area = torch.cat(sums.pop("area")) if sums.get("area") else None
-    heads, alike = [], {}
-    for b, predicted in zip(runners, answers, strict=True):
-        layer = b.layer
-        means = {key: torch.cat(sums[f"{key} {layer.index}"]).nanmean(0) for key in _LOOKED}
-        alike[str(layer.index)] = torch.cat(sums[f"similarity {layer.index}"]).mean(0).tolist()
+    heads, similarities = [], {}
+    for runner, collected in zip(runners, per_layer, strict=True):
+        layer, numbers = runner.layer, {key: torch.cat(values) for key, values in collected.items()}
+        similarities[str(layer.index)] = numbers["similarity"].mean(0).tolist()
         for h in range(layer.num_heads):
-            alone, without = predicted[h], predicted[layer.num_heads + h]
-            looked = {key: means[key][h].item() for key in _LOOKED}
+            alone, without = (numbers["predicted"][:, i].numpy() for i in (h, layer.num_heads + h))
+            means = {key: numbers[key][:, h].nanmean().item() for key in _PER_HEAD}
             heads.append(
                 HeadScore(
                     layer=layer.index,
@@ -179,74 +185,69 @@ def score_heads(
                     head=h,
                     alone=proportion(alone == labels_all),
                     without=proportion(without == labels_all),
-                    importance=looked["importance"],
+                    importance=means["importance"],
                     agreement={k: proportion(alone[v >= 0] == v[v >= 0]) for k, v in expected.items()},
-                    attention=_number(looked["attention"]),
-                    contribution=_number(looked["contribution"]),
-                    entropy=looked["entropy"],
-                    distance=_number(looked["distance"]),
+                    attention=_none_if_nan(means["attention"]),
+                    contribution=_none_if_nan(means["contribution"]),
+                    entropy=means["entropy"],
+                    distance=_none_if_nan(means["distance"]),
                 )
             )
     return HeadScores(
-        accuracy=proportion(torch.cat(right).numpy()),
-        area=area.mean().item() if area is not None else None,
+        accuracy=proportion(torch.cat(correct).numpy()),
+        area=_none_if_nan(torch.cat(areas).nanmean().item()) if areas else None,
         heads=heads,
-        similarity=alike,
+        similarity=similarities,
         attributes={k: {v: model.classes[c] for v, c in implied.items()} for k, implied in attributes.items()},
     )
 
 
-_LOOKED = ("importance", "attention", "contribution", "entropy", "distance")
+_PER_HEAD = ("importance", "attention", "contribution", "entropy", "distance")
 
 
-def _number(value: float) -> float | None:
+def _none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _variants(layer: Layer) -> HeadMask:
-    """Each head alone, then the layer without each: 2H x H."""
+def _alone_and_without(layer: Layer) -> HeadMask:
+    """Return the masks of each head alone, then of the layer without each head, 2H x H."""
     heads = layer.num_heads
     eye = torch.eye(heads)
     return HeadMask(torch.cat([heads * eye, (1 - eye) * (heads / max(1, heads - 1))]))
 
 
-def _look(
-    model: Classifier,
-    images: Tensor,
-    labels: Tensor,
-    mask: Tensor,
-    has_mask: Tensor,
-    runners: list[HeadMaskRunner],
-    sums: dict[str, list[Tensor]],
-) -> Tensor:
-    """What one recorded pass and its gradients tell of each head of each image, added to `sums`; the logits."""
+def _measure_heads(
+    model: Classifier, images: Tensor, labels: Tensor, foreground: Tensor | None, layers: list[Layer]
+) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    """Return the logits, and for each layer what one recorded pass and its gradients show of each head and image.
+
+    The numbers are B x H, the similarity B x H x H.
+    """
     with torch.inference_mode(False), torch.enable_grad(), tap(model.module, needs_grad=True) as record:
         logits = model(images.clone().requires_grad_())
-        chosen = [record[b.layer.index] for b in runners]
-        outputs = [layer.output for layer in chosen]
+        calls = [record[layer.index] for layer in layers]
+        outputs = [call.output for call in calls]
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        of_loss = torch.autograd.grad(loss, outputs, retain_graph=True)
-        of_logit = torch.autograd.grad(logits.max(-1).values.sum(), outputs, retain_graph=True)
-        # one layer after another: H gradients of the size of its input are much to hold
-        alike = [
-            similarity(gradient_per_head(a, g).detach()).square().mean(1) for a, g in zip(chosen, of_logit, strict=True)
+        loss_grads = torch.autograd.grad(loss, outputs, retain_graph=True)
+        logit_grads = torch.autograd.grad(logits.max(-1).values.sum(), outputs, retain_graph=True)
+        # One layer at a time: the gradients through its heads take H times the memory of its input.
+        similarities = [
+            similarity(gradient_per_head(call, grad).detach()).square().mean(1)
+            for call, grad in zip(calls, logit_grads, strict=True)
         ]
+    measured = []
     with torch.no_grad():
-        inside = _on_grid(model, mask, has_mask)
-        if inside is not None and has_mask.any():
-            sums["area"].append(inside[has_mask.to(inside.device)].mean(1).cpu())
-        for b, layer, to_loss, to_logit, cosines in zip(runners, chosen, of_loss, of_logit, alike, strict=True):
-            found = {"importance": _importance(layer, to_loss, len(images))}
-            found["similarity"] = per_image(cosines, len(images)).mean(1)
-            found |= _attended(model, layer, to_logit, inside, len(images))
-            for key, values in found.items():
-                sums[f"{key} {b.layer.index}"].append(values.float().cpu())
-    return logits.detach()
+        for call, loss_grad, logit_grad, cosines in zip(calls, loss_grads, logit_grads, similarities, strict=True):
+            values = _attention_statistics(model, call, logit_grad, foreground, len(images))
+            values["importance"] = _importance(call, loss_grad, len(images))
+            values["similarity"] = per_image(cosines, len(images)).mean(1)
+            measured.append({key: value.float() for key, value in values.items()})
+    return logits.detach(), measured
 
 
-def _importance(layer: AttentionCall, to_loss: Tensor, images: int) -> Tensor:
-    """|Σ o ∘ dL/do| of each head of each image, B x H."""
-    return per_image((layer.output * to_loss).sum((-2, -1)), images).sum(1).abs()
+def _importance(call: AttentionCall, loss_grad: Tensor, images: int) -> Tensor:
+    """Return |Σ o ∘ dL/do| of each head and image, B x H."""
+    return per_image((call.output * loss_grad).sum((-2, -1)), images).sum(1).abs()
 
 
 def head_importance(
@@ -256,8 +257,8 @@ def head_importance(
     batch_size: int = 32,
     workers: int = 0,
     progress: Progress | None = None,
-) -> dict[str, np.ndarray]:
-    """The importance of each head of each layer, H by the layer's name: a forward and a backward pass an image."""
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the importance of each head (H) by layer name, from a forward and a backward pass per image."""
     device = next(model.module.parameters()).device
     sums: dict[str, Tensor] = {}
     batches = loader(ImageDataset(folder, model.preprocess), batch_size, workers)
@@ -265,60 +266,60 @@ def head_importance(
         images, labels = batch["image"].to(device), batch["label"].to(device)
         with torch.enable_grad(), evaluation_mode(model.module), tap(model.module, needs_grad=True) as record:
             loss = F.cross_entropy(model(images), labels, reduction="sum")
-            chosen = pick_layers(list(record), layers)
-            slopes = torch.autograd.grad(loss, [layer.output for layer in chosen])
-        for layer, slope in zip(chosen, slopes, strict=True):
-            sums[layer.name] = sums.get(layer.name, 0) + _importance(layer, slope, len(images)).detach().sum(0)
+            calls = pick_layers(list(record), layers)
+            loss_grads = torch.autograd.grad(loss, [call.output for call in calls])
+        for call, grad in zip(calls, loss_grads, strict=True):
+            sums[call.name] = sums.get(call.name, 0) + _importance(call, grad, len(images)).detach().sum(0)
     return {name: (total / len(folder.samples)).cpu().numpy() for name, total in sums.items()}
 
 
-def _on_grid(model: Classifier, mask: Tensor, has_mask: Tensor) -> Tensor | None:
-    """The share of foreground in each patch, B x patches; NaN for images without mask. None without a grid."""
+def _foreground_per_patch(model: Classifier, mask: Tensor, has_mask: Tensor) -> Tensor | None:
+    """Return the share of foreground in each patch, B x patches, NaN for images without a mask; None without a grid."""
     if model.grid is None:
         return None
-    small = F.interpolate(mask, (model.grid.height, model.grid.width), mode="area").flatten(1)
-    return small.masked_fill(~has_mask.to(mask.device)[:, None], torch.nan)
+    share = F.interpolate(mask, (model.grid.height, model.grid.width), mode="area").flatten(1)
+    return share.masked_fill(~has_mask[:, None], torch.nan)
 
 
-def _attended(
-    model: Classifier, layer: AttentionCall, gradient: Tensor, inside: Tensor | None, images: int
+def _attention_statistics(
+    model: Classifier, call: AttentionCall, logit_grad: Tensor, foreground: Tensor | None, images: int
 ) -> dict[str, Tensor]:
-    """Entropy, distance and shares in the foreground of each head of each image, B x H each."""
-    grid, heads = model.grid, layer.num_heads
-    found: dict[str, list[Tensor]] = defaultdict(list)
-    step = max(1, _ENTRIES // (heads * layer.q.shape[-2] * layer.k.shape[-2]))
-    spots = _spots(model)
-    for start in range(0, len(layer.q), step):
-        part = slice(start, start + step)
-        some = replace(layer, q=layer.q[part], k=layer.k[part], v=layer.v[part], mask=_part(layer.mask, part, layer))
-        attn = some.attn()
-        found["entropy"].append(-(attn * attn.clamp(min=1e-30).log()).sum(-1).mean(-1))
-        if grid is None or inside is None or spots is None:
+    """Return entropy, distance and shares in the foreground of each head and image, B x H each; NaN without a grid."""
+    grid, heads = model.grid, call.num_heads
+    values: dict[str, list[Tensor]] = defaultdict(list)
+    step = max(1, _ENTRIES // (heads * call.q.shape[-2] * call.k.shape[-2]))
+    distances = _patch_distances(model)
+    for start in range(0, len(call.q), step):
+        rows = slice(start, start + step)
+        chunk = replace(call, q=call.q[rows], k=call.k[rows], v=call.v[rows], mask=_mask_of(call, rows))
+        attn = chunk.attn()
+        values["entropy"].append(-(attn * attn.clamp(min=1e-30).log()).sum(-1).mean(-1))
+        if grid is None or foreground is None or distances is None:
             continue
         patches = slice(grid.prefix, None)
-        read = attn[..., 0, patches] if grid.pooling == "cls" else attn[..., patches, patches].mean(-2)
-        raised = (attn * some.attn_grad(gradient[part])).clamp(min=0)[..., patches].sum(-2)
-        for key, weight in (("attention", read), ("contribution", raised)):
-            found[key].append((weight * inside[part, None]).sum(-1) / weight.sum(-1))
-        among = attn[..., patches, patches]
-        found["distance"].append(((among * spots).sum(-1) / among.sum(-1)).mean(-1))
-    whole = {key: torch.cat(values) for key, values in found.items()}
-    whole["entropy"] = per_image(whole["entropy"], images).mean(1)
-    nothing = torch.full((images, heads), torch.nan)
-    return {key: whole.get(key, nothing) for key in ("attention", "contribution", "entropy", "distance")}
+        between_patches = attn[..., patches, patches]
+        pooled = attn[..., 0, patches] if grid.pooling == "cls" else between_patches.mean(-2)
+        raising = (attn * chunk.attn_grad(logit_grad[rows])).clamp(min=0)[..., patches].sum(-2)
+        for key, weight in (("attention", pooled), ("contribution", raising)):
+            values[key].append((weight * foreground[rows, None]).sum(-1) / weight.sum(-1))
+        values["distance"].append(((between_patches * distances).sum(-1) / between_patches.sum(-1)).mean(-1))
+    statistics = {key: torch.cat(chunks) for key, chunks in values.items()}
+    statistics["entropy"] = per_image(statistics["entropy"], images).mean(1)
+    missing = torch.full((images, heads), torch.nan)
+    return {key: statistics.get(key, missing) for key in ("attention", "contribution", "entropy", "distance")}
 
 
-def _spots(model: Classifier) -> Tensor | None:
-    """Distances between patches in pixels of the model's input, patches x patches."""
+def _patch_distances(model: Classifier) -> Tensor | None:
+    """Return the distances between patches in pixels of the model's input, patches x patches; None without a grid."""
     if model.grid is None:
         return None
     rows = (torch.arange(model.grid.height) + 0.5) * model.preprocess.size[0] / model.grid.height
     columns = (torch.arange(model.grid.width) + 0.5) * model.preprocess.size[1] / model.grid.width
-    points = torch.cartesian_prod(rows, columns)
-    return torch.cdist(points, points).to(next(model.module.parameters()).device)
+    centres = torch.cartesian_prod(rows, columns)
+    return torch.cdist(centres, centres).to(next(model.module.parameters()).device)
 
 
-def _part(mask: Tensor | None, part: slice, layer: AttentionCall) -> Tensor | None:
-    """The mask of some images."""
-    own = mask is not None and mask.ndim == 4 and len(mask) == len(layer.q) > 1
-    return mask[part] if mask is not None and own else mask
+def _mask_of(call: AttentionCall, rows: slice) -> Tensor | None:
+    """Return the attention mask of some rows of the batch."""
+    has_batch = call.mask is not None and call.mask.ndim == 4 and len(call.mask) == len(call.q) > 1
+    return call.mask[rows] if call.mask is not None and has_batch else call.mask
