@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clearhead.analyses.compare import compare
+from clearhead.analyses.compare import compare_predictions as compare
 from clearhead.data.interventions import INTERVENTIONS
 from clearhead.prediction.predict import Predictions
 

@@ -7,6 +7,8 @@ To add one, write the module and add a line here: the command, its help, the run
 ANALYSES: dict[str, str] = {
     "heads": "clearhead.analyses.heads",
     "faithfulness": "clearhead.analyses.faithfulness",
+    "audit": "clearhead.analyses.audit",
+    "compare": "clearhead.analyses.compare",
     "layers fourier": "clearhead.analyses.fourier",
     "layers lesion": "clearhead.analyses.lesion",
     "layers cka": "clearhead.analyses.cka",

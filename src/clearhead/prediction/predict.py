@@ -1,7 +1,7 @@
 """One pass of a model over a folder: its answer for each image, where it looks, and its answer when parts are gone."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from clearhead.data.interventions import INTERVENTIONS, intervene
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.models import Classifier
 from clearhead.models.classifier import evaluation_mode, require_not_nan
+from clearhead.progress import Progress, track
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,13 @@ def predict(
     model: Classifier,
     folder: ImageIndex,
     *,
-    group_columns: list[str] | None = None,
+    group_columns: Sequence[str] | None = None,
     method: str | None = None,
     batch_size: int = 32,
     workers: int = 0,
     seed: int = 0,
     temperature: float | None = None,
-    progress: Callable[[Iterable, int], Iterable] | None = None,
+    progress: Progress | None = None,
 ) -> Predictions:
     """Run a model over a folder: a forward pass an image; with masks a backward and three forward passes more.
 
@@ -96,7 +97,7 @@ def predict(
         workers: processes that load images; 0 loads in this one.
         seed: of the order of images, which decides whose background an image is shown on.
         temperature: what to divide the logits by, for `scaled`.
-        track: wraps the batches to show progress: ``track(batches, count)``.
+        progress: shows progress.
 
     Raises:
         DataError: for a file that can no longer be read, a folder that was read for other classes, or a group column
@@ -112,7 +113,7 @@ def predict(
     device = next(model.module.parameters()).device
     columns: dict[str, list[Tensor]] = defaultdict(list)
     with evaluation_mode(model.module):
-        for batch in progress(batches, len(batches)) if progress else batches:
+        for batch in track(batches, progress, "predictions"):
             image, mask, has_mask = (batch[key].to(device) for key in ("image", "mask", "has_mask"))
             if has_mask.any():
                 maps, logits = explain_with_logits(model, image, method=method)
@@ -146,13 +147,13 @@ def logits_of(
     folder: ImageIndex,
     batch_size: int = 32,
     workers: int = 0,
-    progress: Callable[[Iterable, int], Iterable] | None = None,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """The logits of a folder's images, N x classes in float32; one forward pass an image. Raises DataError."""
     device, found = next(model.module.parameters()).device, []
     batches = loader(ImageDataset(folder, model.preprocess), batch_size, workers)
     with evaluation_mode(model.module), torch.inference_mode():
-        for batch in progress(batches, len(batches)) if progress else batches:
+        for batch in track(batches, progress, "logits"):
             found.append(require_not_nan(model(batch["image"].to(device)).float()).cpu())
     return torch.cat(found).numpy()
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from clearhead.analyses.audit import audit
-from clearhead.analyses.compare import compare
+from clearhead.analyses.audit import summarize as audit
+from clearhead.analyses.compare import compare_predictions as compare
 from clearhead.analyses.heads import score_with_attributes
 from clearhead.analyses.knn import knn
 from clearhead.analyses.localisation import segment

@@ -75,7 +75,7 @@ def device_of(model: Classifier) -> torch.device:
 
 def titled(progress: Progress | None, title: str) -> Callable[[Iterable, int], Iterable] | None:
     """Progress of one piece of work, under its title."""
-    return (lambda batches, count: progress(batches, count, title)) if progress else None
+    return (lambda batches, count, *_: progress(batches, count, title)) if progress else None
 
 
 def finish(out: Path, results: Results) -> None:

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from clearhead.analyses.compare import Comparison, compare
+from clearhead.analyses.compare import Comparison
+from clearhead.analyses.compare import compare_predictions as compare
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.image_io import DataError
 from clearhead.data.images import read_images
