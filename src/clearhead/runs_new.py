@@ -53,7 +53,7 @@ from clearhead.errors import ClearheadError
 from clearhead.inputs import model_name, number_duplicates
 from clearhead.models.classifier import fingerprint as weights_fingerprint
 from clearhead.models.errors import NoHeadError
-from clearhead.models.source import ModelSource
+from clearhead.models.source import ModelSource, display_names
 from clearhead.progress import duration, log, show_progress
 from clearhead.report.page import Page, Row, Table, render
 from clearhead.storage import from_plain, read_json, to_plain, write_json, write_text
@@ -70,7 +70,7 @@ SPEED_ONLY = ("batch_size", "workers", "jobs")
 MODELS = ("model", "models", "before", "after")
 """Arguments that name models."""
 
-FROM_RUNNER = ("progress", "state")
+FROM_RUNNER = ("progress", "state", "folder")
 """Arguments of ``measure`` that the runner gives."""
 
 
@@ -215,7 +215,7 @@ def _measure(
     """Measure, write the page, and last the numbers, which mark the run as finished."""
     started = time.perf_counter()
     parameters = inspect.signature(module.measure).parameters
-    from_runner = {"progress": show_progress, "state": folder / "state"}
+    from_runner = {"progress": show_progress, "state": folder / "state", "folder": folder}
     from_runner = {name: value for name, value in from_runner.items() if name in parameters}
     positional = [{**arguments, **sources}[name] for name in _positional(module)]
     keywords = {name: value for name, value in arguments.items() if name not in _positional(module)}
@@ -239,6 +239,8 @@ def _positional(module: types.ModuleType) -> list[str]:
 def _source(names: Any, device: str | None, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
     """Return the models of an argument: one, or several."""
     seed = int(arguments.get("seed") or 0)
+    if arguments.get("pretrained") is False:
+        options = {**options, "pretrained": False}
     if isinstance(names, str):
         return ModelSource(names, device, options, seed)
     return [ModelSource(name, device, options, seed) for name in names]
@@ -260,10 +262,10 @@ def _identify(
         elif deciding.get(name):
             deciding[name] = [_absolute_model(model) for model in deciding[name]]
     inputs: dict[str, dict[str, str]] = {}
-    each = [s for value in sources.values() for s in (value if isinstance(value, list) else [value])]
-    each = list(expand_epochs(each).values()) if epochs else each
-    for source in each:
-        inputs[f"model {_absolute_model(source.name)}"] = {"weights": _weights(source, hold=len(each) <= 2)}
+    every = [source for value in sources.values() for source in (value if isinstance(value, list) else [value])]
+    every = list(expand_epochs(every).values()) if epochs else every
+    for name, source in zip(display_names(every), every, strict=True):
+        inputs[f"model {name}"] = {"weights": _weights(source, hold=len(every) <= 2)}
     if deciding.get("data"):
         inputs["data"] = _data(deciding["data"], deciding.get("split"))
         deciding["data"] = absolute_source(deciding["data"])
@@ -283,7 +285,7 @@ def _absolute_model(name: str) -> str:
     return str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_dir() else name
 
 
-def _weights(source: ModelSource, hold: bool) -> str:
+def _weights(source: ModelSource, *, hold: bool) -> str:
     """Return the fingerprint of a model's weights, preprocessing and classes."""
     try:
         model = source.load(hold=hold)

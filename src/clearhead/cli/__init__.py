@@ -14,10 +14,11 @@ from clearhead.cli.analyses import add_analyses
 from clearhead.cli.data import data_app
 from clearhead.cli.evaluation import audit, compare, evaluate, explain, report, sis, slices
 from clearhead.cli.options import Device
-from clearhead.cli.output import log_to_stderr
+from clearhead.cli.output import log_to_stderr, print_error
 from clearhead.cli.reproduce import reproduce_app
 from clearhead.cli.study import study_app
 from clearhead.cli.training import repair, train
+from clearhead.errors import ClearheadError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -59,21 +60,13 @@ def demo(
 
 
 def main() -> None:
-    """The command ``clearhead``."""
+    """Run the command ``clearhead``."""
     log_to_stderr()
     try:
         app()
-    except Exception as error:
-        if not _told(error):
-            raise
-        from clearhead import console
-
-        console.fail(error)
+    except (ClearheadError, OSError) as error:
+        print_error(str(error))
         sys.exit(2)
-
-
-def _told(error: Exception) -> bool:
-    """Whether an error was made to be read by a user."""
-    from clearhead.errors import ClearheadError
-
-    return isinstance(error, ClearheadError | OSError)
+    except KeyboardInterrupt as interrupt:
+        print_error(str(interrupt) or "stopped")
+        sys.exit(130)

@@ -26,6 +26,12 @@ def log_to_stderr() -> None:
     log.propagate = False
 
 
+def print_error(message: str) -> None:
+    """Print a message for the user; of several processes each one does, because any may be the one that fails."""
+    text = f"\033[1;31mError:\033[0m {message}" if sys.stderr.isatty() else f"Error: {message}"
+    print(text, file=sys.stderr)
+
+
 def print_run(run: "Run") -> None:
     """Print what was found and where the rest is."""
     if int(os.environ.get("RANK", "0")) > 0:

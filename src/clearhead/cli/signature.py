@@ -1,7 +1,7 @@
 """The signature of an analysis, read from its source: help and mistakes in arguments need no torch.
 
 ``measure`` of a module is a plain function; its keyword arguments are annotated with aliases of ``clearhead.options``
-or with ``Annotated[type, Option(...)]``. What it takes from the runner, ``progress`` and ``state``, is no option.
+or with ``Annotated[type, Option(...)]``. What it takes from the runner (``FROM_RUNNER``) is no option.
 """
 
 import ast
@@ -18,7 +18,7 @@ from typing import Any, get_args, get_origin
 from clearhead import options
 from clearhead.options import Option
 
-FROM_RUNNER = ("progress", "state")
+FROM_RUNNER = ("progress", "state", "folder")
 
 _NAMES = {
     **{name: getattr(typing, name) for name in ("Annotated", "Any", "Literal")},

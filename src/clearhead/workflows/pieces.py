@@ -73,7 +73,7 @@ def device_of(model: Classifier) -> torch.device:
     return next(model.module.parameters()).device
 
 
-def titled(progress: Progress | None, title: str) -> Callable[[Iterable, int], Iterable] | None:
+def titled(progress: Progress | None, title: str) -> Any:
     """Progress of one piece of work, under its title."""
     return (lambda batches, count, *_: progress(batches, count, title)) if progress else None
 
