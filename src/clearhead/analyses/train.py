@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 from clearhead.analyses.subject import Subject, subject_of
 from clearhead.data.dataset import ImageIndex
-from clearhead.data.images import DataLike
 from clearhead.data.splits import require_apart, train_and_validation
 from clearhead.distributed import rank_and_size
 from clearhead.errors import ClearheadError
@@ -51,7 +50,7 @@ class TrainResult:
 
 def measure(
     model: ModelLike,
-    data: DataLike,
+    data: str | Path,
     *,
     epochs: Annotated[int, Option("Passes over the training images.", min=1)] = 10,
     lr: Annotated[float, Option("Highest learning rate.", min=0)] = 1e-4,
@@ -218,7 +217,7 @@ def _start(model: ModelLike, train: ImageIndex, pretrained: bool, seed: int) -> 
 
 
 def _subject(
-    model: ModelLike, train: ImageIndex, validation: ImageIndex, data: DataLike, classifier: Classifier
+    model: ModelLike, train: ImageIndex, validation: ImageIndex, data: str | Path, classifier: Classifier
 ) -> Subject:
     subject = subject_of(display_names([model]), train, data, None, classifier)
     return replace(subject, issues=list(dict.fromkeys([*train.issues, *validation.issues])))
