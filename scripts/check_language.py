@@ -27,7 +27,7 @@ PHRASES = {
     r"\bbut for\b": "except",
     r"\b(is|are|be|were|was) told\b|\btold (apart|by|of|in)\b": "reported, printed, listed, distinguished",
     r"\bthere is [^.]{0,60}, [^.]{0,60} (and|or) ": "choose from ...",
-    r"\b(images|patches|eigenvalues|labels|channels|heads|views|pixels) an? (batch|class|step|image|layer|group|head)\b": "... per ...",
+    r"\b(images|patches|eigenvalues|labels|heads|pixels) an? (batch|class|step|image|layer|group|head)\b": "... per ...",
     r"\b(one|a row|a line|a pass|a label|a mask|a folder) an? (image|class|model|unit|line)\b": "one ... per ...",
     r"\bcannot be had\b|\bcould be had\b|\bcan be had\b": "is unavailable",
     r"\bhelped or harmed\b|\bcannot tell\b": "improved, regressed, inconclusive",
@@ -96,7 +96,9 @@ def problems_in(path: Path) -> Iterator[str]:
 
 def main() -> None:
     """Check the files named, or all that git tracks."""
-    listed = sys.argv[1:] or subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.split()
+    listed = (
+        sys.argv[1:] or subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.split()
+    )
     paths = [Path(name) for name in listed if name.endswith(TEXTS) and name not in EXEMPT and Path(name).is_file()]
     problems = [problem for path in paths for problem in problems_in(path)]
     print("\n".join(problems))

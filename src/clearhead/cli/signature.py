@@ -57,7 +57,7 @@ class Signature:
 @cache
 def read_signature(module: str, function: str = "measure") -> Signature:
     """Read the signature of a function of a module without importing the module."""
-    source = Path(_file(module)).read_text(encoding="utf-8")
+    source = _file(module).read_text(encoding="utf-8")
     body = ast.parse(source).body
     node = next(n for n in body if isinstance(n, ast.FunctionDef) and n.name == function)
     doc = ast.get_docstring(node) or ""
@@ -74,14 +74,16 @@ def read_signature(module: str, function: str = "measure") -> Signature:
     return Signature(doc.partition("\n")[0], examples, positional, parameters)
 
 
-def _file(module: str) -> str:
+def _file(module: str) -> Path:
     """Return the path of a module's source; its packages are not imported either."""
     package, *rest = module.split(".")
     spec = importlib.util.find_spec(package)
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    path = Path(spec.submodule_search_locations[0]).joinpath(*rest)
-    return str(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"no module {module}")
+    if not rest:
+        return Path(spec.origin)
+    path = Path(spec.origin).parent.joinpath(*rest)
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def _evaluate(node: ast.expr | None) -> Any:
