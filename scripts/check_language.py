@@ -27,7 +27,7 @@ PHRASES = {
     r"\bbut for\b": "except",
     r"\b(is|are|be|were|was) told\b|\btold (apart|by|of|in)\b": "reported, printed, listed, distinguished",
     r"\bthere is [^.]{0,60}, [^.]{0,60} (and|or) ": "choose from ...",
-    r"\b(images|patches|eigenvalues|labels|heads|pixels) an? (batch|class|step|image|layer|group|head)\b": "... per ...",
+    r"\b(images|patches|labels|heads|pixels) an? (batch|class|step|image|layer|group|head)\b": "... per ...",
     r"\b(one|a row|a line|a pass|a label|a mask|a folder) an? (image|class|model|unit|line)\b": "one ... per ...",
     r"\bcannot be had\b|\bcould be had\b|\bcan be had\b": "is unavailable",
     r"\bhelped or harmed\b|\bcannot tell\b": "improved, regressed, inconclusive",
