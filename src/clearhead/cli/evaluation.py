@@ -9,8 +9,6 @@ from clearhead.cli.options import (
     BatchSize,
     Data,
     Device,
-    Groups,
-    Margin,
     Method,
     Model,
     Out,
@@ -82,33 +80,6 @@ def _files(images: list[Path]) -> list[Path]:
     return files
 
 
-def audit(
-    model: Model,
-    data: Data,
-    out: Out = None,
-    split: Split = None,
-    groups: Groups = None,
-    method: Method = None,
-    heads: Annotated[bool, typer.Option("--heads", help="Score every attention head too, as clearhead heads.")] = False,
-    temperature: Annotated[
-        str | None,
-        typer.Option(help="Split, not the audited one, to fit a temperature on: calibration before and after it."),
-    ] = None,
-    batch_size: BatchSize = 32,
-    workers: Workers = 0,
-    seed: Seed = 0,
-    device: Device = None,
-) -> None:
-    """What does the model rely on, and how does it hold up?"""
-    from clearhead import console, workflows
-
-    folder = out or default_out("audit", data, model)
-    options: dict[str, Any] = {"split": split, "groups": columns_of(groups), "method": method, "seed": seed}
-    options |= {"batch_size": batch_size, "workers": workers, "device": device, "heads": heads}
-    options["temperature"] = temperature
-    console.tell_audit(workflows.run_audit(model, data, folder, **options, progress=console.progress), folder)
-
-
 def slices(
     model: Model,
     data: Data,
@@ -131,42 +102,6 @@ def slices(
     options: dict[str, Any] = {"split": split, "space": space, "method": method, "seed": seed}
     options |= {"batch_size": batch_size, "workers": workers, "device": device}
     console.tell_slices(workflows.run_slices(model, data, folder, **options, progress=console.progress), folder)
-
-
-def compare(
-    before: Model,
-    after: Model,
-    data: Annotated[
-        str | None,
-        typer.Argument(
-            help="Folder of class folders, or other images. Without it BEFORE and AFTER are folders of finished "
-            "evaluate --suite runs, compared on every set by their kept answers.",
-            show_default=False,
-        ),
-    ] = None,
-    out: Out = None,
-    split: Split = None,
-    groups: Groups = None,
-    margin: Margin = 0.02,
-    method: Method = None,
-    batch_size: BatchSize = 32,
-    workers: Workers = 0,
-    seed: Seed = 0,
-    device: Device = None,
-) -> None:
-    """Did it help, did it harm, and is the difference real?"""
-    from clearhead import console, workflows
-
-    if data is None:
-        folder = out or Path("runs") / f"compare-{Path(before).name}-{Path(after).name}"
-        console.tell_suite(workflows.compare_suites(Path(before), Path(after), folder), folder)
-        return
-    folder = out or default_out("compare", data, before, after)
-    options: dict[str, Any] = {"split": split, "groups": columns_of(groups), "method": method, "seed": seed}
-    options |= {"margin": margin, "batch_size": batch_size, "workers": workers, "device": device}
-    console.tell_comparison(
-        workflows.run_compare(before, after, data, folder, **options, progress=console.progress), folder
-    )
 
 
 def evaluate(
