@@ -33,7 +33,7 @@ from torch.overrides import TorchFunctionMode
 from clearhead.attribution.gae import token_grid
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier
-from clearhead.models.classifier import Instead, chosen_logit
+from clearhead.models.classifier import SubstitutedParameters, chosen_logit
 from clearhead.tap import AttentionCall, tap
 
 
@@ -74,7 +74,7 @@ def _relevance(
     grid = token_grid(model, method, images)
     with torch.inference_mode(False), torch.enable_grad():
         inputs = model.normalize(images.detach().clone()).requires_grad_()
-        with tap(model.module) as record, _Rules() as rules, Instead(torch.Tensor.detach):
+        with tap(model.module) as record, _Rules() as rules, SubstitutedParameters(torch.Tensor.detach):
             found = model.from_normalized(inputs)
         for layer in record:
             for tensor, share in ((layer.q, query_key), (layer.k, query_key), (layer.v, value)):

@@ -1,56 +1,108 @@
-"""Hugging Face's models."""
+"""Models of Hugging Face transformers."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import nn
 
 from clearhead.models.checkpoint_io import CONFIG, read_json, require_same, write_json
 from clearhead.models.class_names import numbered
-from clearhead.models.classifier import Classifier, Wanted
+from clearhead.models.classifier import Classifier, LoadOptions
 from clearhead.models.errors import ModelError, cause
-from clearhead.models.preprocessing import CropMode, Preprocessing, per_channel
+from clearhead.models.hub import hub_access
+from clearhead.models.preprocessing import Preprocessing, UnknownPreprocessing, unknown_preprocessing
+from clearhead.models.transforms import from_processor_config, preprocessing_of_processor
 
 
-def load_hf(target: str, wanted: Wanted) -> Classifier:
-    """A model of transformers: from its hub, or from a folder `save_pretrained` wrote."""
+def load_hf(target: str, options: LoadOptions) -> Classifier:
+    """Load a model of transformers: from its hub, or from a folder that `save_pretrained` wrote."""
     try:
         import transformers
     except ImportError:
         raise ModelError("transformers is not installed; pip install clearhead[hf]") from None
     path = Path(target).expanduser()
-    source = str(path) if path.is_dir() else target
+    if path.is_dir():
+        return _load_hf(transformers, str(path), options, {"local_files_only": True})
+    with hub_access() as offline:
+        return _load_hf(transformers, target, options, {"local_files_only": offline})
+
+
+def _load_hf(transformers: Any, source: str, options: LoadOptions, arguments: dict[str, Any]) -> Classifier:
+    arguments = {"trust_remote_code": False, **arguments}
     auto = transformers.AutoModelForImageClassification
-    config = transformers.AutoConfig.from_pretrained(source)
-    fresh = wanted.fresh_head(config.num_labels)
-    if fresh:
-        config.num_labels = fresh  # which also numbers its id2label anew
+    config = transformers.AutoConfig.from_pretrained(source, **arguments)
+    new_head = options.new_head(config.num_labels)
+    if new_head:
+        config.num_labels = new_head  # which also resets its id2label
     # "sdpa" is also what transformers takes by default, but only where the model has it: a CNN must not fail here.
-    if wanted.pretrained:
-        module, found = auto.from_pretrained(
-            source, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+    if options.pretrained:
+        module, report = auto.from_pretrained(
+            source, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **arguments
         )
-        _require_loaded(module, found, wanted.num_classes is not None)
+        _require_loaded(module, report, options.num_classes is not None)
     else:
-        module = auto.from_config(config)
-    preprocess = _hf_preprocessing(_image_processor(transformers, source))
-    if wanted.size not in (None, preprocess.size):
-        raise ModelError(f"image_size: {wanted.size[0]}; a Hugging Face model keeps its own, {preprocess.size}")
-    names = [str(config.id2label[index]) for index in range(config.num_labels)]
-    if fresh or names == [f"LABEL_{index}" for index in range(config.num_labels)]:
-        names = list(numbered(config.num_labels))
-    return Classifier(module.float(), target, "hf", preprocess, tuple(names))
+        module = auto.from_config(config, trust_remote_code=False)
+    preprocess = _preprocessing(transformers, source, config, options.size, arguments)
+    if options.size not in (None, preprocess.size):
+        raise ModelError(f"image_size: {options.size[0]}; a Hugging Face model has a fixed size, {preprocess.size}")
+    return Classifier(module.float(), source, "hf", preprocess, _names(config, new_head is not None))
 
 
-def _require_loaded(module: Any, found: Mapping[str, Any], fresh: bool) -> None:
-    """Raise unless the checkpoint held every parameter, those of a fresh head (Linear of as many outputs) aside."""
-    mismatched = [key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]]
-    missing = {*found["missing_keys"], *mismatched}
-    if fresh:
+def describe_hf(module: nn.Module, image_size: tuple[int, int] | None) -> Classifier | None:
+    """Return a module of transformers as a classifier with what its config says; None for another module."""
+    config: Any = getattr(module, "config", None)
+    if not hasattr(config, "id2label") or not hasattr(module, "save_pretrained"):
+        return None
+    import transformers
+
+    source = str(config._name_or_path)
+    try:
+        if not source:
+            raise ModelError("it was not loaded by name")
+        preprocess = _preprocessing(transformers, source, config, image_size, {"local_files_only": True})
+    except ModelError as error:
+        size = _image_size(config) or image_size or (224, 224)
+        preprocess = unknown_preprocessing(size, f"the preprocessing of {type(module).__name__} is unknown: {error}")
+    return Classifier(module, source or type(module).__name__, "hf", preprocess, _names(config, False))
+
+
+def _preprocessing(
+    transformers: Any, source: str, config: Any, size: tuple[int, int] | None, arguments: dict[str, Any]
+) -> Preprocessing:
+    """Return the preprocessing of the image processor that belongs to a model; unknown where there is none."""
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(source, **arguments)
+    except (OSError, ValueError) as error:
+        reason = f"no image processor (preprocessor_config.json) could be read: {cause(error)}"
+        if (size := _image_size(config) or size) is None:
+            raise ModelError(
+                f"{reason}. Its config names no image size either: pass image_size, mean and std"
+            ) from error
+        return unknown_preprocessing(size, reason)
+    return preprocessing_of_processor(processor)
+
+
+def _image_size(config: Any) -> tuple[int, int] | None:
+    """Return H, W of a model's input, where its config, or that of its vision model, names it."""
+    size = getattr(getattr(config, "vision_config", config), "image_size", None)
+    if isinstance(size, int):
+        return size, size
+    return (size[0], size[1]) if isinstance(size, list | tuple) and len(size) == 2 else None
+
+
+def _names(config: Any, new_head: bool) -> tuple[str, ...]:
+    """Return the class names in a config; numbers for a new head, and where it has only its own placeholders."""
+    names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
+    return numbered(len(names)) if new_head or names == tuple(f"LABEL_{i}" for i in range(len(names))) else names
+
+
+def _require_loaded(module: Any, report: Mapping[str, Any], new_head: bool) -> None:
+    """Raise unless the checkpoint held every parameter, except those of a new head (Linear of as many outputs)."""
+    mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
+    missing = {*report["missing_keys"], *mismatched}
+    if new_head:
         outputs = module.config.num_labels
         heads = {n for n, m in module.named_modules() if isinstance(m, nn.Linear) and m.out_features == outputs}
         missing = {key for key in missing if key.rpartition(".")[0] not in heads}
@@ -58,68 +110,25 @@ def _require_loaded(module: Any, found: Mapping[str, Any], fresh: bool) -> None:
         raise ModelError(
             f"the checkpoint lacks, or has in another shape, {', '.join(sorted(missing)[:4])}"
             + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
-            + ("" if fresh else "; if that is the head, give num_classes for a fresh one")
+            + ("" if new_head else "; if that is the head, pass num_classes for a new one")
         )
-
-
-def _image_processor(transformers: Any, source: str) -> Any:
-    try:
-        return transformers.AutoImageProcessor.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no image processor (preprocessor_config.json) could be read: {cause(error)}") from error
-
-
-def _hf_preprocessing(processor: Any) -> Preprocessing:
-    """The preprocessing of a Hugging Face image processor, proved on one image against the processor itself."""
-    preprocess = _from_processor_config(processor.to_dict())
-    noise = np.random.default_rng(0).integers(0, 256, (300, 401, 3), dtype=np.uint8)
-    wanted = torch.as_tensor(processor(images=Image.fromarray(noise), return_tensors="pt")["pixel_values"][0])
-    ours = preprocess.normalize(preprocess.image(Image.fromarray(noise)))
-    # Noise moved by one pixel is off by 40 levels; the processors' filters are Pillow's, or torchvision's, off by one.
-    if wanted.shape != ours.shape or ((wanted - ours) * per_channel(preprocess.std)).abs().mean() > 4 / 255:
-        raise ModelError(
-            f"its image processor {type(processor).__name__} does something besides scaling, centre crop and "
-            "normalising; load the module yourself and give from_module its preprocessing"
-        )
-    return preprocess
-
-
-def _from_processor_config(config: Mapping[str, Any]) -> Preprocessing:
-    """The preprocessing a processor's config describes."""
-    size = {k: v for k, v in (config.get("size") or {}).items() if v is not None}
-    crop_mode: CropMode
-    crop = config.get("crop_size") if config.get("do_center_crop") else None
-    if set(size) == {"shortest_edge"}:
-        edge = size["shortest_edge"]
-        box, crop_mode = (edge, edge), "center"
-        if config.get("crop_pct"):  # ConvNext's: `size` is that of the crop, and from 384 on it is squashed
-            crop, crop_mode = {"height": edge, "width": edge}, "center" if edge < 384 else "squash"
-            box = (int(edge / config["crop_pct"]),) * 2 if edge < 384 else box
-    elif set(size) == {"height", "width"}:
-        box, crop_mode = (size["height"], size["width"]), "squash"
-    else:
-        box, crop_mode = None, "squash"
-    if not config.get("do_resize") or box is None or (crop_mode == "center" and not crop):
-        told = {key: config.get(key) for key in ("do_resize", "size", "do_center_crop", "crop_size")}
-        raise ModelError(f"its image processor does not bring every image to one size: {told}")
-    normalise = config.get("do_normalize")
-    return Preprocessing(
-        size=(crop["height"], crop["width"]) if crop else box,
-        resize=box,
-        mean=tuple(config["image_mean"]) if normalise else (0.0, 0.0, 0.0),
-        std=tuple(config["image_std"]) if normalise else (1.0, 1.0, 1.0),
-        crop_mode=crop_mode,
-        interpolation=Image.Resampling(config["resample"]).name.lower(),
-        odd_margin="down",
-    )
 
 
 def save_hf(classifier: Classifier, folder: Path) -> None:
-    """What `save_pretrained` writes, and an image processor's config."""
-    preprocess = classifier.preprocess
+    """Write what `save_pretrained` writes, and the config of an image processor where the preprocessing is known."""
+    module: Any = classifier.module
+    module.save_pretrained(folder)
+    names = dict(enumerate(classifier.classes))
+    config = read_json(folder / CONFIG) | {"id2label": names, "label2id": {n: i for i, n in names.items()}}
+    write_json(folder / CONFIG, config)
+    if not isinstance(classifier.preprocess, UnknownPreprocessing):
+        write_json(folder / "preprocessor_config.json", _processor_config(classifier.preprocess))
+
+
+def _processor_config(preprocess: Preprocessing) -> dict[str, Any]:
     (height, width), (tall, wide) = preprocess.size, preprocess.resize
     processor = {
-        "image_processor_type": "CLIPImageProcessor",  # the plain one: scaling, centre crop, normalising
+        "image_processor_type": "CLIPImageProcessor",  # the plain one: resize, centre crop, normalisation
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": tall} if preprocess.crop_mode == "center" else {"height": tall, "width": wide},
@@ -132,10 +141,5 @@ def save_hf(classifier: Classifier, folder: Path) -> None:
         "image_mean": preprocess.mean,
         "image_std": preprocess.std,
     }
-    require_same(_from_processor_config(processor), preprocess, "Hugging Face")
-    module: Any = classifier.module
-    module.save_pretrained(folder)
-    names = dict(enumerate(classifier.classes))
-    config = read_json(folder / CONFIG) | {"id2label": names, "label2id": {n: i for i, n in names.items()}}
-    write_json(folder / CONFIG, config)
-    write_json(folder / "preprocessor_config.json", processor)
+    require_same(from_processor_config(processor), preprocess, "Hugging Face")
+    return processor

@@ -23,9 +23,9 @@ class Preprocessing:
 
     Attributes:
         size: H, W of the model's input.
-        resize: H, W of the box the image is scaled to before `size` is cut out of its centre.
-        mean: of each channel, for values in 0..1.
-        std: of each channel.
+        resize: H, W of the box the image is resized to before `size` is cut out of its centre.
+        mean: mean of each channel, for values in 0..1.
+        std: standard deviation of each channel.
         crop_mode: how the image is resized, in timm's terms. ``center``: keep the aspect ratio and cover the box
             (the default of timm and torchvision); ``squash``: resize each side to that of the box; ``border``: keep
             the aspect ratio, fit the whole image into the box and fill the rest with the mean colour.
@@ -63,7 +63,7 @@ class Preprocessing:
         return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous().float().div(255)
 
     def mask(self, mask: Image.Image, /) -> Tensor:
-        """A mask of mode L by the same geometry (bilinear): 1 x H x W floats in 0..1, 0 where there is no image."""
+        """Return a mask of mode L in the same geometry (bilinear): 1 x H x W floats in 0..1, 0 outside the image."""
         fitted = self._fitted(mask.convert("L"), Image.Resampling.BILINEAR, 0)
         return torch.from_numpy(np.array(fitted))[None].float().div(255)
 
@@ -75,7 +75,7 @@ class Preprocessing:
         return (pixels - mean) / std
 
     def _fitted(self, image: Image.Image, filter_: Image.Resampling, fill: Any) -> Image.Image:
-        """The image scaled to the box, and its centre of the model's size; `fill` where that reaches beyond it."""
+        """Return the centre, of the model's size, of the resized image; `fill` where that reaches beyond it."""
         scaled = image.resize(self._scaled(image.width, image.height), filter_)
         left, top = self._margin(scaled.width - self.size[1]), self._margin(scaled.height - self.size[0])
         canvas = Image.new(image.mode, (self.size[1], self.size[0]), fill)
@@ -83,7 +83,7 @@ class Preprocessing:
         return canvas
 
     def _scaled(self, width: int, height: int) -> tuple[int, int]:
-        """The width and height the image is scaled to, rounded as torchvision (square box) and timm (else) do it."""
+        """Return width and height of the resized image, rounded as torchvision (square box) and timm (else) do."""
         tall, wide = self.resize
         if self.crop_mode == "squash":
             return wide, tall
@@ -94,15 +94,50 @@ class Preprocessing:
         return max(round(width / ratio), 1), max(round(height / ratio), 1)
 
     def _margin(self, spare: int) -> int:
-        """How many of the `spare` pixels are cut off before the centre; negative: how many are missing."""
+        """Return how many of the `spare` pixels are cut off before the centre; negative: how many are missing."""
         if spare < 0:
             return -(-spare // 2)
         return round(spare / 2) if self.odd_margin == "even" else spare // 2
 
 
-def to_uint8(pixels: Tensor) -> np.ndarray:
+@dataclass(frozen=True)
+class UnknownPreprocessing(Preprocessing):
+    """Stands in where a model's preprocessing is unknown: tensors reach the network unchanged, images raise an error.
+
+    Attributes:
+        reason: why it is unknown, for the error.
+    """
+
+    reason: str = ""
+
+    def image(self, image: Image.Image, /) -> Tensor:
+        """Raise ModelError: how to prepare an image is unknown."""
+        raise ModelError(
+            f"{self.reason}: images and paths cannot be prepared. Pass transform=... (the transform that was used in "
+            "evaluation) to from_module, or tensors as the model takes them (B x 3 x H x W)"
+        )
+
+    def mask(self, mask: Image.Image, /) -> Tensor:
+        """Raise ModelError, as for an image."""
+        return self.image(mask)
+
+
+def unknown_preprocessing(size: tuple[int, int], reason: str) -> UnknownPreprocessing:
+    """Return the stand-in for a model that takes H x W tensors whose preparation is unknown."""
+    return UnknownPreprocessing(size, size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), reason=reason)
+
+
+def box_of(size: tuple[int, int], crop_pct: float) -> tuple[int, int]:
+    """Return H, W of the box that an image is resized to so that a crop of `size` is `crop_pct` of it, as timm does."""
+    return int(size[0] / crop_pct), int(size[1] / crop_pct)
+
+
+def to_uint8(pixels: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Return pixels in 0..1 (3 x H x W) as an image to show: H x W x 3 of uint8."""
-    return pixels.detach().float().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    image: np.ndarray[Any, np.dtype[np.uint8]] = (
+        pixels.detach().float().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    )
+    return image
 
 
 def per_channel(values: Sequence[float]) -> Tensor:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from clearhead.models.classifier import Instead, TokenGrid, evaluation_mode, logits
+from clearhead.models.classifier import SubstitutedParameters, TokenGrid, evaluation_mode, logits
 from clearhead.tap import AttentionCall, AttentionRecord, NoAttentionError, tap
 
 _MOST_PREFIX_TOKENS = 16
@@ -37,7 +37,7 @@ def probe(module: nn.Module, size: tuple[int, int]) -> tuple[int, TokenGrid | No
     try:
         with _undisturbed(module, like.device), tap(module, needs_grad=True) as record:
             stand_ins = {id(p): 0.02 * draw(*p.shape) for p in module.parameters() if not p.any()}
-            with Instead(lambda parameter: stand_ins.get(id(parameter), parameter)):
+            with SubstitutedParameters(lambda parameter: stand_ins.get(id(parameter), parameter)):
                 out = logits(module(draw(1, 3, *size)))
             outputs = out.shape[-1]
             if len(record) and _chained(record.outputs):

@@ -1,0 +1,50 @@
+"""Save a classifier as an ordinary checkpoint."""
+
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from clearhead.models.checkpoint_io import CONFIG
+from clearhead.models.classifier import Classifier, Library
+from clearhead.models.errors import ModelError, cause
+from clearhead.models.from_hf import save_hf
+from clearhead.models.from_timm import save_timm
+from clearhead.models.from_torchvision import save_state
+
+
+def save_model(classifier: Classifier, folder: str | Path) -> None:
+    """Write a classifier as an ordinary checkpoint of its library, whole or not at all.
+
+    timm: the layout of its hub (``timm.create_model("local-dir:FOLDER", pretrained=True)``). hf: ``save_pretrained``
+    and the config of the image processor. torchvision, module: the state dict in model.safetensors, and a config.json.
+    ``load_model(str(folder))`` reads all of them but the last, whose module only its owner can build. An existing
+    checkpoint is replaced. Raises ModelError, also for a folder that holds something else.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and ((folder / CONFIG).is_file() or not any(folder.iterdir()))):
+        raise ModelError(f"{folder} exists and is no checkpoint; give a new folder, an empty one, or a checkpoint's")
+    unfinished, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex}") for _ in range(2))
+    try:
+        unfinished.mkdir(parents=True)
+        _SAVERS[classifier.library](classifier, unfinished)
+        if folder.exists():
+            folder.rename(old)
+        unfinished.rename(folder)
+    except ModelError:
+        raise
+    except Exception as error:  # a full disk is an OSError here, a SafetensorError there
+        raise ModelError(f"{folder} could not be written: {cause(error)}") from error
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for rest in (unfinished, old):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+_SAVERS: dict[Library, Callable[[Classifier, Path], None]] = {
+    "timm": save_timm,
+    "hf": save_hf,
+    "torchvision": save_state,
+    "module": save_state,
+}
