@@ -101,7 +101,7 @@ def test_a_torchvision_module_has_imagenets_names_and_takes_tensors_as_they_are(
 
 
 def test_what_is_no_model_is_named():
-    with pytest.raises(ModelError, match="model: got dict; pass a Classifier, a torch.nn.Module, or a name"):
+    with pytest.raises(ModelError, match=r"model: got dict; pass a Classifier, a torch\.nn\.Module, or a name"):
         as_classifier({"state_dict": {}})
 
 

@@ -39,7 +39,7 @@ def explain(
 
     files = _files(images)
     classifier = workflows.on_device(load_model(model), device)
-    index = None if target is None else workflows.class_index(classifier, target)
+    index = None if target is None else workflows.class_index(classifier.classes, target)
     options: dict[str, Any] = {"method": method, "target": index, "batch_size": batch_size, "workers": workers}
     for file, name, probability in workflows.run_explain(classifier, files, out, **options, progress=console.progress):
         console.out.print(f"{file}: {name} ({100 * probability:.1f}%)", markup=False)

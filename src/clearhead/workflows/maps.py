@@ -14,6 +14,7 @@ from clearhead.data.dataset import ImageIndex, Sample
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier, load_model
+from clearhead.models.class_names import class_index
 from clearhead.models.classifier import on_device
 from clearhead.models.preprocessing import to_uint8
 from clearhead.prediction.predict import default_method
@@ -22,7 +23,6 @@ from clearhead.results import ExampleImages, Results, SufficientLabel, Sufficien
 from clearhead.runs import begin, read_results, written
 from clearhead.workflows.pieces import (
     Progress,
-    class_index,
     device_of,
     finish,
     given,
@@ -123,7 +123,7 @@ def run_sis(
     if not begin(out, "sis", arguments):
         started = time.perf_counter()
         classifier = on_device(load_model(model), device)
-        labels: list[int | None] = [None, *(class_index(classifier, name) for name in targets)]
+        labels: list[int | None] = [None, *(class_index(classifier.classes, name) for name in targets)]
         folder, names = _loose(images, classifier)
         batches = loader(ImageDataset(folder, classifier.preprocess), batch_size, workers)
         found: dict[int, list[SufficientLabel]] = {}

@@ -1,6 +1,5 @@
 """What the verbs share: arguments, facts, pictures, the end of a run."""
 
-import difflib
 import hashlib
 import shlex
 import shutil
@@ -20,7 +19,6 @@ from clearhead.data.dataset import ImageIndex, Sample
 from clearhead.data.image_io import DataError
 from clearhead.data.images import plain_source, source_name
 from clearhead.data.loading import ImageDataset, loader
-from clearhead.errors import ClearheadError
 from clearhead.models import Classifier, NoHeadError, load_model
 from clearhead.models.classifier import fingerprint, on_device
 from clearhead.models.preprocessing import to_uint8
@@ -53,19 +51,6 @@ def load_backbone(name: str) -> Classifier:
         return load_model(name)
     except NoHeadError:
         return load_model(name, num_classes=1)
-
-
-def class_index(model: Classifier, name: str) -> int:
-    """The index of a class given by name or number; ClearheadError with close names for one that does not exist."""
-    if name in model.classes:
-        return model.classes.index(name)
-    if name.isdecimal() and int(name) < len(model.classes):
-        return int(name)
-    close = difflib.get_close_matches(name, model.classes, 3, 0.4) or list(model.classes[:3])
-    raise ClearheadError(
-        f"class {name!r} is not one of the model's {len(model.classes)}: give a name, such as {', '.join(close)}, or a "
-        f"number in 0..{len(model.classes) - 1}"
-    )
 
 
 def device_of(model: Classifier) -> torch.device:
