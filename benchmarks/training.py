@@ -46,7 +46,7 @@ def measure(model: Classifier, folder: ImageIndex, config: TrainConfig) -> dict[
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batches = loader(ImageDataset(folder, model.preprocess), config.batch_size, config.workers, shuffle=True)
     module = copy.deepcopy(model.module).to(device).train()
-    optimizer = optimizers.make(config.optimizer, module, config.lr, config.weight_decay)
+    optimizer = optimizers.make_optimizer(config.optimizer, module, config.lr, config.weight_decay)
     spent: dict[str, list[float]] = {"bare loop": [], "fit": [], "loader alone": []}
 
     def bare() -> None:

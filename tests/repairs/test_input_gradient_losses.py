@@ -1,4 +1,4 @@
-"""GradMask and RRR against their formulas image by image, and against finite differences."""
+"""GradMask and RRR compared with their formulas image by image, and with finite differences."""
 
 from collections.abc import Callable
 
@@ -20,21 +20,21 @@ SIZES = {"gradmask": torch.Tensor.norm, "rrr": lambda outside: outside.square().
 
 @pytest.mark.parametrize("name", ["timm-vit", "timm-swin", "hf-vit", "torchvision-vit"])
 @pytest.mark.parametrize("method", LOSSES)
-def test_the_penalty_is_the_formula_image_by_image(method: str, name: str) -> None:
+def test_the_penalty_matches_the_formula_image_by_image(method: str, name: str) -> None:
     model, data = classifier(name, torch.float64), batch()
     sizes = []
     for image, label, mask in zip(data["image"], LABEL, data["mask"], strict=True):
         image = model.normalize(image).requires_grad_()
         (gradient,) = torch.autograd.grad(SCORES[method](model.from_normalized(image[None])[0], label), image)
         sizes.append(SIZES[method](gradient[:, mask[0] == 0]))
-    found = LOSSES[method](model, data)
-    torch.testing.assert_close(found["background"], torch.stack(sizes).mean())
+    parts = LOSSES[method](model, data)
+    torch.testing.assert_close(parts["background"], torch.stack(sizes).mean())
     cross_entropy = torch.nn.functional.cross_entropy(model(data["image"]), LABEL)
-    torch.testing.assert_close(found["loss"], found["background"] + cross_entropy)
+    torch.testing.assert_close(parts["loss"], parts["background"] + cross_entropy)
 
 
 def slope(loss: Callable[[], torch.Tensor], model, direction: dict[str, torch.Tensor], step: float = 1e-5) -> float:
-    """The derivative of a loss along a direction in the parameters, by central differences."""
+    """Compute the derivative of a loss along a direction in the parameters by central differences."""
     values = []
     for sign in (1, -2):
         with torch.no_grad():
@@ -48,7 +48,7 @@ def slope(loss: Callable[[], torch.Tensor], model, direction: dict[str, torch.Te
 
 
 @pytest.mark.parametrize("method", LOSSES)
-def test_the_gradient_of_the_penalty_is_not_zero_and_is_right(method: str) -> None:
+def test_the_gradient_of_the_penalty_matches_finite_differences(method: str) -> None:
     torch.manual_seed(0)
     model, data = classifier("timm-vit", torch.float64), batch()
     loss = LOSSES[method]
@@ -57,12 +57,12 @@ def test_the_gradient_of_the_penalty_is_not_zero_and_is_right(method: str) -> No
     assert any(g.abs().max() > 0 for g in gradients.values())
     direction = {name: torch.randn_like(g) for name, g in gradients.items()}
     expected = slope(lambda: loss(model, data)["background"], model, direction)
-    found = sum((gradients[name] * direction[name]).sum() for name in gradients)
-    assert found.item() == pytest.approx(expected, rel=1e-4)
+    derivative = sum((gradients[name] * direction[name]).sum() for name in gradients)
+    assert derivative.item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("attribution", ["rollout", "attention", "input-gradient", "input-x-gradient"])
-def test_the_relevance_loss_flows_through_other_attributions(attribution: str) -> None:
+def test_the_relevance_loss_is_differentiable_for_every_attribution(attribution: str) -> None:
     torch.manual_seed(0)
     model, data = classifier("timm-vit", torch.float64), batch()
     loss = RelevanceLoss(attribution=attribution)
@@ -71,13 +71,13 @@ def test_the_relevance_loss_flows_through_other_attributions(attribution: str) -
     gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.module.named_parameters()}
     direction = {name: torch.randn_like(g) for name, g in gradients.items()}
     expected = slope(lambda: loss(model, data)["background"], model, direction, 1e-6)
-    found = sum((gradients[name] * direction[name]).sum() for name in gradients).item()
-    assert found != 0
-    assert found == pytest.approx(expected, rel=1e-3)
+    derivative = sum((gradients[name] * direction[name]).sum() for name in gradients).item()
+    assert derivative != 0
+    assert derivative == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("attribution", ["rollout", "attention", "input-gradient", "input-x-gradient"])
-def test_the_loss_sees_the_map_that_explain_shows(attribution: str) -> None:
+def test_the_loss_uses_the_map_of_explain(attribution: str) -> None:
     from clearhead.attribution import explain
 
     model, data = classifier("timm-vit", torch.float64), batch()
@@ -86,7 +86,7 @@ def test_the_loss_sees_the_map_that_explain_shows(attribution: str) -> None:
 
 
 @pytest.mark.parametrize("loss", [GradMaskLoss(classification=0.0), RRRLoss(classification=0.0)])
-def test_steps_lower_the_penalty(loss: GradMaskLoss | RRRLoss) -> None:
+def test_training_steps_reduce_the_penalty(loss: GradMaskLoss | RRRLoss) -> None:
     model, data = classifier("timm-vit"), batch(torch.float32)
     optimizer = torch.optim.AdamW(model.module.parameters(), 1e-3)
     penalties = []
@@ -100,11 +100,11 @@ def test_steps_lower_the_penalty(loss: GradMaskLoss | RRRLoss) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES.values())
-def test_images_without_a_mask_and_full_masks_add_nothing(loss: GradMaskLoss | RRRLoss) -> None:
+def test_missing_and_full_masks_add_no_penalty(loss: GradMaskLoss | RRRLoss) -> None:
     model, data = classifier("timm-vit", torch.float64), batch()
-    one = loss(model, {name: value[:1] for name, value in data.items()})["background"]
+    single = loss(model, {name: value[:1] for name, value in data.items()})["background"]
     data["has_mask"] = torch.tensor([True, False])
-    torch.testing.assert_close(loss(model, data)["background"], one)
+    torch.testing.assert_close(loss(model, data)["background"], single)
     data["mask"] = torch.ones_like(data["mask"])
     parts = loss(model, data)
     assert parts["background"] == 0

@@ -1,4 +1,4 @@
-"""The repair's loss and its gradient against the paper's formula written out with explicit attention."""
+"""The relevance loss and its gradient compared with the paper's formula, written with explicit attention matrices."""
 
 from dataclasses import replace
 
@@ -26,16 +26,16 @@ def batch(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", GLOBAL)
 @pytest.mark.parametrize("order", ["first", "second"])
-def test_the_gradient_is_that_of_the_written_out_formula(name, order, monkeypatch):
+def test_loss_and_gradient_match_the_explicit_formula(name, order, monkeypatch):
     monkeypatch.setattr(gae_module, "_BLOCK_ELEMENTS", 2 * 4 * 17 * 5)
     data = batch()
     mask = data["mask"][:, 0]
 
     model = classifier(name, torch.float64)
-    matrix, found = reference.gae(model.module, model.normalize(data["image"]), LABEL, graph=order)
+    matrix, logits = reference.gae(model.module, model.normalize(data["image"]), LABEL, graph=order)
     maps = scale(read_row(model, matrix), (32, 32))
     expected = 0.8 * (2 * ((maps * (1 - mask)) ** 2).mean() + 0.3 * ((maps * mask - mask) ** 2).mean())
-    expected = expected + 0.2 * torch.nn.functional.cross_entropy(found, found.argmax(-1))
+    expected = expected + 0.2 * torch.nn.functional.cross_entropy(logits, logits.argmax(-1))
     expected.backward()
     gradients = {n: p.grad.clone() for n, p in model.module.named_parameters() if p.grad is not None}
 
@@ -48,19 +48,19 @@ def test_the_gradient_is_that_of_the_written_out_formula(name, order, monkeypatc
             torch.testing.assert_close(p.grad, gradients[n], msg=lambda m, n=n: f"{n}: {m}")
 
 
-def test_checkpointed_layers_are_repaired_alike():
-    found = []
+def test_gradient_checkpointing_does_not_change_the_gradient():
+    gradients = []
     for checkpointing in (False, True):
         model = classifier("timm-vit", torch.float64)
         model.module.set_grad_checkpointing(checkpointing)
         RelevanceLoss()(model, batch())["loss"].backward()
-        found.append([parameter.grad for parameter in model.module.parameters()])
-    for plain, checkpointed in zip(*found, strict=True):
+        gradients.append([parameter.grad for parameter in model.module.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(checkpointed, plain)
 
 
 class Mixed(nn.Module):
-    """A model that runs in half precision while all around it does not, as under Accelerate."""
+    """A model that runs in half precision with float32 inputs and outputs, as under Accelerate."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -76,15 +76,15 @@ LOSSES |= {"diversity": DiversityLoss(layers="all")}
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_model_in_mixed_precision_that_adds_a_float_mask(loss):
+def test_mixed_precision_with_a_float_attention_mask(loss):
     model, data = classifier("timm-beit"), batch(torch.float32)
     exact = LOSSES[loss](model, data)["loss"].item()
-    found = LOSSES[loss](replace(model, module=Mixed(model.module)), data)["loss"]
-    found.backward()
-    assert found.item() == pytest.approx(exact, rel=0.02)
+    total = LOSSES[loss](replace(model, module=Mixed(model.module)), data)["loss"]
+    total.backward()
+    assert total.item() == pytest.approx(exact, rel=0.02)
 
 
-def test_images_without_a_mask_count_in_the_classification_term_alone():
+def test_images_without_a_mask_count_in_the_classification_term_only():
     model, data = classifier("timm-vit", torch.float64), batch()
     data["has_mask"] = torch.tensor([True, False])
     parts = RelevanceLoss()(model, data)
@@ -96,14 +96,14 @@ def test_images_without_a_mask_count_in_the_classification_term_alone():
     torch.testing.assert_close(parts["loss"], 0.2 * parts["classification"])
 
 
-def test_the_target_truth_aims_at_the_labels():
+def test_the_target_truth_uses_the_labels():
     model, data = classifier("timm-vit", torch.float64), batch()
     parts = RelevanceLoss(target="truth", temperature=2.0)(model, data)
     expected = torch.nn.functional.cross_entropy(model(data["image"]) / 2, LABEL)
     torch.testing.assert_close(parts["classification"], expected)
 
 
-def test_steps_move_the_relevance_into_the_mask():
+def test_training_steps_move_the_relevance_into_the_mask():
     model, data = classifier("timm-vit"), batch(torch.float32)
     optimizer = torch.optim.AdamW(model.module.parameters(), 1e-3)
     shares = []
@@ -117,7 +117,7 @@ def test_steps_move_the_relevance_into_the_mask():
     assert shares[-1] > shares[0] + 0.1
 
 
-def test_a_hessian_of_the_loss_is_refused_and_not_wrong():
+def test_a_hessian_of_the_loss_raises_an_error():
     model = classifier(GLOBAL[0], torch.float64)
     with (
         pytest.raises(LandscapeError, match="a GAE map has no second derivatives"),
@@ -126,19 +126,19 @@ def test_a_hessian_of_the_loss_is_refused_and_not_wrong():
         pass
 
 
-def test_a_model_without_a_grid_is_refused():
+def test_a_model_without_a_token_grid_raises_an_error():
     with pytest.raises(ValueError, match="timm-swin"):
         RelevanceLoss()(classifier("timm-swin"), batch(torch.float32))
 
 
-def test_exchange_shows_half_of_a_training_batch_on_the_next_background():
+def test_background_swap_changes_half_of_a_training_batch():
     model, data = classifier("timm-vit"), batch(torch.float32)
     seen = []
     model.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     loss = RelevanceLoss(target="truth", background_swap=0.5)
     loss(model, data)
     shown = model.normalize(data["image"])
-    assert torch.equal(seen[-1], shown)  # a model in eval mode is shown the images as they are
+    assert torch.equal(seen[-1], shown)  # no swap in eval mode
     model.module.train()
     loss(model, data)
     changed, inside = seen[-1], data["mask"].bool().expand_as(seen[-1])
@@ -148,6 +148,6 @@ def test_exchange_shows_half_of_a_training_batch_on_the_next_background():
 
 
 @pytest.mark.parametrize("wrong", [{"background_swap": 0.5}, {"background_swap": 1.5, "target": "truth"}])
-def test_an_exchange_that_makes_no_sense_is_refused(wrong):
+def test_an_invalid_background_swap_raises_an_error(wrong):
     with pytest.raises(ValueError, match="background_swap"):
         RelevanceLoss(**wrong)

@@ -1,4 +1,4 @@
-"""The training loop: it learns, keeps the best epoch, resumes to the same weights, and stops on a broken loss."""
+"""The training loop learns, selects the best epoch, resumes to the same weights and stops on a broken loss."""
 
 import json
 from dataclasses import replace
@@ -13,7 +13,7 @@ from torch import nn
 from clearhead.data.folder import read_folder
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.models import Preprocessing, from_module, load_model
-from clearhead.training import loop as train
+from clearhead.training import loop
 from clearhead.training.loop import DivergedError, Epoch, TrainConfig, TrainingError, best_epoch, cross_entropy, fit
 from clearhead.workflows import run_repair, run_train
 from tests.command import clearhead, error
@@ -40,11 +40,11 @@ def model():
 SETTINGS = TrainConfig(epochs=4, lr=1e-3, batch_size=4, seed=3)
 
 
-def weights(found):
-    return torch.cat([p.detach().flatten() for p in found.module.parameters()])
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.module.parameters()])
 
 
-def test_it_learns_and_leaves_the_model_it_was_given_alone(folder):
+def test_training_learns_and_does_not_change_the_original_model(folder):
     start = model()
     before = weights(start).clone()
     trained, history = fit(start, cross_entropy, folder, folder, SETTINGS)
@@ -69,21 +69,21 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_a_stopped_run_ends_with_the_same_weights(folder, tmp_path, monkeypatch, recipe):
+def test_a_resumed_training_ends_with_the_same_weights(folder, tmp_path, monkeypatch, recipe):
     config = replace(SETTINGS, **recipe)
     whole, history = fit(model(), cross_entropy, folder, folder, config)
-    keep, calls = train._keep, []
+    save_state, calls = loop.save_state, []
 
     def stop_after_two(*arguments):
-        keep(*arguments)
+        save_state(*arguments)
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "_keep", stop_after_two)
+    monkeypatch.setattr(loop, "save_state", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         fit(model(), cross_entropy, folder, folder, config, tmp_path / "state")
-    monkeypatch.setattr(train, "_keep", keep)
+    monkeypatch.setattr(loop, "save_state", save_state)
     resumed, again = fit(model(), cross_entropy, folder, folder, config, tmp_path / "state")
     assert torch.equal(weights(resumed), weights(whole))
     assert again == history
@@ -98,26 +98,26 @@ def normed():
 
 
 def by_hand(start, folder, config, step):
-    """Train by a loop of PyTorch's alone, over the same batches."""
-    found = replace(start, module=start.module.train())
+    """Train in a bare PyTorch loop, on the same batches."""
+    model = replace(start, module=start.module.train())
     batches = loader(ImageDataset(folder, start.preprocess), config.batch_size, 0, shuffle=True, seed=config.seed)
-    optimizer = torch.optim.SGD(found.module.parameters(), config.lr, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(model.module.parameters(), config.lr, momentum=0.9, weight_decay=1e-4)
     for _ in range(config.epochs):
         for batch in batches:
-            step(found.module, found.normalize(batch["image"]), batch["label"], optimizer)
+            step(model.module, model.normalize(batch["image"]), batch["label"], optimizer)
 
 
-def assert_trained_to(true, config, folder):
-    """That the last epoch, kept or not, ends with these weights and statistics."""
+def assert_trained_to(expected, config, folder):
+    """Check that the last epoch, selected or not, ends with these weights and statistics."""
     seen = []
     on_epoch_end = lambda _, trained: seen.append({k: v.clone() for k, v in trained.module.state_dict().items()})  # noqa: E731
     fit(normed(), cross_entropy, folder, folder, config, device="cpu", on_epoch_end=on_epoch_end)
     assert len(seen) == config.epochs + 1
     for name in ("1.weight", "2.running_mean", "2.running_var", "4.bias"):
-        torch.testing.assert_close(seen[-1][name], true.module.state_dict()[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(seen[-1][name], expected.module.state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
-def test_smoothed_labels_and_a_short_gradient_by_hand(folder):
+def test_label_smoothing_and_gradient_clipping_match_a_bare_loop(folder):
     config = replace(SETTINGS, optimizer="sgd", schedule="constant", augment="none", lr=0.1)
     config = replace(config, label_smoothing=0.1, max_grad_norm=0.5)
 
@@ -133,13 +133,13 @@ def test_smoothed_labels_and_a_short_gradient_by_hand(folder):
     assert_trained_to(hand, config, folder)
 
 
-def test_a_sharpness_aware_step_counts_a_batch_once(folder):
+def test_a_sharpness_aware_step_matches_a_bare_loop(folder):
     config = replace(SETTINGS, optimizer="sam-sgd", schedule="constant", augment="none", lr=0.01, epochs=2)
 
     def step(module, images, labels, optimizer):
         norm, parameters = module[2], list(module.parameters())
         gradients = torch.autograd.grad(F.cross_entropy(module(images), labels), parameters)
-        kept = norm.running_mean.clone(), norm.running_var.clone()
+        statistics = norm.running_mean.clone(), norm.running_var.clone()
         length = torch.cat([g.flatten() for g in gradients]).norm()
         with torch.no_grad():
             for p, g in zip(parameters, gradients, strict=True):
@@ -149,8 +149,8 @@ def test_a_sharpness_aware_step_counts_a_batch_once(folder):
         with torch.no_grad():
             for p, g in zip(parameters, gradients, strict=True):
                 p.sub_(0.05 * g / length)
-            norm.running_mean.copy_(kept[0])
-            norm.running_var.copy_(kept[1])
+            norm.running_mean.copy_(statistics[0])
+            norm.running_var.copy_(statistics[1])
         optimizer.step()
 
     hand = normed()
@@ -159,7 +159,7 @@ def test_a_sharpness_aware_step_counts_a_batch_once(folder):
 
 
 class Dropped(nn.Module):
-    """Dropout that remembers what it drew."""
+    """Dropout that records its masks."""
 
     drawn = ()
 
@@ -171,7 +171,7 @@ class Dropped(nn.Module):
         return x * mask
 
 
-def test_both_passes_of_a_sharpness_aware_step_see_one_dropout(folder):
+def test_both_passes_of_a_sharpness_aware_step_use_one_dropout_mask(folder):
     layers, Dropped.drawn = model().module, ()
     start = replace(model(), module=nn.Sequential(layers[0], Dropped(), layers[1], layers[4]))
     fit(start, cross_entropy, folder, folder, replace(SETTINGS, optimizer="sam-sgd", epochs=1), device="cpu")
@@ -182,7 +182,7 @@ def test_both_passes_of_a_sharpness_aware_step_see_one_dropout(folder):
 
 
 class Counting:
-    """Cross-entropy that counts the training steps, as group DRO moves its weights with each."""
+    """Cross-entropy that counts its training steps; group DRO updates its weights with each."""
 
     steps = 0
 
@@ -197,13 +197,13 @@ class Counting:
         self.steps = state["steps"]
 
 
-def test_both_passes_of_a_sharpness_aware_step_are_one_to_a_loss_with_state(folder):
+def test_both_passes_of_a_sharpness_aware_step_update_the_loss_once(folder):
     loss = Counting()
     fit(model(), loss, folder, folder, replace(SETTINGS, optimizer="sam-sgd", epochs=2), device="cpu")
     assert loss.steps == 2 * 4
 
 
-def test_a_schedule_free_model_has_the_statistics_of_its_average(folder):
+def test_batch_norm_statistics_belong_to_the_averaged_weights(folder):
     config = replace(SETTINGS, optimizer="schedulefree-adamw", augment="none", lr=0.01)
     trained, history = fit(normed(), cross_entropy, folder, folder, config, device="cpu")
     assert best_epoch(history).number > 0
@@ -215,19 +215,19 @@ def test_a_schedule_free_model_has_the_statistics_of_its_average(folder):
 
 
 @pytest.mark.parametrize("name", ["sgd", "lion", "muon", "schedulefree-sgd", "sam-adamw"])
-def test_it_learns_with_every_family(folder, name):
+def test_every_optimizer_family_learns(folder, name):
     lr = {"sgd": 0.01, "schedulefree-sgd": 0.05, "muon": 5e-3}.get(name, 1e-3)
     config = replace(SETTINGS, optimizer=name, lr=lr, mixup=0.2, label_smoothing=0.1, augment="weak")
     _, history = fit(model(), cross_entropy, folder, folder, config, device="cpu")
     assert best_epoch(history).validation["loss"] < 0.7 * history[0].validation["loss"]
 
 
-def test_after_every_epoch_the_model_as_it_is_then(folder):
+def test_on_epoch_end_gets_the_current_model(folder):
     seen = []
 
-    def on_epoch_end(history, found):
-        assert not found.module.training
-        seen.append((history[-1].number, weights(found).clone()))
+    def on_epoch_end(history, current):
+        assert not current.module.training
+        seen.append((history[-1].number, weights(current).clone()))
 
     start = model()
     trained, history = fit(start, cross_entropy, folder, folder, SETTINGS, device="cpu", on_epoch_end=on_epoch_end)
@@ -239,7 +239,7 @@ def test_after_every_epoch_the_model_as_it_is_then(folder):
     assert all(epoch.seconds > 0 for epoch in history[1:])
 
 
-def test_training_ends_where_it_is_told_to_and_stays_ended(folder, tmp_path):
+def test_on_epoch_end_stops_training_for_good(folder, tmp_path):
     calls = []
 
     def on_epoch_end(history, _):
@@ -257,54 +257,54 @@ def test_training_ends_where_it_is_told_to_and_stays_ended(folder, tmp_path):
     assert whole[:3] == history
 
 
-def test_a_state_of_an_earlier_version_can_be_gone_on_with(folder, tmp_path):
+def test_a_state_of_an_earlier_version_resumes(folder, tmp_path):
     state = tmp_path / "state"
     fit(model(), cross_entropy, folder, folder, SETTINGS, state, device="cpu", on_epoch_end=lambda h, _: len(h) == 3)
     (state / "ended").unlink()
     history = json.loads((state / "history.json").read_text())
     older = [{key: epoch[key] for key in ("number", "train", "validation")} for epoch in history]
     (state / "history.json").write_text(json.dumps(older))
-    _, found = fit(model(), cross_entropy, folder, folder, SETTINGS, state, device="cpu")
-    assert [epoch.images for epoch in found] == [0, 0, 0, 16, 16]
+    _, resumed = fit(model(), cross_entropy, folder, folder, SETTINGS, state, device="cpu")
+    assert [epoch.images for epoch in resumed] == [0, 0, 0, 16, 16]
 
 
-def test_kept_epochs_are_ordinary_checkpoints_and_outlive_a_stop(place, monkeypatch):
+def test_saved_epochs_are_ordinary_checkpoints_and_survive_an_interruption(place, monkeypatch):
     config = TrainConfig(epochs=3, lr=1e-3, batch_size=4)
     data, out = place / "data", place / "snapshots"
-    keep = train._keep
+    save_state = loop.save_state
 
     def stop(*arguments):
-        keep(*arguments)
+        save_state(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "_keep", stop)
+    monkeypatch.setattr(loop, "save_state", stop)
     with pytest.raises(KeyboardInterrupt):
         run_train(str(place / "model"), data, out, config, save_epochs=(0, 1, 3), device="cpu")
     assert sorted(path.name for path in (out / "epochs").iterdir()) == ["0", "1"]
-    monkeypatch.setattr(train, "_keep", keep)
+    monkeypatch.setattr(loop, "save_state", save_state)
     results = run_train(str(place / "model"), data, out, config, save_epochs=(0, 1, 3), device="cpu")
     assert sorted(path.name for path in (out / "epochs").iterdir()) == ["0", "1", "3"]
     assert torch.equal(weights(load_model(str(out / "epochs" / "0"))), weights(load_model(str(place / "model"))))
     best = best_epoch(results.history).number
     if best != 2:
-        kept = load_model(str(out / "epochs" / str(best)))
-        assert torch.equal(weights(kept), weights(load_model(str(out / "checkpoint"))))
+        saved = load_model(str(out / "epochs" / str(best)))
+        assert torch.equal(weights(saved), weights(load_model(str(out / "checkpoint"))))
 
 
-def test_a_recipe_by_its_options(place):
+def test_training_options_of_the_command(place):
     options = "--optimizer sam-sgd --lr 0.01 --max-grad-norm 5 --label-smoothing 0.1 --mixup 1 --cutmix 0.8"
     more = "--augment strong --epochs 2 --schedule steps --warmup 1 --batch-size 5"
-    more += " --save-epochs 0,2 --out recipe --device cpu"
+    more += " --save-epochs 0,2 --out run --device cpu"
     run = clearhead("train", "model", "data", *options.split(), *more.split(), cwd=place)
     assert run.returncode == 0, run.stderr
-    assert sorted(path.name for path in (place / "recipe" / "epochs").iterdir()) == ["0", "2"]
+    assert sorted(path.name for path in (place / "run" / "epochs").iterdir()) == ["0", "2"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ("--optimizer admw", "did you mean adamw"),
-        ("--optimizer sam-sgd --mixed-precision fp16", "give bf16 or no"),
+        ("--optimizer sam-sgd --mixed-precision fp16", "use bf16 or no"),
         ("--max-grad-norm 0", "max_grad_norm: got 0.0"),
         ("--epochs 3 --warmup 4", "warmup: got 4"),
         ("--epochs 3 --save-epochs 1,4", "there is no epoch 4 in 0..3"),
@@ -313,26 +313,26 @@ def test_a_recipe_by_its_options(place):
         ("--linear --save-epochs 1", "not trained in epochs"),
     ],
 )
-def test_a_recipe_that_cannot_be_is_refused(place, arguments, said):
-    assert said in error(clearhead("train", "model", "data", *arguments.split(), "--out", "not-trained", cwd=place))
+def test_invalid_training_options_exit_with_an_error(place, arguments, message):
+    assert message in error(clearhead("train", "model", "data", *arguments.split(), "--out", "not-trained", cwd=place))
     assert not (place / "not-trained").exists()
 
 
 @pytest.mark.parametrize(
-    ("config", "method", "said"),
+    ("config", "method", "message"),
     [
         ({"mixup": 0.8}, "reweight", "reweight takes images as they are"),
         ({"label_smoothing": 0.1}, "relevance", "for plain cross-entropy"),
         ({"augment": "strong"}, "rrr", "strong does not move the masks"),
     ],
 )
-def test_a_repair_whose_recipe_would_not_be_looked_at_is_refused(place, tmp_path, config, method, said):
-    with pytest.raises(ValueError, match=said):
+def test_options_that_a_repair_ignores_raise_an_error(place, tmp_path, config, method, message):
+    with pytest.raises(ValueError, match=message):
         run_repair(str(place / "model"), place / "data", tmp_path / "out", replace(SETTINGS, **config), method=method)
     assert not (tmp_path / "out").exists()
 
 
-def test_training_that_only_harms_gives_back_the_model(folder):
+def test_training_that_never_improves_returns_the_original_model(folder):
     start = model()
     rising = lambda m, batch: {"loss": -cross_entropy(m, batch)["loss"], "logits": m(batch["image"])}  # noqa: E731
     worse = lambda m, batch: rising(m, batch) if m.module.training else cross_entropy(m, batch)  # noqa: E731
@@ -341,30 +341,30 @@ def test_training_that_only_harms_gives_back_the_model(folder):
     assert torch.equal(weights(trained), weights(start))
 
 
-def test_a_loss_that_is_no_number_stops_with_advice(folder):
-    def broken(found, batch):
-        parts = cross_entropy(found, batch)
-        return parts | {"loss": parts["loss"] * (torch.nan if found.module.training else 1)}
+def test_a_loss_that_is_not_finite_stops_with_advice(folder):
+    def broken(model, batch):
+        parts = cross_entropy(model, batch)
+        return parts | {"loss": parts["loss"] * (torch.nan if model.module.training else 1)}
 
     with pytest.raises(DivergedError, match=r"nan in epoch 1.*smaller learning rate than 0\.001"):
         fit(model(), broken, folder, folder, SETTINGS)
 
 
-def test_a_frozen_model_is_refused(folder):
+def test_a_frozen_model_raises_an_error(folder):
     frozen = model()
     frozen.module.requires_grad_(False)
-    with pytest.raises(TrainingError, match="nothing to train"):
+    with pytest.raises(TrainingError, match="cannot be trained"):
         fit(frozen, cross_entropy, folder, folder, SETTINGS)
 
 
 @pytest.fixture
 def lit(folder):
-    """The images with a column of their own, unlike in train and validation; the validation is mostly of class a."""
+    """Training and validation images with a group column; the validation images are mostly of class a."""
     samples = [replace(s, groups={"light": "dim" if i % 4 == 0 else "bright"}) for i, s in enumerate(folder.samples)]
     return replace(folder, samples=tuple(samples)), replace(folder, samples=tuple(samples[:10]))
 
 
-def test_items_know_their_group(lit):
+def test_items_have_the_name_of_their_group(lit):
     batches = loader(ImageDataset(lit[1], model().preprocess, group_columns=["light"]), 5, 0)
     first, second = (batch["group"] for batch in batches)
     assert first == ["class=a, light=dim", *["class=a, light=bright"] * 3, "class=a, light=dim"]
@@ -372,18 +372,18 @@ def test_items_know_their_group(lit):
     assert ImageDataset(lit[1], model().preprocess, group_columns=["class"])[9, 5]["group"] == "class=b"
 
 
-def by_group(found, folder):
-    """Mean loss and accuracy of each class and light, over its images one by one."""
+def by_group(model, folder):
+    """Compute loss and accuracy of each class and light, image by image."""
     values = {}
     for sample in folder.samples:
-        row = found(found.preprocess.image(Image.open(sample.path))[None])[0].detach()
+        row = model(model.preprocess.image(Image.open(sample.path))[None])[0].detach()
         value = (-row.log_softmax(0)[sample.label].item(), float(row.argmax() == sample.label))
         values.setdefault((sample.label, sample.groups["light"]), []).append(value)
     return np.array([np.mean(group, axis=0) for group in values.values()])
 
 
 @pytest.mark.parametrize("batch_size", [3, 4])
-def test_the_validation_knows_its_worst_group(lit, batch_size):
+def test_validation_reports_the_worst_group(lit, batch_size):
     start, config = model(), replace(SETTINGS, epochs=1, batch_size=batch_size)
     _, history = fit(start, cross_entropy, *lit, config, device="cpu", group_columns=["light"])
     start.module.eval()  # no dropout
@@ -394,29 +394,60 @@ def test_the_validation_knows_its_worst_group(lit, batch_size):
     assert set(history[1].train) == {"loss", "accuracy"}
 
 
-def test_the_epoch_can_be_chosen_by_the_worst_group(lit):
-    def only_a(found, batch):
-        parts = cross_entropy(found, batch)
+def test_the_worst_group_can_select_the_epoch(lit):
+    def only_a(model, batch):
+        parts = cross_entropy(model, batch)
         logits = parts["logits"]
-        return parts | {"loss": -logits.log_softmax(-1)[:, 0].mean()} if found.module.training else parts
+        return parts | {"loss": -logits.log_softmax(-1)[:, 0].mean()} if model.module.training else parts
 
     start = model()
     trained, history = fit(start, only_a, *lit, SETTINGS, device="cpu")
     assert best_epoch(history).number > 0
     assert not torch.equal(weights(trained), weights(start))
-    kept, same = fit(start, only_a, *lit, SETTINGS, device="cpu", monitor="worst_group_loss")
+    selected, same = fit(start, only_a, *lit, SETTINGS, device="cpu", monitor="worst_group_loss")
     assert same == history
     assert best_epoch(history, "worst_group_loss").number == 0
-    assert torch.equal(weights(kept), weights(start))
+    assert torch.equal(weights(selected), weights(start))
 
 
-def test_the_first_of_equal_epochs_is_kept():
+def test_the_first_of_equal_epochs_is_selected():
     means = [(3.0, 5.0), (2.0, 4.0), (1.0, 6.0), (1.0, 4.0)]
     history = [Epoch(i, {}, {"loss": a, "worst_group_loss": b}) for i, (a, b) in enumerate(means)]
     assert best_epoch(history).number == 2
     assert best_epoch(history, "worst_group_loss").number == 1
 
 
-def test_choosing_by_anything_else_is_refused(folder):
-    with pytest.raises(ValueError, match="monitor: got 'accuracy'; there is loss and worst_group_loss"):
+def test_an_unknown_monitor_raises_an_error(folder):
+    with pytest.raises(ValueError, match="monitor: 'accuracy' is unknown; choose from loss, worst_group_loss"):
         fit(model(), cross_entropy, folder, folder, SETTINGS, monitor="accuracy")
+
+
+def test_one_line_is_logged_per_epoch(lit, tmp_path, caplog):
+    caplog.set_level("INFO", logger="clearhead")
+    state, config = tmp_path / "state", replace(SETTINGS, epochs=2)
+    _, history = fit(model(), cross_entropy, *lit, config, state, device="cpu", on_epoch_end=lambda h, _: len(h) == 2)
+    (state / "ended").unlink()
+    before, first = (epoch.validation for epoch in history)
+    loss = history[1].train["loss"]
+    assert caplog.messages[0] == f"epoch 0/2: validation loss {before['loss']:.3f}, accuracy {before['accuracy']:.1%}"
+    start = f"epoch 1/2: loss {loss:.3f}, validation loss {first['loss']:.3f}, accuracy {first['accuracy']:.1%}, lr 0."
+    assert caplog.messages[1].startswith(start)
+    assert caplog.messages[1].endswith(" s, 0 s remaining")
+    fit(model(), cross_entropy, *lit, config, state, device="cpu", monitor="worst_group_loss")
+    assert caplog.messages[2] == "resuming after epoch 1/2"
+    assert ", worst-group loss " in caplog.messages[3]
+    assert "remaining" not in caplog.messages[3]
+    assert len(caplog.messages) == 4
+
+
+def test_the_progress_shows_the_loss(folder):
+    descriptions = []
+
+    def progress(items, total, description):
+        for item in items:
+            yield item
+            descriptions.append(description if isinstance(description, str) else description())
+
+    fit(model(), cross_entropy, folder, folder, replace(SETTINGS, epochs=1), device="cpu", progress=progress)
+    assert descriptions[0] == "before training, validation"
+    assert any(text.startswith("epoch 1/1, loss 0.") for text in descriptions)

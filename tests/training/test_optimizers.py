@@ -36,7 +36,7 @@ def gradients(module, optimizer):
 @pytest.mark.parametrize(("name", "rho"), [("sam-sgd", 0.05), ("asam-sgd", 0.5)])
 def test_a_sharpness_aware_step_by_hand(name, rho):
     module = Quadratic()
-    optimizer = optimizers.make(name, module, 0.1)
+    optimizer = optimizers.make_optimizer(name, module, 0.1)
     w, velocity = module.w.detach().clone(), 0
     for _ in range(3):
         again = gradients(module, optimizer)
@@ -52,7 +52,7 @@ def test_a_sharpness_aware_step_by_hand(name, rho):
 
 def test_a_schedule_free_average_by_hand():
     module = Quadratic()
-    optimizer = optimizers.make("schedulefree-sgd", module, 0.05)
+    optimizer = optimizers.make_optimizer("schedulefree-sgd", module, 0.05)
     x = z = module.w.detach().clone()
     for t in range(1, 6):
         gradients(module, optimizer)()
@@ -68,7 +68,7 @@ def test_muon_turns_hidden_matrices_alone():
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 8)).double()
     before = [p.detach().clone() for p in module.parameters()]
-    optimizer = optimizers.make("muon", module, 0.01)
+    optimizer = optimizers.make_optimizer("muon", module, 0.01)
     module(torch.randn(32, 8, dtype=torch.float64)).square().sum().backward()
     optimizer.step()
     change = [(p - b).detach() for p, b in zip(module.parameters(), before, strict=True)]
@@ -89,7 +89,7 @@ def test_muon_leaves_the_embeddings_a_model_names():
             return {"table"}
 
     module = Embedded()
-    hidden, other = optimizers.make("muon", module, 0.01).param_groups
+    hidden, other = optimizers.make_optimizer("muon", module, 0.01).param_groups
     assert hidden["params"] == [module.hidden]
     assert {id(p) for p in other["params"]} == {id(module.table), id(module.head)}
 
@@ -99,10 +99,10 @@ def test_muon_leaves_the_embeddings_a_model_names():
 def test_the_loss_falls(name, kind):
     if kind and name.startswith("schedulefree"):
         with pytest.raises(ValueError, match="unknown"):
-            optimizers.make(kind + name, Quadratic(), 0.01)
+            optimizers.make_optimizer(kind + name, Quadratic(), 0.01)
         return
     module = Quadratic()
-    first, optimizer = module().item(), optimizers.make(kind + name, module, 0.02)
+    first, optimizer = module().item(), optimizers.make_optimizer(kind + name, module, 0.02)
     for _ in range(20):
         again = gradients(module, optimizer)
         again()
@@ -110,16 +110,16 @@ def test_the_loss_falls(name, kind):
     assert module().item() < 0.9 * first
 
 
-def test_frozen_parameters_are_left_alone():
+def test_frozen_parameters_are_excluded():
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     module[0].requires_grad_(False)
     for name in ("adamw", "lion", "muon", "sam-sgd"):
-        held = [p for group in optimizers.make(name, module, 0.1).param_groups for p in group["params"]]
+        held = [p for group in optimizers.make_optimizer(name, module, 0.1).param_groups for p in group["params"]]
         assert {id(p) for p in held} == {id(p) for p in module[1].parameters()}
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("admw", "did you mean adamw"),
         ("sam-adm", "did you mean sam-adam"),
@@ -129,23 +129,23 @@ def test_frozen_parameters_are_left_alone():
         ("", "is unknown"),
     ],
 )
-def test_unknown_names_are_refused_with_those_like_them(name, said):
-    with pytest.raises(ValueError, match=said):
-        optimizers.make(name, Quadratic(), 0.1)
-    with pytest.raises(ValueError, match=said):
+def test_unknown_names_raise_an_error_with_similar_names(name, message):
+    with pytest.raises(ValueError, match=message):
+        optimizers.make_optimizer(name, Quadratic(), 0.1)
+    with pytest.raises(ValueError, match=message):
         TrainConfig(epochs=1, lr=0.1, optimizer=name)
 
 
-def test_what_is_not_installed_is_said(monkeypatch):
+def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'clearhead\[optimizers\]'"):
-        optimizers.make("sam-adamw", Quadratic(), 0.1)
-    optimizers.make("lion", Quadratic(), 0.1)
+        optimizers.make_optimizer("sam-adamw", Quadratic(), 0.1)
+    optimizers.make_optimizer("lion", Quadratic(), 0.1)
 
 
-def test_running_statistics_are_kept_and_then_move_again():
+def test_running_statistics_are_fixed_inside_the_block_only():
     norm, images = nn.BatchNorm1d(3), torch.randn(8, 3) + 5
-    with optimizers.statistics_kept(norm):
+    with optimizers.fixed_batch_norm_statistics(norm):
         norm(images)
     assert torch.equal(norm.running_mean, torch.zeros(3))
     norm(images)
@@ -193,7 +193,7 @@ def test_schedule_free_is_constant_after_the_warm_up():
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ({"schedule": "linear"}, "schedule: 'linear'"),
         ({"warmup": 11}, "warmup: got 11"),
@@ -202,9 +202,9 @@ def test_schedule_free_is_constant_after_the_warm_up():
         ({"mixup": -1.0}, "mixup: got -1.0"),
         ({"cutmix": math.nan}, "cutmix: got nan"),
         ({"max_grad_norm": 0.0}, "max_grad_norm: got 0.0"),
-        ({"optimizer": "sam-sgd", "mixed_precision": "fp16"}, "give bf16 or no"),
+        ({"optimizer": "sam-sgd", "mixed_precision": "fp16"}, "use bf16 or no"),
     ],
 )
-def test_invalid_settings_raise_an_error(config, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_settings_raise_an_error(config, message):
+    with pytest.raises(ValueError, match=message):
         TrainConfig(epochs=10, lr=0.1, **config)

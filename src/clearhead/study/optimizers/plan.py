@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from clearhead.data.images import absolute_source
 from clearhead.study.files import Listed, Name, Seeds, StudyError, read_yaml, slug
 from clearhead.training.config import TrainConfig
-from clearhead.training.optimizers import require
+from clearhead.training.optimizers import require_optimizer
 
 Augmentation = Literal["none", "weak", "strong"]
 Positive = Annotated[float, Field(gt=0)]
@@ -127,7 +127,7 @@ def read_plan(file: Path) -> Plan:
         if len(set(settings)) < len(settings):
             raise StudyError(f"{file}: optimizers: {name!r}: a learning rate or a weight decay is given twice")
         try:
-            require(choice.optimizer)
+            require_optimizer(choice.optimizer)
         except ValueError as error:
             raise StudyError(f"{file}: optimizers: {name!r}: {error}") from error
     return plan.model_copy(update={"data": absolute_source(plan.data, file.resolve().parent)})

@@ -36,7 +36,7 @@ from clearhead.study.files import StudyError
 from clearhead.study.optimizers.measures import Measures, measure
 from clearhead.study.optimizers.plan import Cell, Plan, setting_name
 from clearhead.training.loop import DivergedError, Epoch, best_epoch, cross_entropy, fit
-from clearhead.training.optimizers import make
+from clearhead.training.optimizers import make_optimizer
 
 if TYPE_CHECKING:
     import optuna
@@ -133,7 +133,7 @@ def run_study(
     for name in plan.models:  # a mistake shows before hours of training
         model = _fresh(plan.models[name], train, 0)
         for choice in plan.optimizers.values():
-            make(choice.optimizer, model.module, 1e-3)
+            make_optimizer(choice.optimizer, model.module, 1e-3)
     for cell in plan.cells():
         begin(out / cell.folder, "study optimizers", _arguments(plan, cell))
         _queue(_study(url, plan, cell), plan, cell, out)
