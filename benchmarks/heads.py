@@ -22,11 +22,11 @@ from timing import seconds, table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from clearhead.attention_tap import tap
 from clearhead.heads import DiversityLoss, head_gradients
 from clearhead.heads.diversity import diversity_loss
 from clearhead.heads.head_masking import HeadMask, attention_layers, head_mask_runner
 from clearhead.models import Classifier, Preprocessing, TokenGrid
-from clearhead.tap import tap
 from clearhead.zoo import mnist_cifar_vit
 
 

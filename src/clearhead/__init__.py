@@ -1,7 +1,101 @@
-"""clearhead: see what a vision transformer relies on, repair it cheaply, and prove that the repair helped."""
+"""clearhead: see what a vision transformer relies on, repair it cheaply, and prove that the repair helped.
 
-from clearhead import _torchvision  # noqa: F401  (must come before anything that imports torchvision)
-from clearhead.tap import AttentionCall, NoAttentionError, tap
+>>> import clearhead
+>>> maps = clearhead.explain(model, "photo.jpg", target="sports car")  # model: a torch module or a name
+>>> clearhead.show("photo.jpg", maps, model=model).savefig("map.png")
+
+Names are loaded when they are first used, so importing clearhead imports nothing heavy. The modules have more.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from clearhead import _torchvision  # noqa: F401  (its hook must be in place before anything imports torchvision)
+
+if TYPE_CHECKING:
+    from clearhead.analyses.cka import cka as cka
+    from clearhead.analyses.faithfulness import faithfulness as faithfulness
+    from clearhead.analyses.fourier import feature_maps as feature_maps
+    from clearhead.analyses.knn import knn as knn
+    from clearhead.analyses.lesion import lesions as lesions
+    from clearhead.analyses.slices import find_slices as find_slices
+    from clearhead.attention_tap import AttentionCall as AttentionCall
+    from clearhead.attention_tap import NoAttentionError as NoAttentionError
+    from clearhead.attention_tap import tap as tap
+    from clearhead.attribution import explain as explain
+    from clearhead.data.images import read_images as read_images
+    from clearhead.data.loading import ImageDataset as ImageDataset
+    from clearhead.errors import ClearheadError as ClearheadError
+    from clearhead.heads import DiversityLoss as DiversityLoss
+    from clearhead.heads import fold_heads as fold_heads
+    from clearhead.heads import head_gradients as head_gradients
+    from clearhead.heads import score_heads as score_heads
+    from clearhead.heads import select_heads as select_heads
+    from clearhead.landscape import hessian as hessian
+    from clearhead.models import Classifier as Classifier
+    from clearhead.models import Preprocessing as Preprocessing
+    from clearhead.models import TokenGrid as TokenGrid
+    from clearhead.models import as_classifier as as_classifier
+    from clearhead.models import from_module as from_module
+    from clearhead.models import load_model as load_model
+    from clearhead.models import save_model as save_model
+    from clearhead.prediction.predict import predict as predict
+    from clearhead.repairs import GradMaskLoss as GradMaskLoss
+    from clearhead.repairs import GroupDRO as GroupDRO
+    from clearhead.repairs import RelevanceLoss as RelevanceLoss
+    from clearhead.repairs import RRRLoss as RRRLoss
+    from clearhead.training.config import TrainConfig as TrainConfig
+    from clearhead.training.loop import fit as fit
 
 __version__ = "0.1.0"
-__all__ = ["AttentionCall", "NoAttentionError", "__version__", "tap"]
+
+_MODULES = {
+    "AttentionCall": "attention_tap",
+    "Classifier": "models",
+    "ClearheadError": "errors",
+    "DiversityLoss": "heads",
+    "GradMaskLoss": "repairs",
+    "GroupDRO": "repairs",
+    "ImageDataset": "data.loading",
+    "NoAttentionError": "attention_tap",
+    "Preprocessing": "models",
+    "RRRLoss": "repairs",
+    "RelevanceLoss": "repairs",
+    "TokenGrid": "models",
+    "TrainConfig": "training.config",
+    "as_classifier": "models",
+    "cka": "analyses.cka",
+    "explain": "attribution",
+    "faithfulness": "analyses.faithfulness",
+    "feature_maps": "analyses.fourier",
+    "find_slices": "analyses.slices",
+    "fit": "training.loop",
+    "fold_heads": "heads",
+    "from_module": "models",
+    "head_gradients": "heads",
+    "hessian": "landscape",
+    "knn": "analyses.knn",
+    "lesions": "analyses.lesion",
+    "load_model": "models",
+    "predict": "prediction.predict",
+    "read_images": "data.images",
+    "save_model": "models",
+    "score_heads": "heads",
+    "select_heads": "heads",
+    "tap": "attention_tap",
+}
+"""Public name -> module that defines it. A name needs a line here, and one above for type checkers."""
+
+__all__ = ["__version__", *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'clearhead' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"clearhead.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

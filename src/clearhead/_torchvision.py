@@ -1,21 +1,52 @@
-"""Lets torchvision import beside a torch its compiled operators were not built for (a CPU-only torch, for one).
+"""Let torchvision import beside a torch that its compiled operators were not built for, such as a CPU-only torch.
 
-torchvision registers shape functions for its operators when it is imported, also where its compiled library could not
-be loaded; then ``operator torchvision::nms does not exist`` ends the import. clearhead uses only torchvision's
+torchvision registers shape functions for its operators when it is imported, even if its compiled library could not be
+loaded; then ``operator torchvision::nms does not exist`` ends the import. clearhead uses only torchvision's
 pure-Python transforms and models, so it is enough that the two operators have a schema: calling them still fails.
+
+Importing this module is cheap: torch is imported when torchvision is.
 """
 
 import importlib.util
+import sys
 from pathlib import Path
+from typing import Any
 
-import torch
+
+class _BeforeTorchvision:
+    """An import hook that defines the operators just before torchvision is imported, and then removes itself."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        """Find nothing, so that the import goes on as usual."""
+        if name == "torchvision":
+            sys.meta_path.remove(self)
+            _define_operators()
+
+
+_libraries: list[Any] = []
+"""The operator definitions: a torch Library takes them back when it is collected."""
+
+
+def _define_operators() -> None:
+    """Give torchvision's operators a schema where its compiled library cannot be loaded."""
+    import torch
+
+    if _compiled_operators_load():
+        return
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _libraries.append(library)
 
 
 def _compiled_operators_load() -> bool:
     """Whether torchvision's compiled operators can be loaded, tried the way torchvision itself does."""
+    import torch
+
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
-        return True  # no torchvision: nothing to mend
+        return True  # no torchvision: nothing to do
     for library in Path(spec.origin).parent.glob("_C.*"):
         try:
             torch.ops.load_library(library)
@@ -25,9 +56,5 @@ def _compiled_operators_load() -> bool:
     return False
 
 
-if not _compiled_operators_load():
-    # Kept alive by this name: a Library takes its definitions back when it is collected.
-    _SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")
-    for _name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, _name):
-            _SCHEMAS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+if "torchvision" not in sys.modules:
+    sys.meta_path.insert(0, _BeforeTorchvision())

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clearhead.attention_tap import NoAttentionError, tap
 from clearhead.attribution import METHODS, explain, explain_with_logits, scale
 from clearhead.models import Classifier, Preprocessing, from_module
-from clearhead.tap import NoAttentionError, tap
 from tests import reference
 from tests.cases import CLASSES, MODELS, SIZE, images
 

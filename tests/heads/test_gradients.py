@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from clearhead.attention_tap import tap
 from clearhead.heads import DiversityLoss, head_gradients
 from clearhead.heads.diversity import diversity_loss, similarity
 from clearhead.heads.gradients import qkv_weights
 from clearhead.models import Classifier, Preprocessing
-from clearhead.tap import tap
 from clearhead.training.loop import cross_entropy
 from tests import cases
 

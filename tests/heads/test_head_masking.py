@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from clearhead.attention_tap import tap
 from clearhead.attribution import explain
 from clearhead.heads import head_gradients
 from clearhead.heads.fold import fold_heads
 from clearhead.heads.head_masking import HeadMask, HeadMaskRunner, attention_layers, head_mask_runner
 from clearhead.models import Classifier, load_model, save_model
-from clearhead.tap import tap
 from tests import cases
 
 SLOW = {"timm-swin"}

@@ -5,12 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clearhead.attention_tap import NoAttentionError, tap
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.image_io import DataError
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.heads.scores import implied_classes, score_heads
 from clearhead.models import Preprocessing, from_module
-from clearhead.tap import NoAttentionError, tap
 from tests import cases
 
 SIDE = (cases.SIZE, cases.SIZE)

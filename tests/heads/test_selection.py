@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from clearhead.attention_tap import tap
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.image_io import DataError
 from clearhead.data.loading import ImageDataset, loader
@@ -17,7 +18,6 @@ from clearhead.heads.prune import prune_heads
 from clearhead.heads.search import Candidates, Objective, Search
 from clearhead.heads.selection import _draw_balanced, _optimism, select_heads
 from clearhead.models import Classifier
-from clearhead.tap import tap
 from tests import cases
 
 

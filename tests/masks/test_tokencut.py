@@ -10,10 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from clearhead.attention_tap import tap
 from clearhead.masks import tokencut
 from clearhead.masks.tokencut import WEAK, affinity, cut, second_eigenvector, similarity
 from clearhead.models import TokenGrid
-from clearhead.tap import tap
 from tests.cases import MODELS, SIZE, classifier
 
 PLAIN = "timm-vit"

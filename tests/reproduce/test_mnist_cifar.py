@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from clearhead.attention_tap import tap
 from clearhead.data.image_io import DataError
 from clearhead.data.mnist_cifar import Part
 from clearhead.heads import head_gradients
@@ -14,7 +15,6 @@ from clearhead.models import Preprocessing, from_module
 from clearhead.reproduce import mnist_cifar as module
 from clearhead.reproduce.mnist_cifar import PARTS, PROTOCOLS, SUBSETS, Protocol, Run, read_off, reproduce, train_run
 from clearhead.runs import RunError
-from clearhead.tap import tap
 from clearhead.zoo import mnist_cifar_vit
 
 

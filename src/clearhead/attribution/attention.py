@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from clearhead.attention_tap import AttentionCall, tap
 from clearhead.attribution.gae import blocks, first_row, read_rows, token_grid
 from clearhead.models import Classifier, TokenGrid
-from clearhead.tap import AttentionCall, tap
 
 
 def attention(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:

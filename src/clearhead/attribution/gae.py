@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clearhead.attention_tap import AttentionCall, attention_like, tap
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier, TokenGrid
 from clearhead.models.classifier import evaluation_mode, logit_gradients
-from clearhead.tap import AttentionCall, attention_like, tap
 
 _BLOCK_ELEMENTS = 2**22
 """Entries of B x H x rows x M that are alive at once: 16 MiB in float32, which also stays near the caches."""

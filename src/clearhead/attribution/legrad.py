@@ -14,10 +14,10 @@ the paper (the code's default is the last two), and the read-out is the model's 
 import torch
 from torch import Tensor
 
+from clearhead.attention_tap import tap
 from clearhead.attribution.gae import blocks, token_grid
 from clearhead.models import Classifier
 from clearhead.models.classifier import logit_gradients
-from clearhead.tap import tap
 
 
 def legrad(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:

@@ -30,11 +30,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from clearhead.attention_tap import AttentionCall, tap
 from clearhead.attribution.gae import token_grid
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier
 from clearhead.models.classifier import SubstitutedParameters, chosen_logit
-from clearhead.tap import AttentionCall, tap
 
 
 def attnlrp(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:

@@ -11,12 +11,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from clearhead.attention_tap import tap
 from clearhead.errors import ClearheadError
 from clearhead.heads.gradients import network
 from clearhead.heads.head_masking import HeadMask
 from clearhead.models import Classifier
 from clearhead.models.classifier import copied
-from clearhead.tap import tap
 
 Model = TypeVar("Model", Classifier, nn.Module)
 

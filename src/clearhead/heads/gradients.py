@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from clearhead.attention_tap import AttentionCall, tap
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier
 from clearhead.models.classifier import logit_gradients
 from clearhead.models.classifier import logits as logits_in
-from clearhead.tap import AttentionCall, tap
 
 Layers = str | Sequence[int]
 """Which attention layers: ``last``, ``all``, or positions in call order (negative from the end)."""

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clearhead.attention_tap import HeadIntervention, tap
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier
-from clearhead.tap import HeadIntervention, tap
 
 _ROWS = 2**15
 """Tokens that go through the repeated part at once."""

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clearhead.attention_tap import AttentionCall, tap
 from clearhead.data.dataset import ImageIndex, require_classes
 from clearhead.data.image_io import DataError
 from clearhead.data.loading import ImageDataset, loader
@@ -28,7 +29,6 @@ from clearhead.metrics.statistics import Estimate, proportion
 from clearhead.models import Classifier
 from clearhead.models.classifier import evaluation_mode, require_not_nan
 from clearhead.progress import Progress, track
-from clearhead.tap import AttentionCall, tap
 
 _ENTRIES = 2**24
 """Entries of attention, B x H x N x N, in memory at a time."""

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from clearhead.attention_tap import tap
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.errors import ClearheadError
@@ -29,7 +30,6 @@ from clearhead.models import Classifier
 from clearhead.models.classifier import require_not_nan
 from clearhead.prediction.predict import relevance_masses
 from clearhead.progress import Progress, duration, log, track
-from clearhead.tap import tap
 
 Search = Literal["exhaustive", "greedy", "importance"]
 Objective = Literal["accuracy", "worst-group", "relevance-mass"]

@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+from clearhead.attention_tap import tap
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier, TokenGrid
 from clearhead.models.classifier import evaluation_mode
-from clearhead.tap import tap
 
 Side = Literal["inside", "strongest"]
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from clearhead.attention_tap import AttentionCall, AttentionRecord, NoAttentionError, tap
 from clearhead.models.classifier import SubstitutedParameters, TokenGrid, evaluation_mode, logits
-from clearhead.tap import AttentionCall, AttentionRecord, NoAttentionError, tap
 
 _MOST_PREFIX_TOKENS = 16
 

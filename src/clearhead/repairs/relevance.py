@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from clearhead.attention_tap import tap
 from clearhead.attribution import scale
 from clearhead.attribution.attention import attention_map, rollout_map
 from clearhead.attribution.gae import relevance, token_grid
@@ -35,7 +36,6 @@ from clearhead.models import Classifier
 from clearhead.models.classifier import chosen_logit, logit_gradients
 from clearhead.repairs.input_gradient_losses import input_gradient
 from clearhead.repairs.loss_inputs import Batch, is_training, masks_in, with_token_grid
-from clearhead.tap import tap
 
 DifferentiableAttribution = Literal["gae", "rollout", "attention", "input-gradient", "input-x-gradient"]
 """Attribution methods that the loss can be computed on."""
