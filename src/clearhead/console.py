@@ -21,7 +21,6 @@ from clearhead.report.trainings import CHOSEN_BY
 from clearhead.results import (
     AuditResults,
     ComparisonResults,
-    EvaluationResults,
     OptimizerResults,
     SlicesResults,
     StudyResults,
@@ -134,29 +133,6 @@ def _tell_epoch(results: TrainingResults) -> None:
     )
     if kept.number == 0:
         out.print(f"No epoch lowered the {CHOSEN_BY[by]}: the checkpoint is the model as it was given.")
-
-
-def tell_evaluation(results: EvaluationResults, folder: Path) -> None:
-    """The main numbers of each part."""
-    tell_problems(results.issues)
-    if results.segmentation:
-        first = next(iter(next(iter(results.segmentation.values())).values()))
-        table = _table(*first, "n")
-        for model, methods in results.segmentation.items():
-            for method, numbers in methods.items():
-                cells = [format_value(e.value, e.unit) for e in numbers.values()]
-                table.add_row(escape(f"{model}, {method}"), *cells, f"{next(iter(numbers.values())).count:,}")
-        out.print("maps as segmentations")
-        out.print(table)
-    if results.knn:
-        table = _table(*(f"k = {k}" for k in next(iter(results.knn.values()))))
-        for model, by_k in results.knn.items():
-            table.add_row(
-                escape(model), *(f"{format_value(e.value, e.unit)} {format_interval(e)}" for e in by_k.values())
-            )
-        out.print("nearest neighbours")
-        out.print(table)
-    _tell_page(folder)
 
 
 def tell_suite(results: SuiteResults, folder: Path) -> None:

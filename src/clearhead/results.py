@@ -121,33 +121,6 @@ class OptimizerResults:
 
 
 @dataclass(frozen=True)
-class EvaluationResults:
-    """Features and maps of one or several models on one folder; the first model is what the others are held against.
-
-    Attributes:
-        kind: which results these are.
-        models: their names, each once.
-        data: the folder.
-        segmentation: by model, then method, then measure.
-        left_out: images that segmentation does not count, by reason, for each model.
-        knn: by model, then number of neighbours.
-        knn_change: by model but the first: less the first model's.
-        problems: with the data.
-        facts: for the foot of the page.
-    """
-
-    kind: Literal["evaluation"]
-    models: list[str]
-    data: str
-    segmentation: dict[str, dict[str, dict[str, Estimate]]] = field(default_factory=dict)
-    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
-    knn: dict[str, dict[int, Estimate]] = field(default_factory=dict)
-    knn_change: dict[str, dict[int, Estimate]] = field(default_factory=dict)
-    issues: list[DataIssue] = field(default_factory=list)
-    provenance: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class SlicesResults:
     """Parts of classes that a model fails on, found without group labels.
 
@@ -255,7 +228,6 @@ Results = (
     | ComparisonResults
     | StudyResults
     | OptimizerResults
-    | EvaluationResults
     | SufficientResults
     | SlicesResults
     | SuiteResults

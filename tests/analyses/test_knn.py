@@ -1,10 +1,12 @@
 """Nearest neighbours against scikit-learn's, and against counting by hand."""
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,11 +16,12 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from torch import nn
 
 from clearhead.analyses import knn as module
-from clearhead.analyses.knn import knn, neighbours, vote
+from clearhead.analyses.knn import knn, measure, neighbours, vote
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.folder import read_folder
 from clearhead.data.image_io import DataError
 from tests.attribution.test_explain import classifier
+from tests.command import clearhead, error, result
 from tests.repairs.test_dfr import stack, timm_features
 
 
@@ -52,7 +55,7 @@ def by_hand(nearest: np.ndarray, labels: np.ndarray) -> list[int]:
 def test_leave_one_out_is_scikit_learns(seen):
     model = classifier("timm-vit")
     model.module.train()
-    found = knn(model, seen, k=(1, 10), batch_size=7, progress=lambda batches, count: batches)
+    found = knn(model, seen, k=(1, 10), batch_size=7, progress=lambda batches, count, description: batches)
     assert model.module.training
     model.module.eval()
     images, labels = stack(model, seen)
@@ -63,10 +66,10 @@ def test_leave_one_out_is_scikit_learns(seen):
     np.testing.assert_array_equal(found.correct[1], expected == labels)
     nearest = NearestNeighbors(metric="cosine").fit(x).kneighbors(n_neighbors=10, return_distance=False)
     np.testing.assert_array_equal(found.correct[10], by_hand(nearest, labels) == labels)
-    assert found.accuracy[1].value == found.correct[1].mean()
+    assert found.accuracy[1].value == np.mean(found.correct[1])
     assert found.accuracy[10].count == 27
     assert found.bank == 26
-    assert found.file.tolist() == [sample.file for sample in seen.samples]
+    assert found.file == [sample.file for sample in seen.samples]
     assert 0.34 < found.accuracy[10].value < 1  # neither chance nor a tie with everything
 
 
@@ -127,12 +130,12 @@ def test_a_vote_that_is_even_goes_to_the_nearest(labels):
 
 def test_what_cannot_be_classified(seen, unseen, tmp_path):
     model = classifier("timm-vit")
-    with pytest.raises(ValueError, match=r"k: 27; numbers of neighbours in 1\.\.26"):
+    with pytest.raises(ValueError, match=r"k: got 27; give numbers of neighbours in 1\.\.26"):
         knn(model, seen, k=[27])
-    with pytest.raises(ValueError, match=r"k: 1, 13; numbers of neighbours in 1\.\.12"):
+    with pytest.raises(ValueError, match=r"k: got 1, 13; give numbers of neighbours in 1\.\.12"):
         knn(model, seen, k=[1, 13], bank=unseen)
     for wrong in ([0], []):
-        with pytest.raises(ValueError, match=r"k: (0|none); numbers of neighbours"):
+        with pytest.raises(ValueError, match=r"k: got (0|none); give numbers of neighbours"):
             knn(model, seen, k=wrong)
     with pytest.raises(DataError, match="all images are of one class, shade 0"):
         knn(model, shades(tmp_path / "one", classes=1, count=3, seed=0), k=[1])
@@ -160,3 +163,57 @@ def test_twins_are_each_others_neighbours(seen):
     twins = replace(seen, samples=tuple(s for sample in seen.samples for s in (sample, replace(sample, file="twin"))))
     found = knn(classifier("timm-swin"), twins, k=[1])
     assert found.accuracy[1].value == 1
+
+
+def test_models_are_compared_with_the_first(place, other):
+    found = measure([str(place / "model"), str(other)], place / "data", split="test", k=[1, 3])
+    assert list(found.accuracy) == ["model", "other"]
+    for k, change in found.change["other"].items():
+        assert change.value == pytest.approx(found.accuracy["other"][k].value - found.accuracy["model"][k].value)
+        assert (change.count, change.unit) == (12, "pp")
+    alone = knn(str(other), read_folder(place / "data", split="test"), k=[1, 3])
+    assert alone.accuracy == found.accuracy["other"]
+
+
+def test_the_command_compares_features(place, other):
+    run = clearhead("knn", "model", "other", "data", "--k", "1,3", "--split", "test", "--out", "knn", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "other - model" in run.stdout
+    assert result(place / "knn")["accuracy"]["model"].keys() == {"1", "3"}
+    assert "k-NN accuracy" in (place / "knn" / "report.html").read_text()
+
+
+def test_weights_without_a_head_have_features(place):
+    backbone = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    torch.save(backbone.state_dict(), place / "headless.pth")
+    name = "timm:vit_tiny_patch16_224@headless.pth"
+    run = clearhead("knn", name, "data", "--k", 1, "--out", "headless", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert result(place / "headless")["accuracy"]["timm:vit_tiny_patch16_224"]["1"]["count"] == 36
+
+
+def test_runs_of_many_models_have_folders_of_their_own(place, tmp_path):
+    shutil.copytree(place / "data", tmp_path / "data")
+    for last in "ab":
+        models = [f"a model with a name of some length, {i}{last}" for i in range(7)]
+        for model in models:
+            shutil.copytree(place / "model", tmp_path / model)
+        run = clearhead("knn", *models, "data", "--split", "test", cwd=tmp_path)
+        assert run.returncode == 0, run.stderr
+    folders = {folder.name for folder in (tmp_path / "runs").iterdir()}
+    assert len(folders) == 2
+    assert all(name.startswith("knn-a-model-with-a-name") for name in folders)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("model", "nowhere"), "data: nowhere: no such folder or file"),
+        (("model", "data", "--k", "x"), "--k: got 'x'; give comma-separated whole numbers"),
+        (("model", "data", "--k", "99"), "k: got 99; give numbers of neighbours in 1..35"),
+        (("model", "data", "--out", "data"), "out: data holds other files"),
+    ],
+)
+def test_bad_input_of_the_command(place, arguments, message):
+    assert message in error(clearhead("knn", *arguments, cwd=place))
+    assert not (place / "runs").exists()

@@ -1,5 +1,6 @@
 """Maps as segmentations against torchmetrics, scikit-learn and the public code's way of adding up."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.metrics import average_precision_score
 from torchmetrics.functional.classification import binary_jaccard_index
 from torchmetrics.functional.classification import multiclass_jaccard_index as jaccard
 
-from clearhead.analyses.localisation import segment, segmentation, usable
+from clearhead.analyses.localisation import localisation, measure, segmentation, usable
 from clearhead.attribution import explain
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.folder import read_folder
@@ -20,6 +21,7 @@ from clearhead.data.image_io import DataError
 from clearhead.data.loading import ImageDataset
 from tests.attribution.test_explain import classifier
 from tests.cases import CLASSES
+from tests.command import clearhead, error, result
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def test_a_map_that_is_the_mask_is_perfect_and_a_constant_one_is_nothing():
 def test_over_a_folder_pixels_are_added_up(folder):
     model = classifier("timm-vit")
     model.module.train()
-    found = segment(model, folder, batch_size=7, progress=lambda batches, count: batches)
+    found = localisation(model, folder, batch_size=7, progress=lambda batches, count, description: batches)
     assert model.module.training
     model.module.eval()
     items = [ImageDataset(folder, model.preprocess)[i] for i in range(20)]
@@ -98,8 +100,9 @@ def test_over_a_folder_pixels_are_added_up(folder):
     precision = [average_precision_score(m.flatten(), v.flatten()) for m, v in zip(masks, maps, strict=True)]
     np.testing.assert_allclose(found.precision.value, np.mean(precision), rtol=1e-3)
     assert found.file.tolist() == [folder.samples[i["index"]].file for i in kept]
-    assert found.left_out == {"no usable mask": 2}
+    assert found.excluded == {"no usable mask": 2}
     assert found.method == "gae"
+    np.testing.assert_allclose(found.area.value, masks.float().mean(), rtol=1e-5)
     for estimate in (found.pixel_accuracy, found.iou, found.image_iou, found.precision, found.pooled_precision):
         assert estimate.low < estimate.value < estimate.high
         assert (estimate.count, estimate.unit) == (18, "%")
@@ -107,20 +110,20 @@ def test_over_a_folder_pixels_are_added_up(folder):
 
 def test_only_right_predictions_where_they_alone_count(folder):
     model = classifier("timm-swin")
-    found, every = segment(model, folder, correct_only=True), segment(model, folder)
+    found, every = localisation(model, folder, correct_only=True), localisation(model, folder)
     items = [ImageDataset(folder, model.preprocess)[i] for i in range(20)]
     with torch.no_grad():
         predicted = model(torch.stack([item["image"] for item in items])).argmax(1).tolist()
     right = {s.file for s, label in zip(folder.samples, predicted, strict=True) if label == s.label}
     assert found.file.tolist() == [file for file in every.file if file in right]
     assert 0 < len(found.file) < 18
-    assert found.left_out == {"no usable mask": 2, "wrong prediction": 18 - len(found.file)}
+    assert found.excluded == {"no usable mask": 2, "wrong prediction": 18 - len(found.file)}
     assert found.method == "input-gradient"
     np.testing.assert_array_equal(found.overlap.iou, every.overlap.iou[np.isin(every.file, found.file)])
 
 
 def test_one_image_has_no_interval(folder):
-    found = segment(classifier("timm-vit"), replace(folder, samples=folder.samples[-1:]), method="rollout")
+    found = localisation(classifier("timm-vit"), replace(folder, samples=folder.samples[-1:]), method="rollout")
     assert found.iou.count == 1
     assert np.isnan(found.iou.low)
     np.testing.assert_allclose(found.iou.value, found.image_iou.value)
@@ -129,13 +132,13 @@ def test_one_image_has_no_interval(folder):
 def test_what_cannot_be_measured(folder):
     model = classifier("timm-vit")
     bare = replace(folder, samples=tuple(replace(sample, mask=None) for sample in folder.samples))
-    with pytest.raises(DataError, match=r"no image is left to hold a map against \(20 of 20: no usable mask\)"):
-        segment(model, bare)
+    with pytest.raises(DataError, match=r"no image is left to compare a map with \(20 of 20: no usable mask\)"):
+        localisation(model, bare)
     mislabelled = replace(folder, samples=tuple(replace(sample, label=-1) for sample in folder.samples))
     with pytest.raises(DataError, match="2 of 20: no usable mask, 18 of 20: wrong prediction"):
-        segment(model, mislabelled, correct_only=True)
+        localisation(model, mislabelled, correct_only=True)
     with pytest.raises(ValueError, match="method: 'guess' is unknown"):
-        segment(model, folder, method="guess")
+        localisation(model, folder, method="guess")
     maps, masks = torch.rand(2, 4, 4), torch.eye(4, dtype=torch.bool).expand(2, 4, 4)
     with pytest.raises(ValueError, match="B x H x W both"):
         segmentation(maps, masks[:, :2])
@@ -144,3 +147,35 @@ def test_what_cannot_be_measured(folder):
     with pytest.raises(ValueError, match="masks: 2 of 2 are all foreground or all background"):
         segmentation(maps, torch.ones_like(masks))
     assert usable(torch.stack([masks[0], torch.zeros(4, 4) > 0, torch.ones(4, 4) > 0])).tolist() == [True, False, False]
+
+
+def test_the_command_measures_models_and_methods(place, other):
+    arguments = ("localize", "model", "other", "data", "--methods", "all", "--split", "test", "--out", "localize")
+    run = clearhead(*arguments, cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "mIoU" in run.stdout
+    assert "other, gae" in run.stdout
+    models = result(place / "localize")["models"]
+    assert models["model"].keys() >= {"gae", "rollout", "attnlrp", "input-gradient"}
+    assert models["other"]["gae"]["iou"]["count"] == 12
+    assert "other, rollout" in (place / "localize" / "report.html").read_text()
+    found = measure([str(place / "model")], place / "data", split="test", methods=["gae"]).models["model"]["gae"]
+    assert found.iou.value == models["model"]["gae"]["iou"]["value"]
+    assert found.area.low == found.area.high == pytest.approx(0.28, abs=0.01)  # a quarter, before the centre crop
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("model", "nowhere"), "data: nowhere: no such folder or file"),
+        (("model", "without"), "no image is left to compare a map with"),
+        (("model", "data", "--methods", "lime"), "method: 'lime' is unknown"),
+        (("model", "two", "data"), "models: the classes differ"),
+        (("model", "data", "--out", "data"), "out: data holds other files"),
+    ],
+)
+def test_bad_input_of_the_command(place, two, arguments, message):
+    if not (place / "without").exists():
+        shutil.copytree(place / "data", place / "without", ignore=shutil.ignore_patterns("masks"))
+    assert message in error(clearhead("localize", *arguments, cwd=place))
+    assert not (place / "runs").exists()

@@ -128,8 +128,6 @@ def test_a_linear_layer_on_a_backbone_and_the_same_repair(place):
     name = "timm:vit_tiny_patch16_224@backbone.pth"
     run = clearhead("train", name, "data", "--linear", "--out", "from-backbone", cwd=place)
     assert run.returncode == 0, run.stderr
-    run = clearhead("evaluate", name, "data", "--knn", "--k", 1, "--out", "backbone-knn", cwd=place)
-    assert run.returncode == 0, run.stderr
     run = clearhead("repair", "linear/checkpoint", "data", "--epochs", 1, "--out", "linear-repair", cwd=place)
     assert run.returncode == 0, run.stderr
 
@@ -211,31 +209,6 @@ def test_sufficient_subsets_of_any_label(place):
     assert "Pixels that are enough" in (place / "sis" / "report.html").read_text()
 
 
-def test_evaluate_compares_maps_and_features_of_models(place, repaired):
-    options = ["--segmentation", "--knn", "--methods", "all", "--k", "1,3", "--split", "test"]
-    run = clearhead("evaluate", "model", "repair/checkpoint", "data", *options, "--out", "evaluate", cwd=place)
-    assert run.returncode == 0, run.stderr
-    results = json.loads((place / "evaluate" / "results.json").read_text())
-    assert results["models"] == ["model", "repair"]
-    assert results["segmentation"]["repair"]["gae"]["mIoU"]["count"] == 12
-    assert results["knn"]["model"].keys() == {"1", "3"}
-    page = (place / "evaluate" / "report.html").read_text()
-    assert "Nearest neighbours" in page
-
-
-def test_runs_of_many_models_have_folders_of_their_own(place, tmp_path):
-    shutil.copytree(place / "data", tmp_path / "data")
-    for last in "ab":
-        models = [f"a model with a name of some length, {i}{last}" for i in range(7)]
-        for model in models:
-            shutil.copytree(place / "model", tmp_path / model)
-        run = clearhead("evaluate", *models, "data", "--knn", "--split", "test", cwd=tmp_path)
-        assert run.returncode == 0, run.stderr
-    folders = {folder.name for folder in (tmp_path / "runs").iterdir()}
-    assert len(folders) == 2
-    assert all(name.startswith("evaluate-knn-a model with a name") for name in folders)
-
-
 def test_nothing_of_the_users_is_written_over(place, tmp_path):
     """By overlays beside the images, by a study, by a run in a folder with a config of its own."""
     shutil.copytree(place / "data" / "cat", tmp_path / "photos")
@@ -276,10 +249,6 @@ def test_nothing_of_the_users_is_written_over(place, tmp_path):
         (["train", "model", "data", "--val-split", "train"], "12 images are for training and for validation"),
         (["train", "model", "data", "--device", "foo"], "device: 'foo' is unavailable"),
         (["repair", "model", "data", "--device", "cuda:7"], "device: 'cuda:7' is unavailable"),
-        (["evaluate", "model", "data"], "--segmentation and --knn"),
-        (["evaluate", "model", "data", "--knn", "--k", "x"], "whole numbers with commas"),
-        (["evaluate", "model", "data", "--knn", "--k", "99"], "k: 99"),
-        (["evaluate", "model", "maskless", "--segmentation"], "no image is left to hold a map against"),
         (["sis", "model", "data/cat/00.png", "--class", "dog"], "class 'dog'"),
         (["data", "masks", "data", "--model", "model"], "exists"),
         (["data", "masks", "maskless", "--from", "sky=x"], "there is"),
@@ -385,7 +354,6 @@ def test_effective_robustness_is_from_a_baseline_table(place, repaired):
         (("evaluate", "a b=model", "a-b=model", "data", "--suite", "rotation"), "cannot be told apart as files"),
         (("evaluate", "model", "--suite", "imagenet-a", "--root", "data"), "not there: imagenet-a"),
         (("evaluate", "model", "data", "--suite", "rotation", "--baseline", "no.csv"), "no.csv"),
-        (("evaluate", "model", "data", "--knn", "--sets", "fog"), "belong to --suite"),
     ],
 )
 def test_suites_that_cannot_be_are_refused(place, repaired, arguments, message):

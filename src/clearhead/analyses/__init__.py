@@ -9,6 +9,8 @@ ANALYSES: dict[str, str] = {
     "faithfulness": "clearhead.analyses.faithfulness",
     "audit": "clearhead.analyses.audit",
     "compare": "clearhead.analyses.compare",
+    "localize": "clearhead.analyses.localisation",
+    "knn": "clearhead.analyses.knn",
     "layers fourier": "clearhead.analyses.fourier",
     "layers lesion": "clearhead.analyses.lesion",
     "layers cka": "clearhead.analyses.cka",

@@ -17,7 +17,6 @@ from clearhead.cli.options import (
     Workers,
     columns_of,
     default_out,
-    numbers_of,
 )
 
 
@@ -115,12 +114,12 @@ def evaluate(
         ),
     ],
     suite: Annotated[
-        str | None,
+        str,
         typer.Option(
             help="Shifted sets, with commas: imagenet, imagenet-c, cifar-c (as published, in --root); corruptions or a "
             "sweep, such as rotation (made of the images of DATA)."
         ),
-    ] = None,
+    ],
     root: Annotated[str | None, typer.Option(help="Folder of the published sets, or DATA.")] = None,
     sets: Annotated[str | None, typer.Option(help="Take these sets of the suite, with commas; all by default.")] = None,
     baseline: Annotated[
@@ -129,20 +128,6 @@ def evaluate(
     most_unreadable: Annotated[
         float, typer.Option(min=0, max=1, help="Share of a set's images that may be broken before the run stops.")
     ] = 0.01,
-    segmentation: Annotated[
-        bool, typer.Option("--segmentation", help="Are the maps the objects? Needs masks.")
-    ] = False,
-    knn: Annotated[
-        bool, typer.Option("--knn", help="Nearest neighbours on the features; DATA may have any classes.")
-    ] = False,
-    methods: Annotated[
-        str | None,
-        typer.Option(help="Methods of the maps with commas, or all; by default gae (input-gradient without tokens)."),
-    ] = None,
-    correct_only: Annotated[
-        bool, typer.Option("--correct-only", help="Segmentation by maps of rightly classified images alone.")
-    ] = False,
-    k: Annotated[str, typer.Option(help="Numbers of neighbours, with commas.")] = "1,10",
     out: Out = None,
     split: Split = None,
     batch_size: BatchSize = 32,
@@ -150,29 +135,18 @@ def evaluate(
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """How well does it hold up on shifted data? Which maps are the object, what do features part?"""
+    """Evaluate robustness to distribution shift."""
     from clearhead import console, workflows
 
     models, data = (names, root) if root else (names[:-1], names[-1])
     if not models:
         raise typer.BadParameter("a model and data are needed: MODEL DATA, or MODEL --root DATA")
     options: dict[str, Any] = {"split": split, "batch_size": batch_size, "workers": workers, "seed": seed}
-    if not suite and (root or sets or baseline):
-        raise typer.BadParameter("--root, --sets and --baseline belong to --suite")
-    if suite:
-        if segmentation or knn:
-            raise typer.BadParameter("--suite is a run of its own, without --segmentation and --knn")
-        suites = columns_of(suite) or []
-        folder = out or default_out("-".join(["evaluate", *suites]), data, *models)
-        options |= {"sets": columns_of(sets), "baseline": baseline, "most_unreadable": most_unreadable}
-        found = workflows.run_suite(models, suites, data, folder, **options, device=device, progress=console.progress)
-        console.tell_suite(found, folder)
-        return
-    chosen = {"segmentation": segmentation, "knn": knn}
-    folder = out or default_out("-".join(["evaluate", *(name for name, on in chosen.items() if on)]), data, *models)
-    options |= {"segmented": segmentation, "neighbours": knn, "device": device}
-    options |= {"methods": columns_of(methods), "correct_only": correct_only, "k": numbers_of(k)}
-    console.tell_evaluation(workflows.run_evaluate(models, data, folder, **options, progress=console.progress), folder)
+    suites = columns_of(suite) or []
+    folder = out or default_out("-".join(["evaluate", *suites]), data, *models)
+    options |= {"sets": columns_of(sets), "baseline": baseline, "most_unreadable": most_unreadable}
+    results = workflows.run_suite(models, suites, data, folder, **options, device=device, progress=console.progress)
+    console.tell_suite(results, folder)
 
 
 def report(

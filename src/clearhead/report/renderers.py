@@ -9,7 +9,7 @@ from clearhead.analyses.compare import Comparison
 from clearhead.metrics.statistics import Estimate
 from clearhead.report.audits import audit_sections
 from clearhead.report.comparisons import comparison_sections
-from clearhead.report.evaluations import evaluation_sections, sufficient_sections
+from clearhead.report.evaluations import sufficient_sections
 from clearhead.report.optimizers import optimizer_sections
 from clearhead.report.page import Section
 from clearhead.report.slices import slice_sections
@@ -19,7 +19,6 @@ from clearhead.report.trainings import training_sections
 from clearhead.results import (
     AuditResults,
     ComparisonResults,
-    EvaluationResults,
     OptimizerResults,
     SlicesResults,
     StudyResults,
@@ -122,11 +121,6 @@ KINDS: dict[type, Kind] = {
         lambda run: f"Optimizers on {run.data}",
         lambda run: f"{len(run.trials)} trainings on {run.data}; settings chosen on validation images.",
         lambda run, folder, of: optimizer_sections(run),
-    ),
-    EvaluationResults: Kind(
-        lambda run: f"{_listed(run.models)}: evaluation",
-        lambda run: f"On {run.data}.",
-        lambda run, folder, of: evaluation_sections(run),
     ),
     SufficientResults: Kind(
         lambda run: f"{run.model}: sufficient input subsets",

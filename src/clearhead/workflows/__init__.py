@@ -9,7 +9,6 @@ from clearhead.models.classifier import on_device
 from clearhead.workflows.evaluation import (
     run_audit,
     run_compare,
-    run_evaluate,
     run_report,
 )
 from clearhead.workflows.maps import run_explain, run_sis
@@ -28,7 +27,6 @@ __all__ = [
     "on_device",
     "run_audit",
     "run_compare",
-    "run_evaluate",
     "run_explain",
     "run_optimizers",
     "run_repair",

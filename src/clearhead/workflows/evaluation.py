@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,15 @@ import numpy as np
 from clearhead.analyses.audit import summarize as audit
 from clearhead.analyses.compare import compare_predictions as compare
 from clearhead.analyses.heads import score_with_attributes
-from clearhead.analyses.knn import knn
-from clearhead.analyses.localisation import segment
-from clearhead.attribution import methods_for
 from clearhead.data.images import read_images
 from clearhead.data.splits import require_apart
 from clearhead.errors import ClearheadError
 from clearhead.metrics.calibration import TemperatureScaling, calibration, fit_temperature
-from clearhead.metrics.statistics import accuracy_difference
-from clearhead.models import Classifier, load_model
+from clearhead.models import load_model
 from clearhead.models.classifier import on_device
-from clearhead.prediction.predict import default_method, logits_of, predict
+from clearhead.prediction.predict import logits_of, predict
 from clearhead.report.pages import write_page
-from clearhead.results import AuditResults, ComparisonResults, EvaluationResults, Results, once
+from clearhead.results import AuditResults, ComparisonResults, Results
 from clearhead.runs import begin, read_results, write_table
 from clearhead.workflows.pieces import (
     SHOWN,
@@ -32,7 +27,6 @@ from clearhead.workflows.pieces import (
     examples,
     finish,
     given,
-    load_backbone,
     model_name,
     provenance_of,
     require_same_classes,
@@ -155,109 +149,6 @@ def run_compare(
         )
         finish(out, results)
     return read_results(out, Results)
-
-
-def run_evaluate(
-    models: Sequence[str],
-    data: str | Path,
-    out: Path,
-    *,
-    split: str | None = None,
-    segmented: bool = False,
-    neighbours: bool = False,
-    methods: Sequence[str] | None = None,
-    correct_only: bool = False,
-    k: Sequence[int] = (1, 10),
-    batch_size: int = 32,
-    workers: int = 0,
-    seed: int = 0,
-    device: str | None = None,
-    progress: Progress | None = None,
-) -> EvaluationResults:
-    """Are the maps true, are they the objects, do the features part other classes? ``clearhead evaluate``.
-
-    Args:
-        models: one or several; the others are held against the first, image by image.
-        data: the folder; for `neighbours` alone its classes need not be the models'.
-        out: folder of the run.
-        split: use the images of this split.
-        segmented: maps against masks (``clearhead.analyses.localisation``).
-        neighbours: k-NN on the features (``clearhead.analyses.knn``).
-        methods: of the maps; None takes each model's default, ``("all",)`` all that each can do.
-        correct_only: segmentation counts only images classified as their label.
-        k: numbers of neighbours.
-        batch_size: images a batch.
-        workers: processes that load images.
-        seed: of what is drawn.
-        device: where to run.
-        track: shows progress.
-
-    Raises:
-        ClearheadError: where nothing is to be evaluated, or a method does not exist or cannot work on a model.
-        DataError: for data that cannot be used.
-    """
-    if not (segmented or neighbours):
-        raise ClearheadError("evaluate: give one or more of --segmentation and --knn; for accuracy there is audit")
-    arguments = given(locals())
-    if not begin(out, "evaluate", arguments):
-        started = time.perf_counter()
-        loaded = [load_model(name) if segmented else load_backbone(name) for name in models]
-        if segmented:
-            for other, classifier in zip(models[1:], loaded[1:], strict=True):
-                require_same_classes(models[0], loaded[0], other, classifier)
-        loaded = [on_device(classifier, device) for classifier in loaded]
-        names = once([model_name(name) for name in models])
-        found = EvaluationResults("evaluation", names, data_name(data, split))
-        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
-        folders = []
-        if neighbours:
-            folders.append(read_images(data, split=split))
-            near = [knn(m, folders[-1], k=k, **options, progress=titled(progress, "features")) for m in loaded]
-            found.knn.update({name: n.accuracy for name, n in zip(names, near, strict=True)})
-            for name, after in list(zip(names, near, strict=True))[1:]:
-                pairs = {n: (near[0].correct[n], right) for n, right in after.correct.items()}
-                found.knn_change[name] = {n: accuracy_difference(*pair) for n, pair in pairs.items()}
-        if segmented:
-            folders.append(read_images(data, split=split, classes=loaded[0].classes))
-        for name, model in zip(names, loaded, strict=True):
-            chosen = _methods(model, methods)
-            if segmented:
-                each = {
-                    m: segment(
-                        model,
-                        folders[-1],
-                        method=m,
-                        correct_only=correct_only,
-                        seed=seed,
-                        **options,
-                        progress=titled(progress, f"segmentation, {m}"),
-                    )
-                    for m in chosen
-                }
-                found.segmentation[name] = {
-                    m: {title: getattr(s, field) for field, title in _OVERLAP.items()} for m, s in each.items()
-                }
-                found.left_out[name] = next(iter(each.values())).left_out
-        issues = list(dict.fromkeys(issue for folder in folders for issue in folder.issues))
-        provenance = provenance_of(arguments, started, folders[-1].samples, loaded[0])
-        finish(out, replace(found, issues=issues, provenance=provenance))
-    return read_results(out, Results)
-
-
-_OVERLAP = {
-    "pixel_accuracy": "pixels",
-    "iou": "mIoU",
-    "image_iou": "IoU by image",
-    "precision": "mAP",
-    "pooled_precision": "mAP, pooled",
-}
-
-
-def _methods(model: Classifier, methods: Sequence[str] | None) -> list[str]:
-    """The methods asked for; ``all`` is those that the model can do."""
-    if methods is None:
-        return [default_method(model)]
-    return methods_for(model) if list(methods) == ["all"] else list(methods)
 
 
 def run_report(runs: Sequence[Path], out: Path, title: str = "") -> None:
