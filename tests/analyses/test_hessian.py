@@ -10,7 +10,7 @@ from PIL import Image
 from clearhead.analyses import hessian
 from clearhead.analyses.hessian import HessianResult, measure, page, spectra
 from clearhead.analyses.subject import Subject
-from clearhead.data.augment import mixed
+from clearhead.data.augment import mix_batch
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.landscape import LandscapeError
 from clearhead.models import Preprocessing, from_module
@@ -59,7 +59,7 @@ def test_mixing_images_mixes_their_labels(model, ten_images):
     found = spectra(model, ten_images, top=2, batch_size=4, mixup=1.0, label_smoothing=0.1, seed=3, tolerance=1e-4)
     drawn = loader(ImageDataset(ten_images, model.preprocess), 4, 0, shuffle=True, seed=3)
     for number, (batch, one) in enumerate(zip(drawn, found.batches, strict=False)):
-        image, target = mixed(batch["image"], batch["label"], 2, mixup=1.0, seed=(3, number))
+        image, target = mix_batch(batch["image"], batch["label"], 2, mixup=1.0, seed=(3, number))
         assert (target.amax(1) < 1).any()
         target = 0.9 * target + 0.1 / 2
         assert one.loss == pytest.approx(-(target * model(image).log_softmax(-1)).sum(1).mean().item(), rel=1e-5)

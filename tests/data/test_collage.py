@@ -1,4 +1,4 @@
-"""The collage maker, on small generated images and, where CLEARHEAD_DATA is set, on pets and scenes."""
+"""Collages of small generated images and, if CLEARHEAD_DATA is set, of pets and scenes."""
 
 import csv
 import os
@@ -22,7 +22,7 @@ COLOURS = {"tabby": (250, 10, 10), "lynx": (240, 20, 10), "pug": (250, 250, 10)}
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
-    """20 foregrounds a source, of one colour on green, and 12 blue or grey scenes a kind."""
+    """20 foregrounds per source, of one colour on green, and 12 blue or grey scenes per background."""
     rng = np.random.default_rng(0)
     for source, colour in COLOURS.items():
         (tmp_path / "images" / source).mkdir(parents=True)
@@ -33,15 +33,15 @@ def sources(tmp_path: Path) -> Path:
             mask[top : top + height, left : left + width] = 255
             image = np.full((90, 120, 3), (0, 255, 0), dtype=np.uint8)
             image[mask > 0] = colour
-            image[0, 0] = i  # no two files alike
+            image[0, 0] = i  # all files differ
             Image.fromarray(image).save(tmp_path / "images" / source / f"{source}_{i}.png")
             Image.fromarray(mask).save(tmp_path / "masks" / source / f"{source}_{i}.png")
-    for kind, colour in (("water", (20, 20, 200)), ("land", (120, 120, 120))):
-        (tmp_path / kind).mkdir()
+    for name, colour in (("water", (20, 20, 200)), ("land", (120, 120, 120))):
+        (tmp_path / name).mkdir()
         for i in range(12):
             scene = Image.new("RGB", (64, 64), colour)
             scene.putpixel((0, 0), (i, i, i))
-            scene.save(tmp_path / kind / f"{i}.png")
+            scene.save(tmp_path / name / f"{i}.png")
     return tmp_path
 
 
@@ -63,7 +63,7 @@ def rows(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
-def no_leak(table: list[dict[str, str]]) -> None:
+def require_disjoint(table: list[dict[str, str]]) -> None:
     for column in ("source", "scene"):
         splits = {split: {row[column] for row in table if row["split"] == split} for split in ("train", "val", "test")}
         assert all(splits.values())
@@ -72,11 +72,11 @@ def no_leak(table: list[dict[str, str]]) -> None:
         assert not splits["val"] & splits["test"]
 
 
-def test_no_foreground_or_scene_in_two_splits(sources: Path, tmp_path: Path) -> None:
+def test_splits_share_no_foreground_and_no_scene(sources: Path, tmp_path: Path) -> None:
     assert make(sources, tmp_path / "out") == ()
     table = rows(tmp_path / "out")
-    no_leak(table)
-    assert len({row["source"] for row in table}) == 60  # all are used
+    require_disjoint(table)
+    assert len({row["source"] for row in table}) == 60  # all foregrounds are used
     assert len({row["file"] for row in table}) == len(table) == 45 + 15 * 2
 
 
@@ -111,7 +111,7 @@ def test_extreme_correlations(sources: Path, tmp_path: Path, correlation: float)
     assert fits == {bool(correlation)}
 
 
-def test_a_test_foreground_differs_in_the_scene_alone(sources: Path, tmp_path: Path) -> None:
+def test_images_of_a_test_foreground_differ_only_in_the_scene(sources: Path, tmp_path: Path) -> None:
     make(sources, tmp_path / "out")
     for row in rows(tmp_path / "out"):
         if row["split"] == "test" and row["background"] == "land":
@@ -126,24 +126,24 @@ def test_a_test_foreground_differs_in_the_scene_alone(sources: Path, tmp_path: P
             assert not same[np.asarray(mask) == 0].all()
 
 
-def test_pictures_hold_foreground_where_the_mask_is_and_scene_elsewhere(sources: Path, tmp_path: Path) -> None:
+def test_images_show_the_foreground_inside_the_mask_and_the_scene_outside(sources: Path, tmp_path: Path) -> None:
     make(sources, tmp_path / "out")
     folder = read_folder(tmp_path / "out")
     for sample, row in zip(folder.samples, sorted(rows(tmp_path / "out"), key=lambda row: row["file"]), strict=True):
         assert sample.mask is not None
-        picture, mask = np.asarray(load_image(sample.path), dtype=int), np.asarray(load_mask(sample.mask)) > 0
-        assert picture.shape == (48, 48, 3)
+        image, mask = np.asarray(load_image(sample.path), dtype=int), np.asarray(load_mask(sample.mask)) > 0
+        assert image.shape == (48, 48, 3)
         ys, xs = np.nonzero(mask)
         side = max(np.ptp(ys), np.ptp(xs)) + 1
         assert 0.45 * 48 - 1 <= side <= 0.75 * 48 + 1
         assert 0 <= (np.ptp(ys) + 1) * (np.ptp(xs) + 1) - mask.sum() <= 4  # a rectangle, rounded at its corners
         colour = np.array(COLOURS[row["source"].split("/")[0]])
-        centre = picture[ys.min() + 2 : ys.max() - 1, xs.min() + 2 : xs.max() - 1]
+        centre = image[ys.min() + 2 : ys.max() - 1, xs.min() + 2 : xs.max() - 1]
         assert np.abs(centre - colour).max() <= 1
         scene = np.array((20, 20, 200) if row["background"] == "water" else (120, 120, 120))
-        # Every pixel mixes foreground and scene: the green that surrounded the foreground is nowhere.
-        share = ((picture - scene) @ (colour - scene)) / ((colour - scene) @ (colour - scene))
-        rest = picture - scene - share[..., None] * (colour - scene)
+        # Every pixel mixes foreground and scene: no green from around the foreground.
+        share = ((image - scene) @ (colour - scene)) / ((colour - scene) @ (colour - scene))
+        rest = image - scene - share[..., None] * (colour - scene)
         assert np.abs(rest[4:, 4:]).max() <= 2  # the corner holds the scene's number
         assert (share[4:, 4:][mask[4:, 4:]] >= 0.48).all()
         assert (share[4:, 4:][~mask[4:, 4:]] <= 0.52).all()
@@ -160,7 +160,7 @@ def test_equal_seeds_give_equal_bytes(sources: Path, tmp_path: Path) -> None:
     assert content(tmp_path / "one")["metadata.csv"] != content(tmp_path / "three")["metadata.csv"]
 
 
-def test_bad_sources_are_left_out_and_named(sources: Path, tmp_path: Path) -> None:
+def test_unusable_sources_become_issues(sources: Path, tmp_path: Path) -> None:
     pug, masks = sources / "images/pug", sources / "masks/pug"
     (pug / "pug_0.png").write_bytes(b"x")
     (masks / "pug_1.png").unlink()
@@ -184,7 +184,7 @@ def test_bad_sources_are_left_out_and_named(sources: Path, tmp_path: Path) -> No
     assert not {row["source"] for row in rows(tmp_path / "out")} & {p.file for p in issues}
 
 
-def test_a_foreground_that_vanishes_is_left_out(sources: Path, tmp_path: Path) -> None:
+def test_a_foreground_that_vanishes_becomes_an_issue(sources: Path, tmp_path: Path) -> None:
     thin = np.zeros((90, 4000), dtype=np.uint8)
     thin[40, :] = 255
     Image.fromarray(thin).save(sources / "masks/pug/pug_0.png")
@@ -194,7 +194,7 @@ def test_a_foreground_that_vanishes_is_left_out(sources: Path, tmp_path: Path) -
     assert read_folder(tmp_path / "out").issues == ()
 
 
-def test_out_must_be_free(sources: Path, tmp_path: Path) -> None:
+def test_the_output_folder_must_be_empty(sources: Path, tmp_path: Path) -> None:
     out = tmp_path / "new/out"
     out.mkdir(parents=True)
     make(sources, out)
@@ -207,7 +207,7 @@ def test_out_must_be_free(sources: Path, tmp_path: Path) -> None:
         make(sources, out / "metadata.csv")
 
 
-def test_nothing_is_left_when_writing_fails(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_leaves_no_files(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = []
 
     def save(self: Image.Image, *_: object, **__: object) -> None:
@@ -242,13 +242,15 @@ def test_nothing_is_left_when_writing_fails(sources: Path, tmp_path: Path, monke
         ({"fractions": (0.98, 0.01, 0.01)}, "12 usable scenes of water .* too few"),
     ],
 )
-def test_settings_that_cannot_be(sources: Path, tmp_path: Path, options: dict[str, object], message: str) -> None:
+def test_invalid_arguments_raise_an_error(
+    sources: Path, tmp_path: Path, options: dict[str, object], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         make(sources, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_backgrounds_need_folders_of_their_own(sources: Path, tmp_path: Path) -> None:
+def test_backgrounds_must_have_different_folders(sources: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="folder of its own"):
         make(sources, tmp_path / "out", backgrounds={"water": sources / "water", "land": sources / "water"})
 
@@ -260,13 +262,13 @@ def test_pets_on_land_and_water(tmp_path: Path) -> None:
         tmp_path / "out",
         images=data / "pets/images",
         masks=data / "pets/masks",
-        backgrounds={kind: data / "backgrounds" / kind for kind in ("water", "land")},
+        backgrounds={name: data / "backgrounds" / name for name in ("water", "land")},
         classes={"cat": ["Abyssinian", "Bengal"], "dog": ["american_bulldog"]},
         pairing=PAIRING,
     )
     assert [(p.file, p.category) for p in issues] == [("Abyssinian/Abyssinian_34.jpg", "mask-empty")]
     table = rows(tmp_path / "out")
-    no_leak(table)
+    require_disjoint(table)
     assert len({row["source"] for row in table}) == 599
     assert read_folder(tmp_path / "out").issues == ()
     for split, expected in (("train", 0.95), ("val", 0.95), ("test", 0.5)):

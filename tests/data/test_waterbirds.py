@@ -1,4 +1,4 @@
-"""Waterbirds from a small folder of the official layout."""
+"""Conversion of a small folder in the layout of Waterbirds."""
 
 import csv
 import os
@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clearhead.data import waterbirds
+from clearhead.data import writing
 from clearhead.data.dataset import group_labels
 from clearhead.data.folder import read_folder
 from clearhead.data.image_io import DataError
 from clearhead.data.waterbirds import make_waterbirds
 
 COLUMNS = ["img_id", "img_filename", "y", "split", "place", "place_filename"]
-# one file name in two species; every split, class and place
+# two species share a file name; every split, class and place occurs
 ROWS = [
     ["1", "001.Black_footed_Albatross/a.jpg", "1", "0", "1", "/o/ocean/1.jpg"],
     ["2", "001.Black_footed_Albatross/b.jpg", "1", "1", "0", "/f/forest/2.jpg"],
@@ -47,7 +47,7 @@ def write_table(source: Path, rows: list[list[str]], columns: list[str] = COLUMN
         csv.writer(opened).writerows([columns, *rows])
 
 
-def test_the_folder_is_read_back_with_splits_places_and_masks(official, tmp_path):
+def test_the_written_folder_has_splits_places_and_masks(official, tmp_path):
     out = tmp_path / "out"
     assert make_waterbirds(str(out), str(official), str(tmp_path / "segmentations")) == []
     everything = read_folder(out)
@@ -78,16 +78,16 @@ def test_without_masks_none_are_written(official, tmp_path):
     assert all(sample.mask is None for sample in read_folder(tmp_path / "out").samples)
 
 
-def test_where_links_cannot_be_made_files_are_copied_and_originals_left_alone(official, tmp_path, monkeypatch):
+def test_without_hard_links_files_are_copied_and_originals_stay_unchanged(official, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    make_waterbirds(out, official)  # as a run that ended before its table: its links are still there
+    make_waterbirds(out, official)  # like a stopped run, whose links exist but not its table
     (out / "metadata.csv").unlink()
     before = {row[1]: (official / row[1]).read_bytes() for row in ROWS}
 
-    def refuse(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise OSError("another device")
 
-    monkeypatch.setattr(waterbirds.os, "link", refuse)
+    monkeypatch.setattr(writing.os, "link", fail)
     assert make_waterbirds(out, official) == []
     folder = read_folder(out)
     assert sorted(sample.path.read_bytes() for sample in folder.samples) == sorted(before.values())
@@ -95,7 +95,7 @@ def test_where_links_cannot_be_made_files_are_copied_and_originals_left_alone(of
     assert {row[1]: (official / row[1]).read_bytes() for row in ROWS} == before
 
 
-def test_a_link_in_the_source_is_followed(official, tmp_path):
+def test_symbolic_links_in_the_source_are_followed(official, tmp_path):
     first = official / ROWS[0][1]
     first.rename(official / "blob")
     first.symlink_to("../blob")
@@ -103,7 +103,7 @@ def test_a_link_in_the_source_is_followed(official, tmp_path):
     assert len(read_folder(tmp_path / "out").samples) == 6
 
 
-def test_rows_that_cannot_be_used_are_returned(official, tmp_path):
+def test_unusable_rows_become_issues(official, tmp_path):
     bad = [
         ["7", "004.Groove_billed_Ani/none.jpg", "0", "0", "0", ""],
         ["8", "004.Groove_billed_Ani/a.jpg", "1", "0", "0", ""],
@@ -121,8 +121,8 @@ def test_rows_that_cannot_be_used_are_returned(official, tmp_path):
     write_table(official, ROWS + bad)
     (tmp_path / "segmentations" / ROWS[0][1]).with_suffix(".png").unlink()
     issues = make_waterbirds(tmp_path / "out", official, tmp_path / "segmentations")
-    found = [(p.file[:30], p.category, p.action) for p in issues]
-    assert found == [
+    categories = [(p.file[:30], p.category, p.action) for p in issues]
+    assert categories == [
         ("004.Groove_billed_Ani/none.jpg", "metadata-without-file", "row ignored"),
         ("004.Groove_billed_Ani/a.jpg", "metadata-duplicate", "row ignored"),
         *[("metadata.csv", "metadata-row", "row ignored")] * 7,
@@ -130,33 +130,33 @@ def test_rows_that_cannot_be_used_are_returned(official, tmp_path):
         (ROWS[0][1][:30], "no-mask", "counted"),
     ]
     details = [p.detail for p in issues]
-    assert details[1] == "line 9: an earlier row has its name"
+    assert details[1] == "line 9: an earlier row has the same name"
     assert details[2:5] == [
         "line 10: y is '2', not one of 0, 1",
         "line 11: split is '3', not one of 0, 1, 2",
         "line 12: place is 'sea', not one of 0, 1",
     ]
-    assert details[5] == "line 13: img_filename '../outside.jpg' is no path below the folder"
+    assert details[5] == "line 13: img_filename '../outside.jpg' is not a path inside the folder"
     assert len(read_folder(tmp_path / "out").samples) == 6
 
 
-def test_folders_that_cannot_be_used(official, tmp_path):
-    def refuses(message: str, source: Path = official, masks: Path | None = None) -> None:
+def test_unusable_folders_raise_an_error(official, tmp_path):
+    def raises(message: str, source: Path = official, masks: Path | None = None) -> None:
         with pytest.raises(DataError, match=message):
             make_waterbirds(tmp_path / "out", source, masks)
         assert not (tmp_path / "out").exists()
 
-    refuses("nowhere: no such folder", tmp_path / "nowhere")
-    refuses("nothing: no such folder", masks=tmp_path / "nothing")
-    refuses(r"metadata\.csv does not exist", tmp_path / "segmentations")
+    raises("nowhere: no such folder", tmp_path / "nowhere")
+    raises("nothing: no such folder", masks=tmp_path / "nothing")
+    raises(r"metadata\.csv does not exist", tmp_path / "segmentations")
     write_table(official, [["1", "a.jpg", "0"]], ["img_id", "img_filename", "y"])
-    refuses("no column place, split; it has")
+    raises("no column place, split; its columns are")
     write_table(official, [[*row[:1], f"elsewhere/{row[1]}", *row[2:]] for row in ROWS])
-    refuses(r"no row of metadata\.csv can be used; first elsewhere/001\.Black_footed_Albatross/a\.jpg: no such image")
+    raises(r"no row of metadata\.csv can be used; first elsewhere/001\.Black_footed_Albatross/a\.jpg: no such image")
     write_table(official, [])
-    refuses(r"no row of metadata\.csv can be used$")
+    raises(r"no row of metadata\.csv can be used$")
     (official / "metadata.csv").write_bytes("img_filename,y,split,place\nKäfer".encode("latin-1"))
-    refuses("cannot be read as UTF-8")
+    raises("cannot be read as UTF-8")
     write_table(official, ROWS)
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="could not be written"):

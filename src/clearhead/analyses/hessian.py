@@ -20,7 +20,7 @@ from scipy.stats import gaussian_kde
 
 from clearhead.analyses.epochs import expand_epochs
 from clearhead.analyses.subject import Subject, subject_of
-from clearhead.data.augment import Augmentation, augmentation, mixed
+from clearhead.data.augment import Augmentation, augmentation, mix_batch
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.images import DataLike, as_image_index
 from clearhead.data.loading import ImageDataset, loader
@@ -217,7 +217,7 @@ def spectra(
         image, target = batch["image"], batch["label"]
         if mixup or cutmix or label_smoothing:
             soft = {"mixup": mixup, "cutmix": cutmix, "label_smoothing": label_smoothing}
-            image, target = mixed(image, target, len(model.classes), **soft, seed=(seed, number))
+            image, target = mix_batch(image, target, len(model.classes), **soft, seed=(seed, number))
         loss = loss_closure(model, image.to(device), target.to(device))
         with hessian(model.module, loss, weight_decay=weight_decay) as matrix:
             e = eigenvalues(matrix, top, tolerance=tolerance, seed=seed)
@@ -265,7 +265,7 @@ def page(result: HessianResult) -> Page:
     if pooled:
         title = "Whole spectrum"
         text = (
-            "Density of all eigenvalues, mean over mini-batches, by stochastic Lanczos quadrature; smoothed by a "
+            "Density of all eigenvalues, mean over mini-batches, by stochastic Lanczos quadrature; smooth_labels by a "
             f"Gaussian of 1% of the range, in powers of ten: most eigenvalues are near 0.{note}"
         )
         plot = plots.lines(_smooth(pooled), title, "eigenvalue", "density", unit="", markers=False, log_up=True)

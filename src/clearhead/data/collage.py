@@ -1,11 +1,10 @@
-"""Make a set with a known shortcut: cut-out foregrounds on backgrounds that usually, not always, fit their class.
+"""Make a data set with a known shortcut: foregrounds pasted on backgrounds that are correlated with their class.
 
-As Waterbirds (Sagawa et al. 2020) was made from birds and places. In train and val a fraction `correlation` of each
-class stands on its usual background; in test every foreground stands once on every kind of background, so that within
-each class the backgrounds are equally frequent and a foreground's pictures differ in nothing but the scene.
+Waterbirds (Sagawa et al. 2020) was made like this from birds and places. In train and val, a fraction `correlation` of
+each class has its usual background. In test, every foreground appears once on every background: within each class the
+backgrounds are equally frequent, and the images of one foreground differ only in the scene.
 """
 
-import csv
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,24 +12,26 @@ from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from clearhead.data.dataset import DataIssue, Sample, check_samples
+from clearhead.data.dataset import DataIssue, Sample, check_samples, sort_issues
 from clearhead.data.folder import image_files
 from clearhead.data.image_io import DataError, load_image, load_mask
-from clearhead.data.writing import new_folder
+from clearhead.data.writing import new_folder, require_empty, write_metadata
 
 SPLITS = ("train", "val", "test")
-FILL = (0.45, 0.75)  # longer side of the foreground's box, as a fraction of the picture's side
+FILL = (0.45, 0.75)
+"""Range of the longer side of the foreground's box, as a fraction of the image's side."""
 COLUMNS = ("file", "split", "background", "source", "scene")
 
 
 @dataclass(frozen=True)
 class _Pasting:
-    """One picture to make: foreground `number` (it seeds size and place) on a scene."""
+    """One image to make: foreground `number`, which seeds its size and position, on a scene."""
 
     number: int
-    name: str  # the output class
+    class_name: str
     foreground: Sample
     split: str
     background: str
@@ -50,31 +51,43 @@ def make_collage(
     fractions: tuple[float, float, float] = (0.6, 0.15, 0.25),
     seed: int = 0,
 ) -> tuple[DataIssue, ...]:
-    """Write a set of `size` x `size` pictures to `out`; return what of the sources was left out.
+    """Write the data set for ``read_folder``; return the issues with the sources.
 
-    Foregrounds are `images`/<source>/<stem>.* with `masks`/<source>/<stem>.png; `classes` gives the sources of each
-    output class, `backgrounds` the folder of scenes of each kind, `pairing` the usual kind of each class. Foregrounds
-    (within each source) and scenes (within each kind) are divided by `fractions` into train, val and test before any
-    pasting; identical files count once. All foregrounds are used; scenes recur only when a split has too few.
+    Foregrounds (within each source) and scenes (within each background) are divided into train, val and test before any
+    pasting; identical files count once. All foregrounds are used; scenes are repeated only if a split has too few.
+    Equal arguments and files give equal bytes.
 
-    Leaves <class>/, masks/<class>/ and metadata.csv (file, split, background, source, scene) that ``read_folder``
-    reads. `out` appears when it is complete; equal arguments and files give equal bytes. Raises DataError.
+    Args:
+        out: the new folder, which appears when it is complete: <class>/, masks/<class>/ and metadata.csv with the
+            columns file, split, background, source (the foreground's file) and scene.
+        images: foregrounds, as <source>/<stem>.*.
+        masks: their masks, as <source>/<stem>.png.
+        backgrounds: the folder of scenes of each background.
+        classes: the sources of each class.
+        pairing: the usual background of each class.
+        correlation: fraction of the training and validation images of a class with its usual background.
+        size: side of the images in pixels.
+        fractions: of the foregrounds and scenes for train, val and test.
+        seed: decides everything that is random.
+
+    Raises:
+        DataError: for contradictory arguments, sources that cannot be read or are too few, or an `out` that is not
+            empty or cannot be written.
     """
     out = Path(out)
-    _require_settings(classes, backgrounds, pairing, correlation, size, fractions, seed)
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise DataError(f"{out} exists and is not an empty folder; choose another or remove it")
+    _check_arguments(classes, backgrounds, pairing, correlation, size, fractions, seed)
+    require_empty(out)
     issues: list[DataIssue] = []
     rng = np.random.default_rng(seed)
-    scenes = _scenes({kind: Path(folder) for kind, folder in backgrounds.items()}, fractions, rng, issues)
-    foregrounds = _foregrounds(Path(images), Path(masks), classes, fractions, rng, issues)
+    scenes = _read_scenes({name: Path(folder) for name, folder in backgrounds.items()}, fractions, rng, issues)
+    foregrounds = _read_foregrounds(Path(images), Path(masks), classes, fractions, rng, issues)
     plan = _plan(foregrounds, scenes, pairing, correlation, rng)
     with new_folder(out) as partial:
         _write(partial, plan, tuple(classes), size, seed, issues)
-    return tuple(sorted(issues, key=lambda p: (p.file, p.category)))
+    return sort_issues(issues)
 
 
-def _require_settings(
+def _check_arguments(
     classes: Mapping[str, Sequence[str]],
     backgrounds: Mapping[str, str | Path],
     pairing: Mapping[str, str],
@@ -83,7 +96,7 @@ def _require_settings(
     fractions: tuple[float, float, float],
     seed: int,
 ) -> None:
-    """Raise DataError for arguments that contradict each other."""
+    """Raise DataError for arguments that are out of range or contradict each other."""
     if len(classes) < 2 or len(backgrounds) < 2:
         raise DataError(f"two classes and two backgrounds are needed, got {list(classes)} and {list(backgrounds)}")
     for name in [*classes, *backgrounds]:
@@ -110,23 +123,23 @@ def _require_settings(
         raise DataError(f"fractions for train, val, test must be positive and sum to 1, got {fractions}")
 
 
-def _scenes(
+def _read_scenes(
     folders: Mapping[str, Path],
     fractions: tuple[float, float, float],
     rng: np.random.Generator,
     issues: list[DataIssue],
 ) -> dict[tuple[str, str], list[Sample]]:
-    """The scenes of each (split, kind), shuffled."""
+    """Return the scenes of each (split, background), shuffled."""
     scenes: dict[tuple[str, str], list[Sample]] = {}
     seen: set[str] = set()
-    for kind, folder in folders.items():
-        found = [Sample(f"{kind}/{path.name}", path, 0, None, {}) for path in image_files(folder)]
-        parts = _divide(_usable(found, seen, issues), fractions, rng, f"usable scenes of {kind} in {folder}")
-        scenes |= {(split, kind): part for split, part in zip(SPLITS, parts, strict=True)}
+    for name, folder in folders.items():
+        samples = [Sample(f"{name}/{path.name}", path, 0, None, {}) for path in image_files(folder)]
+        parts = _divide(_usable(samples, seen, issues), fractions, rng, f"usable scenes of {name} in {folder}")
+        scenes |= {(split, name): part for split, part in zip(SPLITS, parts, strict=True)}
     return scenes
 
 
-def _foregrounds(
+def _read_foregrounds(
     images: Path,
     masks: Path,
     classes: Mapping[str, Sequence[str]],
@@ -134,56 +147,56 @@ def _foregrounds(
     rng: np.random.Generator,
     issues: list[DataIssue],
 ) -> dict[tuple[str, str], list[Sample]]:
-    """The foregrounds of each (split, class), shuffled; those without a usable mask go to `problems`."""
+    """Return the foregrounds of each (split, class), shuffled; those without a usable mask become issues."""
     foregrounds: dict[tuple[str, str], list[Sample]] = {(split, name): [] for name in classes for split in SPLITS}
     seen: set[str] = set()
     for name, sources in classes.items():
         for source in sources:
-            found = []
+            samples = []
             paths = image_files(images / source)
             stems = [path.stem for path in paths]
             for path in paths:
                 file, mask = f"{source}/{path.name}", masks / source / f"{path.stem}.png"
                 if stems.count(path.stem) > 1:
-                    detail = f"several images would share the mask {mask.name}"
+                    detail = f"several images share the mask {mask.name}"
                     issues.append(DataIssue(file, "duplicate-name", detail, "skipped"))
                 elif not mask.is_file():
                     issues.append(DataIssue(file, "no-mask", f"{mask} does not exist", "skipped"))
                 else:
-                    found.append(Sample(file, path, 0, mask, {}))
-            parts = _divide(_usable(found, seen, issues), fractions, rng, f"usable foregrounds in {images / source}")
+                    samples.append(Sample(file, path, 0, mask, {}))
+            parts = _divide(_usable(samples, seen, issues), fractions, rng, f"usable foregrounds in {images / source}")
             for split, part in zip(SPLITS, parts, strict=True):
                 foregrounds[split, name] += part
-    for samples in foregrounds.values():
-        samples[:] = [samples[i] for i in rng.permutation(len(samples))]
+    for group in foregrounds.values():
+        group[:] = [group[i] for i in rng.permutation(len(group))]
     return foregrounds
 
 
 def _usable(samples: list[Sample], seen: set[str], issues: list[DataIssue]) -> list[Sample]:
-    """The samples that decode, mask included, and whose bytes were not `seen` before."""
-    kept, found = check_samples(samples)
-    issues += [replace(issue, action="skipped") for issue in found]
-    broken = {issue.file for issue in found}
-    fresh = []
-    for sample in kept:
+    """Return the samples that decode, mask included, and whose bytes are not among those `seen` before."""
+    decoded, new_issues = check_samples(samples)
+    issues += [replace(issue, action="skipped") for issue in new_issues]
+    broken = {issue.file for issue in new_issues}
+    unique = []
+    for sample in decoded:
         digest = hashlib.sha256(sample.image_file.read_bytes()).hexdigest()
         if digest in seen:
             issues.append(DataIssue(sample.file, "duplicate-image", "identical to an earlier file", "skipped"))
         elif sample.file not in broken:
-            fresh.append(sample)
+            unique.append(sample)
             seen.add(digest)
-    return fresh
+    return unique
 
 
 def _divide(
     samples: list[Sample], fractions: tuple[float, float, float], rng: np.random.Generator, what: str
 ) -> list[list[Sample]]:
-    """Shuffle samples and cut them by `fractions`; raise DataError where a part would be empty."""
+    """Shuffle samples and divide them by `fractions`. Raises DataError if a part would be empty."""
     edges = [0, *np.round(np.cumsum(fractions) * len(samples)).astype(int).tolist()]
     order = rng.permutation(len(samples)).tolist()
     parts = [[samples[i] for i in order[start:stop]] for start, stop in pairwise(edges)]
     if not all(parts):
-        raise DataError(f"{len(samples)} {what} are too few for train, val and test of {fractions}")
+        raise DataError(f"{len(samples)} {what} are too few for fractions {fractions} of train, val and test")
     return parts
 
 
@@ -194,25 +207,26 @@ def _plan(
     correlation: float,
     rng: np.random.Generator,
 ) -> list[_Pasting]:
-    """Which foreground goes on which scene."""
-    kinds = list(dict.fromkeys(kind for _, kind in scenes))
-    supply = {key: _again(part, rng) for key, part in scenes.items()}
+    """Pair foregrounds with scenes."""
+    backgrounds = list(dict.fromkeys(background for _, background in scenes))
+    supply = {key: _cycle(part, rng) for key, part in scenes.items()}
     plan = []
     number = 0
     for (split, name), samples in foregrounds.items():
         usual = pairing[name]
-        others = [kind for kind in kinds if kind != usual]
-        fitting = round(correlation * len(samples))
+        others = [background for background in backgrounds if background != usual]
+        matching = round(correlation * len(samples))
         for i, sample in enumerate(samples):
-            one = usual if i < fitting else others[(i - fitting) % len(others)]
-            for kind in kinds if split == "test" else [one]:
-                plan.append(_Pasting(number, name, sample, split, kind, next(supply[split, kind])))
+            single = usual if i < matching else others[(i - matching) % len(others)]
+            for background in backgrounds if split == "test" else [single]:
+                scene = next(supply[split, background])
+                plan.append(_Pasting(number, name, sample, split, background, scene))
             number += 1
     return plan
 
 
-def _again(scenes: list[Sample], rng: np.random.Generator) -> Iterator[Sample]:
-    """The scenes without end, each once before any comes again."""
+def _cycle(scenes: list[Sample], rng: np.random.Generator) -> Iterator[Sample]:
+    """Yield the scenes endlessly, in a new random order on each pass."""
     while True:
         for i in rng.permutation(len(scenes)):
             yield scenes[i]
@@ -221,35 +235,34 @@ def _again(scenes: list[Sample], rng: np.random.Generator) -> Iterator[Sample]:
 def _write(
     folder: Path, plan: list[_Pasting], classes: tuple[str, ...], size: int, seed: int, issues: list[DataIssue]
 ) -> None:
-    """Paste and save every picture of the plan with its mask, and metadata.csv."""
+    """Paste and save every image of the plan with its mask, and metadata.csv."""
     for name in classes:
         (folder / name).mkdir()
         (folder / "masks" / name).mkdir(parents=True)
-    with (folder / "metadata.csv").open("w", encoding="utf-8", newline="") as opened:
-        table = csv.writer(opened)
-        table.writerow(COLUMNS)
-        for number, pastings in groupby(plan, key=lambda pasting: pasting.number):
-            premultiplied = None
-            for pasting in pastings:
-                if premultiplied is None:  # once for all scenes of a foreground: same size, same place
-                    premultiplied = _cut(pasting.foreground, size, np.random.default_rng([seed, number]))
-                    mask = premultiplied[..., 3] >= 127.5
-                if not mask.any():
-                    detail = f"nothing is left of the foreground at {size} pixels"
-                    issues.append(DataIssue(pasting.foreground.file, "mask-empty", detail, "skipped"))
-                    break
-                scene = np.asarray(_square(load_image(pasting.scene.path), size), dtype=np.float32)
-                picture = premultiplied[..., :3] + scene * (1 - premultiplied[..., 3:] / 255)
-                file = f"{pasting.name}/{number:05d}_{pasting.background}.png"
-                Image.fromarray(picture.round().clip(0, 255).astype(np.uint8)).save(folder / file)
-                Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / file)
-                table.writerow((file, pasting.split, pasting.background, pasting.foreground.file, pasting.scene.file))
+    rows = []
+    for number, group in groupby(plan, key=lambda pasting: pasting.number):
+        pastings = list(group)
+        foreground = pastings[0].foreground
+        cutout = _cut_out(foreground, size, np.random.default_rng([seed, number]))
+        mask = cutout[..., 3] >= 127.5
+        if not mask.any():
+            detail = f"nothing is left of the foreground at {size} pixels"
+            issues.append(DataIssue(foreground.file, "mask-empty", detail, "skipped"))
+            continue
+        for pasting in pastings:
+            scene = np.asarray(_square(load_image(pasting.scene.path), size), dtype=np.float32)
+            image = cutout[..., :3] + scene * (1 - cutout[..., 3:] / 255)
+            file = f"{pasting.class_name}/{number:05d}_{pasting.background}.png"
+            Image.fromarray(image.round().clip(0, 255).astype(np.uint8)).save(folder / file)
+            Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / file)
+            rows.append((file, pasting.split, pasting.background, foreground.file, pasting.scene.file))
+    write_metadata(folder, COLUMNS, rows)
 
 
-def _cut(sample: Sample, size: int, rng: np.random.Generator) -> np.ndarray:
-    """The foreground at a random size and place: size x size x 4, colours times alpha and alpha, all in 0..255.
+def _cut_out(sample: Sample, size: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Return the foreground at a random size and position: size x size x 4, RGB times alpha, and alpha, in 0..255.
 
-    Colours are scaled multiplied by the mask, so that nothing of the old background bleeds into the edges.
+    Colours are multiplied by the mask before scaling, so that the old background does not bleed into the edges.
     """
     assert sample.mask is not None
     image, mask = load_image(sample.path), load_mask(sample.mask)
@@ -269,7 +282,7 @@ def _cut(sample: Sample, size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
-    """The middle square of an image at size x size, bicubic."""
+    """Return the central square of an image at size x size, bicubic."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))

@@ -1,4 +1,4 @@
-"""Images with their background removed, exchanged, or left alone.
+"""Remove, swap or isolate the background of images.
 
 As in Xiao et al., "Noise or Signal" (arXiv 2006.09994), on the image x with the foreground mask S (both of the model's
 input size) and the mean colour m of the model's training data (0 after normalisation):
@@ -38,11 +38,11 @@ def intervene(image: Tensor, mask: Tensor, fill: Sequence[float]) -> tuple[Tenso
 
 
 def _box(mask: Tensor) -> Tensor:
-    """The bounding box of each mask as a mask of its own; B x 1 x H x W of 0 and 1."""
+    """Return the bounding box of each mask as a mask; B x 1 x H x W of 0 and 1."""
     inside = mask > 0
 
     def between(line: Tensor) -> Tensor:
-        """True from the first true entry to the last."""
+        """Return True from the first true entry to the last."""
         return (line.cumsum(-1) > 0) & (line.flip(-1).cumsum(-1).flip(-1) > 0)
 
     rows, columns = between(inside.any(-1)), between(inside.any(-2))

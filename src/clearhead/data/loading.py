@@ -1,4 +1,4 @@
-"""A folder's samples to tensors and batches, the same for the same seed whatever the workers do."""
+"""Load samples as tensors and batches, reproducibly for a seed whatever the number of workers or processes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -16,27 +16,28 @@ from clearhead.distributed import mean_over_processes, rank_and_size
 
 
 class Preprocess(Protocol):
-    """What a model does to an image before it sees it, and the same geometry for a mask."""
+    """A model's preprocessing of images, and the same geometry for masks."""
 
     def image(self, image: Image.Image, /) -> Tensor:
-        """RGB image to C x H x W floats."""
+        """Return an RGB image as C x H x W floats."""
 
     def mask(self, mask: Image.Image, /) -> Tensor:
-        """Mask of mode L to 1 x H x W floats in 0..1."""
+        """Return a mask of mode L as 1 x H x W floats in 0..1."""
 
 
 Augment = Callable[[Image.Image, Image.Image | None, torch.Generator], tuple[Image.Image, Image.Image | None]]
+"""(image, mask, generator) to the changed image and mask; no mask if it no longer fits."""
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """The samples of a folder as tensors.
+    """The samples of a data set as tensors.
 
-    An item has image (C x H x W), label, mask (1 x H x W in 0..1, zeros where there is none), has_mask, index (into
-    ``folder.samples``), group (its name, as ``group_labels`` gives it for `group_columns`) and counts. `augment`
-    changes image and mask before `preprocess`; what it draws from its generator depends on the key alone: an index, or
-    (index, draw) as ``SeededSampler`` gives, so neither on the workers nor on other code. An index less the length is
-    the
-    same image, but one that does not count (see ``DistributedBatchSampler``).
+    An item is a dict of image (C x H x W), label, mask (1 x H x W in 0..1, zeros if there is none), has_mask, index
+    (into ``folder.samples``), group (its name, from ``group_labels`` for `group_columns`) and counts.
+
+    `augment` changes image and mask before `preprocess`. Its generator depends only on the key: an index, or
+    (index, seed) as ``SeededSampler`` yields. A negative index (index - length) is the same image, but with counts
+    False (see ``DistributedBatchSampler``).
     """
 
     def __init__(
@@ -55,23 +56,22 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return len(self.folder.samples)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        index, draw = key if isinstance(key, tuple) else (key, key)
+        index, seed = key if isinstance(key, tuple) else (key, key)
         sample = self.folder.samples[index]
-        picture = load_image(sample.path)
-        cover = load_mask(sample.mask) if sample.mask else None
-        if cover is not None and cover.size != picture.size:
-            raise DataError(
-                f"{sample.mask}: the mask has {format_size(cover.size)} pixels, the image {format_size(picture.size)}"
-            )
+        pil_image = load_image(sample.path)
+        pil_mask = load_mask(sample.mask) if sample.mask else None
+        if pil_mask is not None and pil_mask.size != pil_image.size:
+            sizes = f"the mask has {format_size(pil_mask.size)} pixels, the image {format_size(pil_image.size)}"
+            raise DataError(f"{sample.mask}: {sizes}")
         if self.augment is not None:
-            picture, cover = self.augment(picture, cover, torch.Generator().manual_seed(draw))
-        image = self.preprocess.image(picture)
-        mask = self.preprocess.mask(cover) if cover is not None else image.new_zeros(1, *image.shape[-2:])
+            pil_image, pil_mask = self.augment(pil_image, pil_mask, torch.Generator().manual_seed(seed))
+        image = self.preprocess.image(pil_image)
+        mask = self.preprocess.mask(pil_mask) if pil_mask is not None else image.new_zeros(1, *image.shape[-2:])
         return {
             "image": image,
             "label": sample.label,
             "mask": mask,
-            "has_mask": cover is not None,
+            "has_mask": pil_mask is not None,
             "index": index % len(self),
             "group": self.groups[index],
             "counts": index >= 0,
@@ -79,12 +79,12 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
 
 class SeededSampler(Sampler[tuple[int, int]]):
-    """A new order at every pass, each index with a number to seed its augmentation, from (seed, epoch) alone.
+    """Yield (index, augmentation seed) in a new random order on each pass, decided only by the seed and the epoch.
 
-    With `groups`, a name for each index, a pass is not an order: each of its indices is drawn anew, first a group, all
-    alike, then one of its images.
+    With `groups`, one name per index, indices are sampled with replacement: first a group, uniformly, then one of its
+    images, uniformly.
 
-    Each pass moves on to the next epoch; ``set_epoch`` chooses it, to go on where a stopped run was.
+    Each pass advances the epoch; ``set_epoch`` sets it, to resume a stopped run.
     """
 
     def __init__(self, length: int, seed: int = 0, groups: Sequence[str] | None = None) -> None:
@@ -95,7 +95,7 @@ class SeededSampler(Sampler[tuple[int, int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next pass that of `epoch` (from 0)."""
+        """Set the epoch of the next pass, from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -105,19 +105,19 @@ class SeededSampler(Sampler[tuple[int, int]]):
         rng = np.random.default_rng([self.seed, self.epoch])
         self.epoch += 1
         if self.members:
-            chosen = rng.integers(len(self.members), size=self.length)
-            order = np.array([rng.choice(self.members[group]) for group in chosen])
+            groups = rng.integers(len(self.members), size=self.length)
+            order = np.array([rng.choice(self.members[group]) for group in groups])
         else:
             order = rng.permutation(self.length)
-        draws = rng.integers(2**62, size=self.length)
-        return zip(order.tolist(), draws.tolist(), strict=True)
+        seeds = rng.integers(2**62, size=self.length)
+        return zip(order.tolist(), seeds.tolist(), strict=True)
 
 
 class DistributedBatchSampler(Sampler[list[Any]]):
-    """This process's part of each batch of an order, where several processes run the command together.
+    """Yield this process's part of each batch when several processes run together.
 
-    All do as many batches. One that has no part in a batch of fewer images than processes gets an image that does not
-    count.
+    All processes get the same number of batches. If a batch has fewer images than processes, a process without a part
+    gets an image that does not count.
     """
 
     def __init__(self, order: Sampler[Any], length: int, batch_size: int) -> None:
@@ -137,11 +137,10 @@ class DistributedBatchSampler(Sampler[list[Any]]):
 
 
 def batch_mean(values: Tensor, batch: Mapping[str, Any], weight: Tensor | None = None) -> Tensor:
-    """The mean of numbers of a batch's images (B), or their mean by `weight` (B): what a loss should end in.
+    """Return the mean, or weighted mean, of one value per image of a batch (B); losses should end with it.
 
-    Where several processes share a batch, each gets its images' part of the mean over all of them, so that the mean of
-    the processes' results, and of their gradients, is that of one process with the whole batch. 0 where no image has
-    weight.
+    If several processes share a batch, each gets its part of the mean, scaled so that the average of the results and
+    gradients over the processes is that of one process with the whole batch. 0 if the weights sum to 0.
     """
     weight = torch.ones_like(values) if weight is None else weight.to(values)
     if "counts" in batch:
@@ -159,11 +158,11 @@ def loader(
     balanced: bool = False,
     shared: bool = False,
 ) -> DataLoader[dict[str, Any]]:
-    """Batches of a dataset: in order, or shuffled by ``SeededSampler(seed)``. The last may be smaller.
+    """Return batches of a data set: in order, or shuffled by ``SeededSampler(seed)``. The last may be smaller.
 
-    `balanced` draws the groups alike often. `shared` gives each process its ``DistributedBatchSampler`` of every
-    batch; the sampler of
-    the images is then ``loader.batch_sampler.order``, else ``loader.sampler``.
+    `balanced` samples groups uniformly. `shared` gives each process its part of every batch by
+    ``DistributedBatchSampler``; the sampler of the images is then ``loader.batch_sampler.order``, else
+    ``loader.sampler``.
     """
     sampler: Sampler[Any] | None = None
     if shuffle or balanced:
@@ -178,6 +177,6 @@ def loader(
         **batches,
         num_workers=workers,
         persistent_workers=workers > 0,
-        generator=torch.Generator().manual_seed(seed),  # else workers are seeded by numbers of the global one
+        generator=torch.Generator().manual_seed(seed),  # by default workers are seeded from the global generator
         pin_memory=torch.cuda.is_available(),
     )

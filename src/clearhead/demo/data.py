@@ -198,4 +198,5 @@ def _illuminate(scene: Array, rng: Generator) -> Array:
     y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
     slope = 1 + falloff * (np.cos(angle) * x + np.sin(angle) * y)
     warmth = rng.normal(0, 0.03)
-    return scene * slope[..., None] * rng.uniform(0.85, 1.12) * np.array([1 + warmth, 1, 1 - warmth])
+    lit: Array = scene * slope[..., None] * rng.uniform(0.85, 1.12) * np.array([1 + warmth, 1, 1 - warmth])
+    return lit

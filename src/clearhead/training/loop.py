@@ -22,7 +22,7 @@ from accelerate.utils import send_to_device, set_seed
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
-from clearhead.data.augment import augmentation, mixed
+from clearhead.data.augment import augmentation, mix_batch
 from clearhead.data.dataset import ImageIndex, shared_columns
 from clearhead.data.loading import ImageDataset, SeededSampler, loader
 from clearhead.errors import ClearheadError
@@ -257,7 +257,7 @@ def _unchanged_state(loss: Any) -> Iterator[None]:
 
 def _with_soft_targets(batch: Batch, classes: int, config: TrainConfig, seed: list[int]) -> Batch:
     """Return the batch with its soft ``target``, its images mixed where the config has mixup or cutmix."""
-    images, target = mixed(
+    images, target = mix_batch(
         batch["image"],
         batch["label"],
         classes,
