@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clearhead.analyses.cka import cka as cka
     from clearhead.analyses.faithfulness import faithfulness as faithfulness
     from clearhead.analyses.fourier import feature_maps as feature_maps
+    from clearhead.analyses.head_scores import score_heads as score_heads
     from clearhead.analyses.knn import knn as knn
     from clearhead.analyses.lesion import lesions as lesions
     from clearhead.analyses.slices import find_slices as find_slices
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from clearhead.heads import DiversityLoss as DiversityLoss
     from clearhead.heads import fold_heads as fold_heads
     from clearhead.heads import head_gradients as head_gradients
-    from clearhead.heads import score_heads as score_heads
-    from clearhead.heads import select_heads as select_heads
     from clearhead.landscape import hessian as hessian
     from clearhead.models import Classifier as Classifier
     from clearhead.models import Preprocessing as Preprocessing
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from clearhead.repairs import GroupDRO as GroupDRO
     from clearhead.repairs import RelevanceLoss as RelevanceLoss
     from clearhead.repairs import RRRLoss as RRRLoss
+    from clearhead.repairs import select_heads as select_heads
     from clearhead.training.config import TrainConfig as TrainConfig
     from clearhead.training.loop import fit as fit
 
@@ -80,8 +80,8 @@ _MODULES = {
     "predict": "prediction.predict",
     "read_images": "data.images",
     "save_model": "models",
-    "score_heads": "heads",
-    "select_heads": "heads",
+    "score_heads": "analyses.head_scores",
+    "select_heads": "repairs",
     "tap": "attention_tap",
 }
 """Public name -> module that defines it. A name needs a line here, and one above for type checkers."""

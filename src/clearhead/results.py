@@ -5,14 +5,14 @@ from typing import Literal
 
 from clearhead.analyses.audit import Audit
 from clearhead.analyses.compare import Comparison
+from clearhead.analyses.head_scores import HeadScores
 from clearhead.analyses.robustness import SeedRow, SetChange, SetRow
 from clearhead.analyses.slices import Slice
 from clearhead.data.dataset import DataIssue
-from clearhead.heads.scores import HeadScores
-from clearhead.heads.selection import Selection
 from clearhead.metrics.calibration import TemperatureScaling
 from clearhead.metrics.statistics import Estimate
 from clearhead.repairs import RetrainedHead
+from clearhead.repairs.head_selection import Selection
 from clearhead.study.optimizers import CellResult, Trial
 from clearhead.study.repairs import StudyRow
 from clearhead.training.linear_probe import LinearProbe

@@ -3,8 +3,8 @@
 import timm
 
 from clearhead.analyses import heads
+from clearhead.analyses.head_scores import implied_classes, score_heads
 from clearhead.data.images import read_images
-from clearhead.heads.scores import implied_classes, score_heads
 from clearhead.models import load_model
 from clearhead.report.page import Table
 from tests.command import clearhead, error, result

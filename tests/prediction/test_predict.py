@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from clearhead.analyses.faithfulness import faithfulness
+from clearhead.analyses.head_scores import score_heads
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.image_io import DataError
-from clearhead.heads import score_heads
 from clearhead.prediction.predict import logits_of, predict, relevance_masses
 from tests import cases
-from tests.heads.conftest import folder
+from tests.masked_images import folder
 
 __all__ = ["folder"]
 

@@ -11,13 +11,13 @@ import numpy.typing as npt
 from scipy.stats import norm
 
 from clearhead.analyses.examples import SHOWN, View, draw_examples, map_note
+from clearhead.analyses.head_scores import HeadScores
 from clearhead.analyses.heads import head_sections, score_with_attributes
 from clearhead.analyses.subject import Subject, subject_of
 from clearhead.data.images import DataLike, as_image_index
 from clearhead.data.interventions import INTERVENTIONS
 from clearhead.data.splits import require_apart, sample_n
 from clearhead.errors import ClearheadError
-from clearhead.heads.scores import HeadScores
 from clearhead.metrics.calibration import Calibration, TemperatureScaling, calibration, fit_temperature
 from clearhead.metrics.statistics import LEVEL, Estimate, by_group, mean, proportion, worst_group
 from clearhead.models.source import ModelLike, as_classifier, display_names

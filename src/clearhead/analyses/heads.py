@@ -1,6 +1,6 @@
 """Attention heads: accuracy with and without each, what it agrees with, where it attends, how similar heads are.
 
-The numbers are those of ``clearhead.heads.scores``.
+The numbers are those of ``clearhead.analyses.head_scores``.
 """
 
 import math
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+from clearhead.analyses.head_scores import HeadScore, HeadScores, implied_classes, score_heads
 from clearhead.analyses.subject import Subject, subject_of
 from clearhead.data.dataset import ImageIndex, attribute_columns
 from clearhead.data.image_io import DataError
 from clearhead.data.images import DataLike, as_image_index
 from clearhead.data.splits import splits_of
-from clearhead.heads.scores import HeadScore, HeadScores, implied_classes, score_heads
 from clearhead.metrics.statistics import Estimate
 from clearhead.models.classifier import Classifier
 from clearhead.models.source import ModelLike, as_classifier, display_names

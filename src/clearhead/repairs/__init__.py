@@ -7,6 +7,7 @@ from typing import Any
 from clearhead.errors import ClearheadError
 from clearhead.repairs.dfr import RetrainedHead, retrain_head
 from clearhead.repairs.group_losses import GroupDRO, Reweight
+from clearhead.repairs.head_selection import Selection, select_heads
 from clearhead.repairs.input_gradient_losses import GradMaskLoss, RRRLoss
 from clearhead.repairs.presets import PRESETS, Preset, preset_named
 from clearhead.repairs.relevance import RelevanceLoss, relevance_maps
@@ -22,10 +23,12 @@ __all__ = [
     "RelevanceLoss",
     "RetrainedHead",
     "Reweight",
+    "Selection",
     "mask_loss",
     "preset_named",
     "relevance_maps",
     "retrain_head",
+    "select_heads",
 ]
 
 MaskLoss = RelevanceLoss | GradMaskLoss | RRRLoss

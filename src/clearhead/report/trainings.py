@@ -3,9 +3,9 @@
 import math
 
 from clearhead.analyses.compare import Comparison
-from clearhead.heads.selection import Selection
 from clearhead.metrics.statistics import format_value
 from clearhead.repairs import RetrainedHead
+from clearhead.repairs.head_selection import Selection
 from clearhead.report import plots
 from clearhead.report.comparisons import differences
 from clearhead.report.page import Figure, Row, Section, Table

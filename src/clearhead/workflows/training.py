@@ -18,11 +18,11 @@ from clearhead.distributed import barrier, rank_and_size
 from clearhead.errors import ClearheadError
 from clearhead.heads import DiversityLoss
 from clearhead.heads.prune import prune_heads
-from clearhead.heads.selection import Objective, Search, select_heads
 from clearhead.models import Classifier, NoHeadError, load_model, save_model
 from clearhead.models.classifier import on_device
 from clearhead.prediction.predict import predict
 from clearhead.repairs import GroupDRO, MaskLoss, Reweight, mask_loss, retrain_head
+from clearhead.repairs.head_selection import Objective, Search, select_heads
 from clearhead.results import Results, TrainingResults
 from clearhead.runs import begin, read_results
 from clearhead.training.linear_probe import fit_linear_probe
@@ -244,8 +244,8 @@ def run_select(
 ) -> TrainingResults:
     """Keep the attention heads that hold up on the validation images. ``clearhead repair --method heads``.
 
-    The arguments are those of ``clearhead.heads.selection.select_heads``; `test_split` as in `run_repair`. `prune`
-    takes the removed heads out of the model (``clearhead.heads.prune``).
+    The arguments are those of ``clearhead.repairs.head_selection.select_heads``; `test_split` as in `run_repair`.
+    `prune` removes the heads from the weights (``clearhead.heads.prune``).
     """
     arguments = given(locals()) | {"method": "heads"}
     if not begin(out, "repair", arguments):

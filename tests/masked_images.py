@@ -1,4 +1,4 @@
-"""Twenty noise images of five classes, most with masks; one column goes with the class, one is constant."""
+"""Twenty noise images of five classes, most with masks; one metadata column implies the class, one is constant."""
 
 import csv
 

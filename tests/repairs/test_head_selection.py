@@ -15,9 +15,9 @@ from clearhead.data.loading import ImageDataset, loader
 from clearhead.heads.fold import fold_heads
 from clearhead.heads.head_masking import HeadMask, attention_layers
 from clearhead.heads.prune import prune_heads
-from clearhead.heads.search import Candidates, Objective, Search
-from clearhead.heads.selection import _draw_balanced, _optimism, select_heads
 from clearhead.models import Classifier
+from clearhead.repairs.head_search import Candidates, Objective, Search
+from clearhead.repairs.head_selection import _draw_balanced, _optimism, select_heads
 from tests import cases
 
 

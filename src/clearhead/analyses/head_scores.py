@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,6 +24,7 @@ from clearhead.data.loading import ImageDataset, loader
 from clearhead.heads.diversity import similarity
 from clearhead.heads.gradients import Layers, gradient_per_head, per_image, pick_layers
 from clearhead.heads.head_masking import HeadMask, HeadMaskRunner, Layer, attention_layers, head_mask_runner
+from clearhead.heads.importance import importance
 from clearhead.metrics.statistics import Estimate, proportion
 from clearhead.models import Classifier
 from clearhead.models.classifier import evaluation_mode, require_not_nan
@@ -239,38 +239,10 @@ def _measure_heads(
     with torch.no_grad():
         for call, loss_grad, logit_grad, cosines in zip(calls, loss_grads, logit_grads, similarities, strict=True):
             values = _attention_statistics(model, call, logit_grad, foreground, len(images))
-            values["importance"] = _importance(call, loss_grad, len(images))
+            values["importance"] = importance(call, loss_grad, len(images))
             values["similarity"] = per_image(cosines, len(images)).mean(1)
             measured.append({key: value.float() for key, value in values.items()})
     return logits.detach(), measured
-
-
-def _importance(call: AttentionCall, loss_grad: Tensor, images: int) -> Tensor:
-    """Return |Σ o ∘ dL/do| of each head and image, B x H."""
-    return per_image((call.output * loss_grad).sum((-2, -1)), images).sum(1).abs()
-
-
-def head_importance(
-    model: Classifier,
-    folder: ImageIndex,
-    layers: Layers = "all",
-    batch_size: int = 32,
-    workers: int = 0,
-    progress: Progress | None = None,
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Return the importance of each head (H) by layer name, from a forward and a backward pass per image."""
-    device = next(model.module.parameters()).device
-    sums: dict[str, Tensor] = {}
-    batches = loader(ImageDataset(folder, model.preprocess), batch_size, workers)
-    for batch in track(batches, progress, "importance of heads"):
-        images, labels = batch["image"].to(device), batch["label"].to(device)
-        with torch.enable_grad(), evaluation_mode(model.module), tap(model.module, needs_grad=True) as record:
-            loss = F.cross_entropy(model(images), labels, reduction="sum")
-            calls = pick_layers(list(record), layers)
-            loss_grads = torch.autograd.grad(loss, [call.output for call in calls])
-        for call, grad in zip(calls, loss_grads, strict=True):
-            sums[call.name] = sums.get(call.name, 0) + _importance(call, grad, len(images)).detach().sum(0)
-    return {name: (total / len(folder.samples)).cpu().numpy() for name, total in sums.items()}
 
 
 def _foreground_per_patch(model: Classifier, mask: Tensor, has_mask: Tensor) -> Tensor | None:

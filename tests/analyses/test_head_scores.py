@@ -5,13 +5,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clearhead.analyses.head_scores import implied_classes, score_heads
 from clearhead.attention_tap import NoAttentionError, tap
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.image_io import DataError
 from clearhead.data.loading import ImageDataset, loader
-from clearhead.heads.scores import implied_classes, score_heads
 from clearhead.models import Preprocessing, from_module
 from tests import cases
+from tests.masked_images import folder
+
+__all__ = ["folder"]
 
 SIDE = (cases.SIZE, cases.SIZE)
 HALF = (0.5, 0.5, 0.5)
@@ -75,7 +78,7 @@ def test_scores_equal_one_head_at_a_time(name: str, folder: ImageIndex) -> None:
 def test_scores_do_not_depend_on_the_batch_size(folder: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     model = cases.classifier("timm-vit")
     whole = score_heads(model, folder, batch_size=20)
-    monkeypatch.setattr("clearhead.heads.scores._ENTRIES", 1)
+    monkeypatch.setattr("clearhead.analyses.head_scores._ENTRIES", 1)
     parts = score_heads(model, folder, batch_size=3)
     for a, b in zip(whole.heads, parts.heads, strict=True):
         assert (a.alone, a.without) == (b.alone, b.without)

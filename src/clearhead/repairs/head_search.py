@@ -25,7 +25,7 @@ from clearhead.data.loading import ImageDataset, loader
 from clearhead.errors import ClearheadError
 from clearhead.heads.fold import fold_heads
 from clearhead.heads.head_masking import HeadMask, HeadMaskRunner
-from clearhead.heads.scores import head_importance
+from clearhead.heads.importance import head_importance
 from clearhead.models import Classifier
 from clearhead.models.classifier import require_not_nan
 from clearhead.prediction.predict import relevance_masses

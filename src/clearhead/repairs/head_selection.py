@@ -24,7 +24,10 @@ from clearhead.errors import ClearheadError
 from clearhead.heads.fold import fold_heads
 from clearhead.heads.gradients import Layers, pick_layers
 from clearhead.heads.head_masking import HeadMask, attention_layers, head_mask_runner
-from clearhead.heads.search import (
+from clearhead.models import Classifier
+from clearhead.models.classifier import evaluation_mode
+from clearhead.progress import Progress
+from clearhead.repairs.head_search import (
     SEARCHES,
     Candidates,
     HeadSearch,
@@ -33,9 +36,6 @@ from clearhead.heads.search import (
     group_accuracy,
     mean_outputs,
 )
-from clearhead.models import Classifier
-from clearhead.models.classifier import evaluation_mode
-from clearhead.progress import Progress
 
 _FOLDS, _REPEATS = 5, 20
 

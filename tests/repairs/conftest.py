@@ -1,0 +1,5 @@
+"""Images with masks for the repairs."""
+
+from tests.masked_images import folder
+
+__all__ = ["folder"]
