@@ -22,9 +22,7 @@ from clearhead.results import (
     AuditResults,
     ComparisonResults,
     OptimizerResults,
-    SlicesResults,
     StudyResults,
-    SufficientResults,
     SuiteResults,
     TrainingResults,
 )
@@ -162,42 +160,6 @@ def tell_suite(results: SuiteResults, folder: Path) -> None:
     if results.absent:
         err.print(f"[yellow]not there:[/] {escape(', '.join(results.absent))}")
     out.print(f"tables: {escape(str(folder / 'table.csv'))}, .parquet, .md, .tex")
-    _tell_page(folder)
-
-
-def tell_slices(results: SlicesResults, folder: Path) -> None:
-    """The slices that are worse than the rest of their class."""
-    tell_problems(results.issues)
-    worse = [part for part in results.slices if part.worse]
-    if worse:
-        table = _table("errors", "95% interval", "n", "rest of the class", "p", "taken for")
-        for part in worse:
-            told = format_value(part.error.value, "%"), format_interval(part.error), f"{part.error.count:,}"
-            table.add_row(
-                escape(part.name),
-                *told,
-                format_value(part.rest.value, "%"),
-                f"{part.p_value:.1g}",
-                escape(part.mistaken_for),
-            )
-        out.print(table)
-    out.print(
-        f"{len(worse)} of {len(results.slices)} slices have more mistakes than the rest of their class "
-        f"({results.held_out:,} images held out)"
-    )
-    _tell_page(folder)
-
-
-def tell_sufficient(results: SufficientResults, folder: Path) -> None:
-    """For each image and label the share of the pixels that is enough."""
-    table = _table("label", "whole image", "pixels kept", "from them alone")
-    for strip, labels in zip(results.examples, results.images, strict=True):
-        for found in labels:
-            cells = [format_value(value, "%") for value in (found.whole, found.share, found.confidence)]
-            table.add_row(escape(strip.title), escape(found.label), *cells)
-    out.print(table)
-    enough = [found.reached for labels in results.images for found in labels]
-    out.print(f"{sum(enough)} of {len(enough)} labels reach {100 * results.confidence:g}%")
     _tell_page(folder)
 
 

@@ -1,7 +1,10 @@
 """Names of models and data: how people read them, and mistakes in them found without importing torch."""
 
 import difflib
+import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import count
 from pathlib import Path
 
 from clearhead.errors import ClearheadError
@@ -77,3 +80,26 @@ def number_duplicates(names: Sequence[str]) -> list[str]:
         f"{name} ({list(names[: i + 1]).count(name)})" if list(names).count(name) > 1 else name
         for i, name in enumerate(names)
     ]
+
+
+def file_stems(files: Sequence[Path]) -> list[str]:
+    """Return a unique name for the output of each of some files: its stem, after its folder's name where stems repeat.
+
+    Names are valid text of at most 150 bytes.
+    """
+    stems = [valid_text(file.stem) for file in files]
+    counts = Counter(stems)
+    wanted = [f"{valid_text(f.parent.name)}-{s}" if counts[s] > 1 else s for f, s in zip(files, stems, strict=True)]
+    used: set[str] = set()
+    names = []
+    for stem in wanted:
+        short = stem.encode()[:150].decode(errors="ignore")
+        name = next(n for k in count(1) if (n := short if k == 1 else f"{short}-{k}") not in used)
+        used.add(name)
+        names.append(name)
+    return names
+
+
+def valid_text(name: str) -> str:
+    """Return the name of a file as text that can be written as UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -7,7 +7,6 @@ from clearhead.analyses.audit import Audit
 from clearhead.analyses.compare import Comparison
 from clearhead.analyses.head_scores import HeadScores
 from clearhead.analyses.robustness import SeedRow, SetChange, SetRow
-from clearhead.analyses.slices import Slice
 from clearhead.data.dataset import DataIssue
 from clearhead.metrics.calibration import TemperatureScaling
 from clearhead.metrics.statistics import Estimate
@@ -121,75 +120,6 @@ class OptimizerResults:
 
 
 @dataclass(frozen=True)
-class SlicesResults:
-    """Parts of classes that a model fails on, found without group labels.
-
-    Attributes:
-        kind: which results these are.
-        model: its name.
-        data: the folder.
-        space: what the classes were divided by: ``features``, ``relevance`` or ``both``.
-        method: of the maps.
-        accuracy: on all images.
-        held_out: how many images the numbers of the slices are of.
-        slices: the surest to be worse than the rest of their class first.
-        strips: for the first of those that are worse, pictures of their mistakes.
-        problems: with the data.
-        facts: for the foot of the page.
-    """
-
-    kind: Literal["slices"]
-    model: str
-    data: str
-    space: Literal["features", "relevance", "both"]
-    method: str
-    accuracy: Estimate
-    held_out: int
-    slices: list[Slice]
-    examples: list[list[ExampleImages]]
-    issues: list[DataIssue]
-    provenance: dict[str, str]
-
-
-@dataclass(frozen=True)
-class SufficientLabel:
-    """How few pixels of one image are enough for one label.
-
-    Attributes:
-        label: its name.
-        predicted: whether it is the one the model gives the whole image.
-        whole: its probability on the whole image.
-        share: of the pixels that are enough, or that come nearest to it.
-        confidence: its probability from them alone.
-        reached: whether that is enough.
-        kept: share of the pixels kept at each step.
-        curve: the label's probability at each step.
-    """
-
-    label: str
-    predicted: bool
-    whole: float
-    share: float
-    confidence: float
-    reached: bool
-    kept: list[float]
-    curve: list[float]
-
-
-@dataclass(frozen=True)
-class SufficientResults:
-    """Sufficient input subsets: for each image its labels, the predicted one first, and its pictures."""
-
-    kind: Literal["sufficient"]
-    model: str
-    confidence: float
-    images: list[list[SufficientLabel]]
-    examples: list[ExampleImages]
-    provenance: dict[str, str]
-    issues: list[DataIssue] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class SuiteResults:
     """Models on shifted sets; the first is what the others are held against.
 
@@ -222,16 +152,7 @@ class SuiteResults:
     provenance: dict[str, str] = field(default_factory=dict)
 
 
-Results = (
-    AuditResults
-    | TrainingResults
-    | ComparisonResults
-    | StudyResults
-    | OptimizerResults
-    | SufficientResults
-    | SlicesResults
-    | SuiteResults
-)
+Results = AuditResults | TrainingResults | ComparisonResults | StudyResults | OptimizerResults | SuiteResults
 
 
 def once(names: list[str]) -> list[str]:

@@ -78,6 +78,19 @@ def write_image(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
         Image.fromarray(pixels).save(unfinished)
 
 
+def write_arrays(path: Path, arrays: Mapping[str, npt.ArrayLike]) -> None:
+    """Write named arrays as a compressed npz file."""
+    named: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+    with atomic_path(path) as unfinished:
+        np.savez_compressed(unfinished, **named)
+
+
+def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Read what ``write_arrays`` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
 def _save_pixels(pixels: npt.NDArray[np.uint8], info: SerializationInfo) -> str:
     folder: Path = info.context["folder"]  # type: ignore[index]
     name = f"images/{next(info.context['numbers']):03d}.png"  # type: ignore[index]

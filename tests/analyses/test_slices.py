@@ -1,6 +1,7 @@
 """Slices: planted groups are found without their labels, and pure noise gives none more often than it may."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,14 @@ import torch
 from PIL import Image
 from scipy.stats import fisher_exact
 
+from clearhead.analyses import slices
 from clearhead.analyses.slices import find_slices
 from clearhead.metrics.statistics import holm
 from clearhead.models import load_model, save_model
-from clearhead.workflows import run_audit, run_slices
+from clearhead.report.page import ExampleImages
+from clearhead.runs_new import read_run
+from clearhead.workflows import run_audit
+from tests.command import clearhead, error
 
 CLASSES = ["ant", "bee", "cow"]
 
@@ -50,11 +55,11 @@ def test_a_planted_group_is_found_and_told_by_its_metadata(space):
     assert (overlap.column, overlap.value) == ("place", "on a leaf")
     assert overlap.inside > 0.9
     assert overlap.outside < 0.2
-    inside = found.part[found.held_out] == first.name
+    inside = found.assigned[found.held_out] == first.name
     assert first.error.count == inside.sum()
     rows = [files(900).index(file) for file in first.files]
     assert rows
-    assert (found.held_out[rows] & (found.part[rows] == first.name) & (label != predicted)[rows]).all()
+    assert (found.held_out[rows] & (found.assigned[rows] == first.name) & (label != predicted)[rows]).all()
 
 
 def test_the_numbers_are_those_of_the_half_that_found_nothing():
@@ -65,7 +70,7 @@ def test_the_numbers_are_those_of_the_half_that_found_nothing():
     raw = []
     for part in found.slices:
         of_class = found.held_out & (label == CLASSES.index(part.label))
-        inside = of_class & (found.part == part.name)
+        inside = of_class & (found.assigned == part.name)
         assert part.error.value == pytest.approx(wrong[inside].mean())
         assert (part.error.count, part.rest.count) == (inside.sum(), (of_class & ~inside).sum())
         table = [[(wrong & inside).sum(), (~wrong & inside).sum()]]
@@ -78,12 +83,12 @@ def test_the_numbers_are_those_of_the_half_that_found_nothing():
 def test_which_half_and_which_part_depend_on_the_seed_alone():
     features, maps, label, predicted, _ = planted()
     a, b, c = (find_slices(features, maps, label, predicted, CLASSES, files(900), seed=seed) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(a.part, b.part)
+    np.testing.assert_array_equal(a.assigned, b.assigned)
     assert (a.held_out != c.held_out).any()
     # on the half that is held out, what was predicted decides no image's part
     other = np.where(a.held_out, (label + 1) % 3, predicted)
     d = find_slices(features, maps, label, other, CLASSES, files(900))
-    np.testing.assert_array_equal(a.part, d.part)
+    np.testing.assert_array_equal(a.assigned, d.assigned)
 
 
 def _told_of_noise(runs: int) -> int:
@@ -113,7 +118,7 @@ def test_a_class_with_few_images_and_one_without_mistakes():
     rng = np.random.default_rng(0)
     few = find_slices(rng.normal(size=(20, 3)), None, np.arange(20) % 2, np.zeros(20, int), CLASSES, files(20))
     assert few.slices == []
-    assert (few.part == "").all()
+    assert (few.assigned == "").all()
     x = np.concatenate([rng.normal(size=(60, 3)), 9 + rng.normal(size=(60, 3))])
     right = find_slices(x, None, np.zeros(120, int), np.zeros(120, int), CLASSES, files(120))
     assert len(right.slices) > 1
@@ -127,9 +132,9 @@ def test_a_class_with_few_images_and_one_without_mistakes():
 @pytest.mark.parametrize(
     ("features", "maps", "said"),
     [
-        (None, None, "one of them"),
-        (np.zeros((3, 2)), None, "one each an image"),
-        (None, np.full((4, 2, 2), np.nan), "finite; 4 images"),
+        (None, None, "both are None; pass one of them or both"),
+        (np.zeros((3, 2)), None, "features: got 3 rows for 4 labels; one row per image"),
+        (None, np.full((4, 2, 2), np.nan), "maps: 4 images have values that are not finite"),
     ],
 )
 def test_features_that_cannot_be_used_are_refused(features, maps, said):
@@ -165,16 +170,49 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("space", ["features", "relevance", "both"])
 def test_slices_leave_a_whole_run(place, space):
     out = place / f"slices-{space}"
-    found = run_slices(str(place / "model"), place / "data", out, split="test", space=space)
+    arguments = ("slices", "model", "data", "--split", "test", "--space", space, "--out", out)
+    run = clearhead(*arguments, cwd=place)
+    assert run.returncode == 0, run.stderr
     assert {file.name for file in out.iterdir()} >= {"config.yaml", "results.json", "report.html", "slices.parquet"}
+    found = read_run(out).result
+    assert f"{sum(part.worse for part in found.slices)} of {len(found.slices)} have more errors" in run.stdout
     table = pyarrow.parquet.read_table(out / "slices.parquet").to_pydict()
-    assert len(table["file"]) == 108
+    assert len(table["file"]) == found.accuracy.count == 108
     assert sum(table["held out"]) == found.held_out == 54
     assert {part.name for part in found.slices} <= set(table["slice"])
-    assert "where it fails" in (out / "report.html").read_text()
+    assert "slices with more errors" in (out / "report.html").read_text()
     stamp = (out / "results.json").stat().st_mtime_ns
-    assert run_slices(str(place / "model"), place / "data", out, split="test", space=space) == found
+    again = clearhead(*arguments, cwd=place)
+    assert (again.stdout, "finished earlier" in again.stderr) == (run.stdout, True)
     assert (out / "results.json").stat().st_mtime_ns == stamp
+    measured = slices.measure(str(place / "model"), place / "data", split="test", space=space)
+    assert (measured.slices, measured.accuracy) == (found.slices, found.accuracy)
+
+
+def test_the_page_shows_mistakes_of_the_slices_that_are_worse(place):
+    measured = slices.measure(str(place / "model"), place / "data", split="test", space="features")
+    first, *others = measured.slices
+    example = ExampleImages([("image", np.zeros((8, 8, 3), np.uint8))], "ant: bee (90%)", "ant/00.png")
+    shown = [replace(first, p_value=0.001), *(replace(one, p_value=1.0) for one in others)]
+    page = slices.page(replace(measured, slices=shown, examples=[[example]]))
+    assert page.sections[0].title == f"Slices: 1 of {len(shown)} have more errors than the rest of their class"
+    assert [section.title for section in page.sections[1:]] == [f"Slice {first.name}"]
+    assert "Column ground: " in page.sections[1].text
+    assert [name for name, _ in page.headline] == ["Accuracy", f"Errors in slice {first.name}"]
+
+
+def test_slices_that_cannot_be_found(place, tmp_path):
+    def message(*arguments):
+        return error(clearhead("slices", *arguments, cwd=place))
+
+    assert "'pixels'" in message("model", "data", "--space", "pixels")
+    assert "method: 'lrp' is unknown" in message("model", "data", "--method", "lrp")
+    assert "nowhere: no such folder" in message("model", "nowhere")
+    assert "model: modle" in message("modle", "data")
+    assert "out: data holds other files" in message("model", "data", "--out", "data")
+    (tmp_path / "wasp").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "wasp" / "0.png")
+    assert "no class folder is a class of the model" in message("model", tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:no temperature")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from clearhead.attribution.sis import sis
+from clearhead.attribution.sis import sufficient_subset
 from clearhead.models import Classifier, Preprocessing, from_module
 from tests.attribution.test_explain import classifier
 from tests.cases import CLASSES, SIZE, images
@@ -65,7 +65,7 @@ def test_of_a_linear_model_it_is_the_smallest_of_all_subsets(seed, size, fill):
     generator = torch.Generator().manual_seed(seed)
     model = linear(size * torch.randn(3, 3, 3, generator=generator), bias=-1.0)
     image = torch.randn(1, 3, 3, 3, generator=generator)
-    found = sis(model, image, 1, steps=20, fill=fill)  # so many that they take one pixel at a time
+    found = sufficient_subset(model, image, 1, steps=20, fill=fill)  # so many that they take one pixel at a time
     ground = torch.zeros(3) if fill == "black" else torch.tensor(MEAN)
     masks = torch.tensor(list(product([False, True], repeat=9))).view(-1, 1, 3, 3)
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_of_a_linear_model_it_is_the_smallest_of_all_subsets(seed, size, fill):
 def test_it_is_back_selection_written_out(memory, confidence):
     model = classifier("timm-vit", torch.float64)
     batch, target = images(3, dtype=torch.float64), torch.tensor([3, 0, 1])
-    found = sis(model, batch, target, confidence=confidence, steps=7, memory=memory, fill="black")
+    found = sufficient_subset(model, batch, target, confidence=confidence, steps=7, memory=memory, fill="black")
     for i in range(3):
         subset, curve = written_out(model, batch[i], target[i], confidence, 7, memory, [0.0, 0.0, 0.0])
         assert torch.equal(found.subset[i], subset)
@@ -104,7 +104,7 @@ def test_the_subset_is_what_it_says(name):
     batch = images(2).repeat(CLASSES, 1, 1, 1)
     target = torch.arange(CLASSES).repeat_interleave(2)
     with torch.inference_mode():
-        found = sis(model, batch, target, confidence=0.5, steps=6)
+        found = sufficient_subset(model, batch, target, confidence=0.5, steps=6)
     assert all(module.training for module in model.module.modules())
     assert all(parameter.grad is None for parameter in model.module.parameters())
     assert all(torch.equal(value, state[key]) for key, value in model.module.state_dict().items())
@@ -116,24 +116,27 @@ def test_the_subset_is_what_it_says(name):
     torch.testing.assert_close(found.curve[:, 0], logits.softmax(-1).gather(1, target[:, None])[:, 0])
     torch.testing.assert_close(found.confidence, alone.gather(1, target[:, None])[:, 0])
     torch.testing.assert_close(found.share, found.subset.float().mean((1, 2)), rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(found.kept, torch.linspace(1, 0, 7) ** 1.5, rtol=0, atol=1 / SIZE**2)
+    torch.testing.assert_close(found.remaining, torch.linspace(1, 0, 7) ** 1.5, rtol=0, atol=1 / SIZE**2)
     assert torch.equal(found.reached, found.confidence >= 0.5)
     assert torch.equal(found.reached, (found.curve >= 0.5).any(1))
-    smaller = found.kept[None] < found.share[:, None]
+    smaller = found.remaining[None] < found.share[:, None]
     assert (found.curve[smaller] < found.confidence[:, None].expand_as(smaller)[smaller].clamp(max=0.5)).all()
     assert torch.equal(found.target, target)
 
 
 def test_the_predicted_label_is_the_default():
     model, batch = classifier("timm-vit"), images(3)
-    found, named = sis(model, batch, steps=3), sis(model, batch, model(batch).argmax(-1), steps=3)
+    found, named = (
+        sufficient_subset(model, batch, steps=3),
+        sufficient_subset(model, batch, model(batch).argmax(-1), steps=3),
+    )
     assert torch.equal(found.target, model(batch).argmax(-1))
     assert torch.equal(found.subset, named.subset)
 
 
 def test_a_constant_picture_has_no_pixel_that_counts():
     model = classifier("timm-vit")
-    found = sis(model, torch.full((1, 3, SIZE, SIZE), 0.5), steps=4)  # the mean colour
+    found = sufficient_subset(model, torch.full((1, 3, SIZE, SIZE), 0.5), steps=4)  # the mean colour
     assert not found.reached.item()
     assert found.share.item() == 0
     assert found.subset.sum() == 0
@@ -154,13 +157,13 @@ def test_a_constant_picture_has_no_pixel_that_counts():
 )
 def test_what_cannot_be_asked(changes, told):
     with pytest.raises(ValueError, match=told):
-        sis(**{"model": classifier("timm-vit"), "images": images(1)} | changes)
+        sufficient_subset(**{"model": classifier("timm-vit"), "images": images(1)} | changes)
 
 
 def test_a_model_with_one_output_or_none_that_is_finite_is_an_error():
     one = of(nn.Sequential(nn.Flatten(), nn.Linear(27, 1)), 3, 1)
     with pytest.raises(ValueError, match="a single output"):
-        sis(one, torch.ones(1, 3, 3, 3))
+        sufficient_subset(one, torch.ones(1, 3, 3, 3))
     broken = linear(torch.full((3, 3, 3), torch.nan))
     with pytest.raises(ValueError, match="not finite"):
-        sis(broken, torch.ones(1, 3, 3, 3))
+        sufficient_subset(broken, torch.ones(1, 3, 3, 3))

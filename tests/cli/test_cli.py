@@ -40,15 +40,6 @@ def test_help_names_every_command(tmp_path):
     )
 
 
-def test_explain_writes_an_overlay_and_a_raw_map_of_each_image(place):
-    run = clearhead("explain", "model", "data/cat", "data/fish/00.png", "--out", "maps", "--class", "cat", cwd=place)
-    assert run.returncode == 0, run.stderr
-    assert len(list((place / "maps").glob("*.png"))) == 13
-    raw = np.load(place / "maps" / "01.npz")
-    assert raw["map"].shape == (32, 32)
-    assert (raw["map"].min(), raw["map"].max(), int(raw["target"]), str(raw["method"])) == (0, 1, 1, "gae")
-
-
 def test_repair_leaves_an_ordinary_checkpoint_and_compare_judges_it(place, repaired):
     assert repaired.returncode == 0, repaired.stderr
     assert "check on the validation images" in repaired.stdout
@@ -197,31 +188,9 @@ def test_masks_from_boxes(place):
     assert np.asarray(Image.open(place / "boxed" / "masks" / "cat" / "03.png")).sum() == 255 * 16 * 16
 
 
-def test_sufficient_subsets_of_any_label(place):
-    run = clearhead("sis", "model", "data/cat/00.png", "data/fish/01.png", "--class", "bird", "--out", "sis", cwd=place)
-    assert run.returncode == 0, run.stderr
-    assert "labels reach 90%" in run.stdout
-    images = json.loads((place / "sis" / "results.json").read_text())["images"]
-    for labels in images:
-        assert [found["predicted"] for found in labels] == [True, False][: len(labels)]
-        assert {found["label"] for found in labels} == {labels[0]["label"], "bird"}  # once, where that is predicted
-    assert np.load(next((place / "sis").glob("00-*.npz")))["subset"].shape == (32, 32)
-    assert "Pixels that are enough" in (place / "sis" / "report.html").read_text()
-
-
 def test_nothing_of_the_users_is_written_over(place, tmp_path):
-    """By overlays beside the images, by a study, by a run in a folder with a config of its own."""
-    shutil.copytree(place / "data" / "cat", tmp_path / "photos")
-    (tmp_path / "photos" / "a[b].png").write_bytes((place / "data" / "cat" / "00.png").read_bytes())
-    before = {file.name: file.read_bytes() for file in (tmp_path / "photos").iterdir()}
-    model = place / "model"
-    said = error(clearhead("explain", model, "photos", "--out", "photos", cwd=tmp_path))
-    assert "would take the place of images such as" in said
-    assert {file.name: file.read_bytes() for file in (tmp_path / "photos").iterdir()} == before
-    run = clearhead("explain", model, "photos/a[b].png", "--out", "maps", cwd=tmp_path)
-    assert "photos/a[b].png: " in run.stdout
-
-    mine = tmp_path / "mine"
+    """By a study, by a run in a folder with a config of its own."""
+    model, mine = place / "model", tmp_path / "mine"
     (mine / "state").mkdir(parents=True)
     (tmp_path / "plan.yaml").write_text(f"{{model: {model}, data: {place / 'data'}, tests: {{all: {place / 'data'}}}, ")
     with (tmp_path / "plan.yaml").open("a") as plan:
@@ -240,8 +209,6 @@ def test_nothing_of_the_users_is_written_over(place, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["explain", "model", "data/cat/00.png", "--class", "dog"], "class 'dog'"),
-        (["explain", "model", "nothing.png"], "nothing.png"),
         (["repair", "model", "maskless"], "foreground masks"),
         (["compare", "model", "train3/nothing", "data"], "train3/nothing"),
         (["report", "data"], "not the folder of a finished run"),
@@ -249,7 +216,6 @@ def test_nothing_of_the_users_is_written_over(place, tmp_path):
         (["train", "model", "data", "--val-split", "train"], "12 images are for training and for validation"),
         (["train", "model", "data", "--device", "foo"], "device: 'foo' is unavailable"),
         (["repair", "model", "data", "--device", "cuda:7"], "device: 'cuda:7' is unavailable"),
-        (["sis", "model", "data/cat/00.png", "--class", "dog"], "class 'dog'"),
         (["data", "masks", "data", "--model", "model"], "exists"),
         (["data", "masks", "maskless", "--from", "sky=x"], "there is"),
         (["data", "masks", "maskless"], "give one of the two"),

@@ -5,12 +5,15 @@ To add one, write the module and add a line here: the command, its help, the run
 """
 
 ANALYSES: dict[str, str] = {
+    "explain": "clearhead.analyses.explain",
     "heads": "clearhead.analyses.heads",
     "faithfulness": "clearhead.analyses.faithfulness",
     "audit": "clearhead.analyses.audit",
     "compare": "clearhead.analyses.compare",
     "localize": "clearhead.analyses.localisation",
     "knn": "clearhead.analyses.knn",
+    "sis": "clearhead.analyses.sis",
+    "slices": "clearhead.analyses.slices",
     "layers fourier": "clearhead.analyses.fourier",
     "layers lesion": "clearhead.analyses.lesion",
     "layers cka": "clearhead.analyses.cka",

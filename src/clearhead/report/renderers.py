@@ -9,10 +9,8 @@ from clearhead.analyses.compare import Comparison
 from clearhead.metrics.statistics import Estimate
 from clearhead.report.audits import audit_sections
 from clearhead.report.comparisons import comparison_sections
-from clearhead.report.evaluations import sufficient_sections
 from clearhead.report.optimizers import optimizer_sections
 from clearhead.report.page import Section
-from clearhead.report.slices import slice_sections
 from clearhead.report.studies import study_sections
 from clearhead.report.suites import suite_sections
 from clearhead.report.trainings import training_sections
@@ -20,9 +18,7 @@ from clearhead.results import (
     AuditResults,
     ComparisonResults,
     OptimizerResults,
-    SlicesResults,
     StudyResults,
-    SufficientResults,
     SuiteResults,
     TrainingResults,
 )
@@ -73,11 +69,6 @@ def _audited(run: AuditResults) -> list[tuple[str, Estimate]]:
     return shown
 
 
-def _sliced(run: SlicesResults) -> list[tuple[str, Estimate]]:
-    worst = [(f"Errors in slice {part.name}", part.error) for part in run.slices[:3] if part.worse]
-    return [("Accuracy", run.accuracy), *worst]
-
-
 def _trained(run: TrainingResults) -> str:
     if run.method == "train":
         return f"Trained on {run.data}."
@@ -100,12 +91,6 @@ KINDS: dict[type, Kind] = {
         audit_sections,
         _audited,
     ),
-    SlicesResults: Kind(
-        lambda run: f"{run.model}: where it fails",
-        lambda run: f"{run.accuracy.count:,} images of {run.data}.",
-        slice_sections,
-        _sliced,
-    ),
     TrainingResults: Kind(
         lambda run: f"{run.model}: {'training' if run.method == 'train' else 'repair'}",
         _trained,
@@ -121,11 +106,6 @@ KINDS: dict[type, Kind] = {
         lambda run: f"Optimizers on {run.data}",
         lambda run: f"{len(run.trials)} trainings on {run.data}; settings chosen on validation images.",
         lambda run, folder, of: optimizer_sections(run),
-    ),
-    SufficientResults: Kind(
-        lambda run: f"{run.model}: sufficient input subsets",
-        lambda run: f"The fewest pixels that are enough for a label with {100 * run.confidence:g}% confidence.",
-        lambda run, folder, of: sufficient_sections(run, folder),
     ),
     SuiteResults: Kind(
         lambda run: f"{_listed(run.models)} on shifted data",

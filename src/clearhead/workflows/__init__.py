@@ -4,37 +4,30 @@ Each takes the name of a model and the path of a folder, and leaves a folder as 
 is computed is computed by the instruments (``explain``, ``evaluate``, ``repair``, ``train``); here they are joined.
 """
 
-from clearhead.models.class_names import class_index
 from clearhead.models.classifier import on_device
 from clearhead.workflows.evaluation import (
     run_audit,
     run_compare,
     run_report,
 )
-from clearhead.workflows.maps import run_explain, run_sis
 from clearhead.workflows.pieces import Progress, load_backbone, model_name
-from clearhead.workflows.slices import run_slices
 from clearhead.workflows.studies import run_optimizers, run_repairs
 from clearhead.workflows.suites import compare_suites, run_suite
 from clearhead.workflows.training import run_repair, run_select, run_train
 
 __all__ = [
     "Progress",
-    "class_index",
     "compare_suites",
     "load_backbone",
     "model_name",
     "on_device",
     "run_audit",
     "run_compare",
-    "run_explain",
     "run_optimizers",
     "run_repair",
     "run_repairs",
     "run_report",
     "run_select",
-    "run_sis",
-    "run_slices",
     "run_suite",
     "run_train",
 ]
