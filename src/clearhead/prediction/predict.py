@@ -1,61 +1,69 @@
-"""One pass of a model over a folder: its answer for each image, where it looks, and its answer when parts are gone."""
+"""Predict every image of a data set: the class, its relevance in the foreground, the class under interventions."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clearhead.attribution import explain_with_logits, known_method
-from clearhead.data.dataset import ImageIndex, group_labels, require_classes
+from clearhead.data.dataset import ImageIndex, group_labels
+from clearhead.data.images import DataLike, as_image_index
 from clearhead.data.interventions import INTERVENTIONS, intervene
 from clearhead.data.loading import ImageDataset, loader
-from clearhead.models import Classifier
-from clearhead.models.classifier import evaluation_mode, require_not_nan
+from clearhead.models.classifier import Classifier, evaluation_mode, require_not_nan
+from clearhead.models.source import ModelLike, as_classifier
 from clearhead.progress import Progress, track
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model said of N images, in the order of the folder.
+    """The predictions of one model for N images, in the order of the index.
 
     Attributes:
         file: unique name of each image.
-        label, predicted: class indices, N.
-        group: the group of each image (its class crossed with metadata columns).
-        confidence: probability of the predicted class, N.
-        loss: negative log-likelihood of the label in nats, N.
-        brier: squared distance of the probabilities from the truth, summed over classes, N.
-        relevance_mass: share of the relevance of the predicted class that lies in the foreground, N; NaN without mask.
-        area: share of the image that is foreground, N: what a map that is the same everywhere would score.
-        interventions: predicted class under each of ``INTERVENTIONS``, N; -1 without mask (or without another image).
-        method: the relevance method used.
-        scaled: confidence, loss and brier again, of the logits divided by a temperature; empty without one.
+        label: class index of each image.
+        predicted: predicted class index.
+        group: group of each image (its class crossed with metadata columns).
+        confidence: probability of the predicted class.
+        loss: negative log-likelihood of the label in nats.
+        brier: Brier score: squared distance of the probabilities from the one-hot label, summed over classes.
+        relevance_mass: share of the relevance of the predicted class that lies in the mask (relevance mass accuracy);
+            NaN without a mask.
+        area: share of the image that is in the mask: the relevance mass of a constant map; NaN without a mask.
+        interventions: predicted class under each of ``INTERVENTIONS``; -1 without a mask, or where the batch has no
+            other image with a mask.
+        method: the attribution method of the relevance.
+        scaled: confidence, loss and brier of the logits divided by a temperature; empty without a temperature.
     """
 
-    file: np.ndarray
-    label: np.ndarray
-    predicted: np.ndarray
-    group: np.ndarray
-    confidence: np.ndarray
-    loss: np.ndarray
-    brier: np.ndarray
-    relevance_mass: np.ndarray
-    area: np.ndarray
-    interventions: dict[str, np.ndarray]
+    file: Array
+    label: Array
+    predicted: Array
+    group: Array
+    confidence: Array
+    loss: Array
+    brier: Array
+    relevance_mass: Array
+    area: Array
+    interventions: dict[str, Array]
     method: str
-    scaled: dict[str, np.ndarray] = field(default_factory=dict)
+    scaled: dict[str, Array] = field(default_factory=dict)
 
     @property
-    def correct(self) -> np.ndarray:
-        """Whether each prediction is the label, N."""
-        return self.predicted == self.label
+    def correct(self) -> Array:
+        """Whether each prediction equals the label, N."""
+        return np.asarray(self.predicted == self.label)
 
-    def table(self, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """Columns for a file that people read: classes by name, None where there is no prediction."""
+    def table(self, classes: tuple[str, ...]) -> dict[str, Array]:
+        """Return the columns of a table of predictions: classes by name, None where there is no prediction."""
         names = np.array([*classes, None], dtype=object)
         columns = {
             "file": self.file,
@@ -70,13 +78,13 @@ class Predictions:
 
 
 def default_method(model: Classifier) -> str:
-    """Relevance by attention where the model has a grid of tokens, else by the gradient at the pixels."""
+    """Return the default attribution method: GAE for models with a token grid, else the input gradient."""
     return "gae" if model.grid is not None else "input-gradient"
 
 
 def predict(
-    model: Classifier,
-    folder: ImageIndex,
+    model: ModelLike,
+    data: DataLike,
     *,
     group_columns: Sequence[str] | None = None,
     method: str | None = None,
@@ -86,95 +94,118 @@ def predict(
     temperature: float | None = None,
     progress: Progress | None = None,
 ) -> Predictions:
-    """Run a model over a folder: a forward pass an image; with masks a backward and three forward passes more.
+    """Return a model's predictions: one forward pass per image; with a mask also one backward and three forward passes.
 
     Args:
-        model: the classifier; it runs where its parameters are, in eval mode, and is left in its own.
-        folder: the data, as ``read_folder(..., classes=model.classes)`` gives it.
-        group_columns: metadata columns that make the groups, None for all.
-        method: relevance method, a key of ``clearhead.attribution.METHODS``; None takes ``default_method``.
-        batch_size: images a batch.
-        workers: processes that load images; 0 loads in this one.
-        seed: of the order of images, which decides whose background an image is shown on.
-        temperature: what to divide the logits by, for `scaled`.
+        model: a classifier or the name of one; it runs in eval mode on the device of its parameters.
+        data: the images: a folder, another source, or an index of the model's classes.
+        group_columns: metadata columns that define the groups; None uses all columns.
+        method: attribution method, a key of ``clearhead.attribution.METHODS``; None uses ``default_method``.
+        batch_size: images per batch.
+        workers: processes that load images; 0 loads in the main process.
+        seed: of the order of the images, which pairs images with backgrounds.
+        temperature: divisor of the logits for `scaled`.
         progress: shows progress.
 
     Raises:
-        DataError: for a file that can no longer be read, a folder that was read for other classes, or a group column
-            that does not exist.
-        ClearheadError: for answers that are NaN, an unknown method, or where there are masks one this model cannot be
-            explained by.
+        DataError: if a file is unreadable, the index has other classes, or a group column does not exist.
+        ClearheadError: if a logit is NaN, the method is unknown, or there are masks and the method does not support
+            the model.
     """
-    require_classes(folder, model.classes)
+    model = as_classifier(model)
+    index = as_image_index(data, classes=model.classes)
     method = known_method(method or default_method(model))
-    groups = group_labels(folder, group_columns)
-    shuffle = any(sample.mask for sample in folder.samples)  # whose background, else nothing; shards are read in order
-    batches = loader(ImageDataset(folder, model.preprocess), batch_size, workers, shuffle, seed)
-    device = next(model.module.parameters()).device
-    columns: dict[str, list[Tensor]] = defaultdict(list)
-    with evaluation_mode(model.module):
-        for batch in track(batches, progress, "predictions"):
-            image, mask, has_mask = (batch[key].to(device) for key in ("image", "mask", "has_mask"))
-            if has_mask.any():
-                maps, logits = explain_with_logits(model, image, method=method)
-            else:  # nothing to hold a map against
-                with torch.inference_mode():
-                    maps, logits = mask[:, 0], model(image)
-            label = batch["label"].to(device)
-            found = _of_batch(require_not_nan(logits.float()), label) | _reliance(maps, mask[:, 0], has_mask)
-            if temperature is not None:
-                scaled = _of_batch(logits.float() / temperature, label)
-                found |= {f"{name}, scaled": scaled[name] for name in _SCALED}
-            found |= _intervened(model, image, mask, has_mask)
-            for name, values in found.items():
-                columns[name].append(values.cpu())
-            columns["index"].append(batch["index"])
-    order = torch.cat(columns.pop("index")).argsort()
-    numbers = {name: torch.cat(values)[order].numpy() for name, values in columns.items()}
+
+    def measure(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        image, label, mask, has_mask = (batch[key] for key in ("image", "label", "mask", "has_mask"))
+        if has_mask.any():
+            maps, logits = explain_with_logits(model, image, method=method)
+        else:  # no mask to compare a map with
+            with torch.inference_mode():
+                maps, logits = mask[:, 0], model(image)
+        logits = require_not_nan(logits.float())
+        columns = _scores(logits, label) | _relevance_mass(maps, mask[:, 0], has_mask)
+        if temperature is not None:
+            scaled = _scores(logits / temperature, label)
+            columns |= {f"{name}, scaled": scaled[name] for name in _SCALED}
+        return columns | _predict_interventions(model, image, mask, has_mask)
+
+    shuffle = any(sample.mask for sample in index.samples)  # pairs backgrounds; shards are faster to read in order
+    columns = _run(model, index, measure, batch_size, workers, progress, "predictions", seed if shuffle else None)
     return Predictions(
-        file=np.array([sample.file for sample in folder.samples]),
-        label=np.array([sample.label for sample in folder.samples]),
-        group=np.array(groups),
-        interventions={name: numbers.pop(name) for name in INTERVENTIONS},
+        file=np.array([sample.file for sample in index.samples]),
+        label=np.array([sample.label for sample in index.samples]),
+        group=np.array(group_labels(index, group_columns)),
+        interventions={name: columns.pop(name) for name in INTERVENTIONS},
         method=method,
-        scaled={name: numbers.pop(f"{name}, scaled") for name in _SCALED if temperature is not None},
-        **numbers,
+        scaled={name: columns.pop(f"{name}, scaled") for name in _SCALED if temperature is not None},
+        **columns,
     )
 
 
 def logits_of(
-    model: Classifier,
-    folder: ImageIndex,
-    batch_size: int = 32,
-    workers: int = 0,
-    progress: Progress | None = None,
-) -> np.ndarray:
-    """The logits of a folder's images, N x classes in float32; one forward pass an image. Raises DataError."""
-    device, found = next(model.module.parameters()).device, []
-    batches = loader(ImageDataset(folder, model.preprocess), batch_size, workers)
-    with evaluation_mode(model.module), torch.inference_mode():
-        for batch in track(batches, progress, "logits"):
-            found.append(require_not_nan(model(batch["image"].to(device)).float()).cpu())
-    return torch.cat(found).numpy()
+    model: Classifier, index: ImageIndex, batch_size: int = 32, workers: int = 0, progress: Progress | None = None
+) -> Array:
+    """Return the logits of the images, N x classes in float32; one forward pass per image.
 
-
-def relevance_masses(model: Classifier, folder: ImageIndex, batch_size: int = 32, workers: int = 0) -> np.ndarray:
-    """The share of the relevance of the predicted class that lies in the foreground, N; NaN without mask.
-
-    One forward and one backward pass an image, by ``default_method``. Raises DataError.
+    Raises:
+        DataError: if a file is unreadable.
+        ClearheadError: if a logit is NaN.
     """
-    device, shares = next(model.module.parameters()).device, []
-    for batch in loader(ImageDataset(folder, model.preprocess), batch_size, workers):
-        maps, _ = explain_with_logits(model, batch["image"].to(device), method=default_method(model))
-        found = _reliance(maps, batch["mask"][:, 0].to(device), batch["has_mask"].to(device))
-        shares.append(found["relevance_mass"].cpu())
-    return torch.cat(shares).numpy()
+
+    @torch.inference_mode()
+    def measure(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"logits": require_not_nan(model(batch["image"]).float())}
+
+    return _run(model, index, measure, batch_size, workers, progress, "logits")["logits"]
+
+
+def relevance_masses(model: Classifier, index: ImageIndex, batch_size: int = 32, workers: int = 0) -> Array:
+    """Return the share of the relevance of the predicted class that lies in the mask, N; NaN without a mask.
+
+    One forward and one backward pass per image, by ``default_method``.
+
+    Raises:
+        DataError: if a file is unreadable.
+    """
+
+    def measure(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        maps, _ = explain_with_logits(model, batch["image"], method=default_method(model))
+        return _relevance_mass(maps, batch["mask"][:, 0], batch["has_mask"])
+
+    return _run(model, index, measure, batch_size, workers)["relevance_mass"]
+
+
+def _run(
+    model: Classifier,
+    index: ImageIndex,
+    measure: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    batch_size: int,
+    workers: int,
+    progress: Progress | None = None,
+    description: str = "",
+    shuffle_seed: int | None = None,
+) -> dict[str, Array]:
+    """Measure each batch on the model's device, in eval mode; return the columns in the order of the index."""
+    batches = loader(
+        ImageDataset(index, model.preprocess), batch_size, workers, shuffle_seed is not None, shuffle_seed or 0
+    )
+    device = next(model.module.parameters()).device
+    columns: dict[str, list[Tensor]] = defaultdict(list)
+    with evaluation_mode(model.module):
+        for batch in track(batches, progress, description):
+            on_device = {name: batch[name].to(device) for name in ("image", "label", "mask", "has_mask")}
+            for name, values in (measure(on_device) | {"index": batch["index"]}).items():
+                columns[name].append(values.cpu())
+    order = torch.cat(columns.pop("index")).argsort()
+    return {name: torch.cat(values)[order].numpy() for name, values in columns.items()}
 
 
 _SCALED = "confidence", "loss", "brier"
 
 
-def _of_batch(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def _scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return predicted class, confidence, loss and Brier score of logits, B each."""
     probabilities = logits.softmax(-1)
     confidence, predicted = probabilities.max(-1)
     loss = F.cross_entropy(logits, labels, reduction="none")
@@ -182,19 +213,19 @@ def _of_batch(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return {"predicted": predicted, "confidence": confidence, "loss": loss, "brier": brier}
 
 
-def _reliance(maps: Tensor, mask: Tensor, has_mask: Tensor) -> dict[str, Tensor]:
-    """Share of the foreground relevance and share of the area; NaN where there is no mask or no relevance."""
+def _relevance_mass(maps: Tensor, mask: Tensor, has_mask: Tensor) -> dict[str, Tensor]:
+    """Return the share of the relevance in the mask and the mask's area; NaN without a mask or without relevance."""
     inside, total = (maps * mask).sum((1, 2)), maps.sum((1, 2))
-    nothing = torch.full_like(inside, torch.nan)
+    undefined = torch.full_like(inside, torch.nan)
     return {
-        "relevance_mass": torch.where(has_mask & (total > 0), inside / total, nothing),
-        "area": torch.where(has_mask, mask.mean((1, 2)), nothing),
+        "relevance_mass": torch.where(has_mask & (total > 0), inside / total, undefined),
+        "area": torch.where(has_mask, mask.mean((1, 2)), undefined),
     }
 
 
 @torch.no_grad()
-def _intervened(model: Classifier, image: Tensor, mask: Tensor, has_mask: Tensor) -> dict[str, Tensor]:
-    """The predicted class under each intervention, -1 where it cannot be made."""
+def _predict_interventions(model: Classifier, image: Tensor, mask: Tensor, has_mask: Tensor) -> dict[str, Tensor]:
+    """Return the predicted class under each intervention, B each; -1 without a mask or another image to swap with."""
     predicted = {name: torch.full((len(image),), -1, device=image.device) for name in INTERVENTIONS}
     if not has_mask.any():
         return predicted
