@@ -1,4 +1,4 @@
-"""What a model said of a folder: of its own classes, in eval mode, and never NaN."""
+"""Predictions for a data set: of the model's own classes, in eval mode, and never NaN."""
 
 from dataclasses import replace
 
@@ -18,9 +18,9 @@ from tests.masked_images import folder
 __all__ = ["folder"]
 
 
-def test_a_model_in_train_mode_answers_as_in_eval_mode_and_is_left_as_it_was(folder: ImageIndex) -> None:
+def test_a_model_in_train_mode_predicts_as_in_eval_mode_and_is_left_unchanged(folder: ImageIndex) -> None:
     model = cases.classifier("timm-vit")
-    expected, logits, shares = predict(model, folder), logits_of(model, folder), relevance_masses(model, folder)
+    expected, logits, masses = predict(model, folder), logits_of(model, folder), relevance_masses(model, folder)
     model.module.blocks[0].mlp.drop1.p = 0.5
     model.module.train()
     found = predict(model, folder)
@@ -28,23 +28,23 @@ def test_a_model_in_train_mode_answers_as_in_eval_mode_and_is_left_as_it_was(fol
     np.testing.assert_allclose(found.relevance_mass, expected.relevance_mass, rtol=1e-5)
     np.testing.assert_array_equal(found.interventions["background only"], expected.interventions["background only"])
     np.testing.assert_allclose(logits_of(model, folder), logits, rtol=1e-5)
-    np.testing.assert_allclose(relevance_masses(model, folder), shares, rtol=1e-5)
+    np.testing.assert_allclose(relevance_masses(model, folder), masses, rtol=1e-5)
     assert model.module.training
     assert model.module.blocks[0].mlp.drop1.training
 
 
-@pytest.mark.parametrize("ask", [predict, score_heads, lambda *both: faithfulness(*both, ["gae"])])
-def test_a_folder_read_for_other_classes_is_refused(ask, folder: ImageIndex) -> None:
+@pytest.mark.parametrize("function", [predict, score_heads, lambda *both: faithfulness(*both, ["gae"])])
+def test_data_of_other_classes_raises_an_error(function, folder: ImageIndex) -> None:
     model = replace(cases.classifier("timm-vit"), classes=tuple("edcba"))
     with pytest.raises(DataError, match=r"other classes .*\(5 and 5\) or in another order"):
-        ask(model, folder)
+        function(model, folder)
 
 
-@pytest.mark.parametrize("ask", [predict, logits_of, score_heads, lambda *both: faithfulness(*both, ["gae"])])
+@pytest.mark.parametrize("function", [predict, logits_of, score_heads, lambda *both: faithfulness(*both, ["gae"])])
 @pytest.mark.parametrize("masked", [True, False])
-def test_nan_is_no_answer(ask, masked: bool, folder: ImageIndex) -> None:
+def test_nan_logits_raise_an_error(function, masked: bool, folder: ImageIndex) -> None:
     model = cases.classifier("timm-vit")
     nn.init.constant_(model.module.head.bias[2:3], torch.nan)
     some = tuple(sample for sample in folder.samples if (sample.mask is not None) == masked)
     with pytest.raises(ValueError, match="answers are NaN"):
-        ask(model, replace(folder, samples=some))
+        function(model, replace(folder, samples=some))

@@ -14,10 +14,10 @@ from PIL import Image
 
 from clearhead.data.folder import read_folder
 from clearhead.data.image_io import DataError
+from clearhead.errors import ClearheadError
 from clearhead.models import Preprocessing, from_module
 from clearhead.prediction import suite_predictions as module
-from clearhead.prediction.suite_predictions import predict_suite, read_suite_predictions, scored
-from clearhead.runs import RunError
+from clearhead.prediction.suite_predictions import predict_suite, read_suite_predictions, score_logits
 from clearhead.shifts.sets import ClassMapping, ShiftedDataset, file_name, generators, identity_mapping
 
 CLASSES = ("red", "green", "blue")
@@ -63,13 +63,13 @@ def sets_of(folder) -> list[ShiftedDataset]:
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.sampled_from(["own", "all"]), st.sampled_from(["max", "mean"]))
-def test_scorings_are_what_they_say(seed, among, pool):
+def test_class_mappings_follow_their_definition(seed, among, pool):
     rng = np.random.default_rng(seed)
     outputs = rng.permutation(12)
     ends = np.sort(rng.choice(np.arange(1, 12), 7, replace=False))
     means = [tuple(part.tolist()) for part in np.split(outputs, ends)][:-1]  # 7 classes; the last outputs mean none
     logits, label = rng.normal(size=(5, 12)) * 3, rng.integers(0, 7, 5)
-    found = scored(torch.tensor(logits), torch.tensor(label), ClassMapping(tuple(means), 12, among, pool))
+    found = score_logits(torch.tensor(logits), torch.tensor(label), ClassMapping(tuple(means), 12, among, pool))
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     for i in range(5):
         if among == "all":
@@ -87,30 +87,30 @@ def test_scorings_are_what_they_say(seed, among, pool):
         assert found["loss"][i].item() == pytest.approx(loss)
 
 
-def test_a_scoring_for_another_number_of_outputs_is_refused():
+def test_a_mapping_for_another_number_of_outputs_raises_an_error():
     with pytest.raises(ValueError, match="models of 12 classes, in their usual order; this one has 3"):
-        scored(torch.zeros(1, 3), torch.tensor([0]), identity_mapping(12))
+        score_logits(torch.zeros(1, 3), torch.tensor([0]), identity_mapping(12))
 
 
-def test_answers_are_those_of_the_model(model, folder, tmp_path):
-    predict_suite(model, sets_of(folder), tmp_path / "said", batch_size=4)
-    said = read_suite_predictions(tmp_path / "said" / file_name("clean"))
-    assert list(said) == ["3 classes", "all"]
+def test_predictions_are_those_of_the_model(model, folder, tmp_path):
+    predict_suite(model, sets_of(folder), tmp_path / "out", batch_size=4)
+    by_mapping = read_suite_predictions(tmp_path / "out" / file_name("clean"))
+    assert list(by_mapping) == ["3 classes", "all"]
     from clearhead.data.image_io import load_image
 
     images = torch.stack([model.preprocess.image(load_image(sample.path)) for sample in folder.samples])
     with torch.no_grad():
         p = model(images).softmax(-1)
-    for found in said.values():
+    for found in by_mapping.values():
         assert found.file.tolist() == [sample.file for sample in folder.samples]
         assert found.label.tolist() == [CLASSES[sample.label] for sample in folder.samples]
         assert found.predicted.tolist() == [CLASSES[i] for i in p.argmax(-1)]
         np.testing.assert_allclose(found.confidence, p.amax(-1), rtol=1e-5)
-    noise = read_suite_predictions(tmp_path / "said" / file_name("noise 1"))["all"]
+    noise = read_suite_predictions(tmp_path / "out" / file_name("noise 1"))["all"]
     changed = noisy(images, generators(0, range(len(images))))
     with torch.no_grad():
         assert noise.predicted.tolist() == [CLASSES[i] for i in model(changed).argmax(-1)]
-    assert noise.predicted.tolist() != said["all"].predicted.tolist()
+    assert noise.predicted.tolist() != by_mapping["all"].predicted.tolist()
 
 
 def stopped(model, at):
@@ -126,26 +126,26 @@ def stopped(model, at):
     return replace(model, module=torch.nn.Sequential(_Call(counted), model.module)), asked
 
 
-def test_a_stopped_run_goes_on_and_answers_nothing_twice(model, folder, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_and_predicts_nothing_twice(model, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PART", 8)
     broken, asked = stopped(model, at=7)
     with pytest.raises(KeyboardInterrupt):
-        predict_suite(broken, sets_of(folder), tmp_path / "said", batch_size=4)
+        predict_suite(broken, sets_of(folder), tmp_path / "out", batch_size=4)
     before = sum(asked[:6])
-    predict_suite(broken, sets_of(folder), tmp_path / "said", batch_size=4)
+    predict_suite(broken, sets_of(folder), tmp_path / "out", batch_size=4)
     assert before + sum(asked[7:]) == 2 * 21
     predict_suite(broken, sets_of(folder), tmp_path / "whole", batch_size=4)
     for name in ("clean", "noise 1"):
-        assert (tmp_path / "said" / file_name(name)).read_bytes() == (tmp_path / "whole" / file_name(name)).read_bytes()
-    assert not (tmp_path / "said" / ".parts").exists()
+        assert (tmp_path / "out" / file_name(name)).read_bytes() == (tmp_path / "whole" / file_name(name)).read_bytes()
+    assert not (tmp_path / "out" / ".parts").exists()
 
 
 @pytest.mark.parametrize("change", ["weights", "labels", "scoring"])
-def test_answers_of_another_model_or_to_something_else_are_not_mixed_in(change, model, folder, tmp_path, monkeypatch):
+def test_predictions_of_another_model_or_other_images_are_not_mixed_in(change, model, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PART", 8)
     sets, (first, asked) = sets_of(folder)[:1], stopped(model, at=5)
     with pytest.raises(KeyboardInterrupt):
-        predict_suite(first, sets, tmp_path / "said", batch_size=4)
+        predict_suite(first, sets, tmp_path / "out", batch_size=4)
     turned = ((1,), (2,), (0,))
     if change == "weights":
         model.module[2].weight.data = -model.module[2].weight.data
@@ -154,19 +154,19 @@ def test_answers_of_another_model_or_to_something_else_are_not_mixed_in(change, 
         sets = [replace(sets[0], folder=replace(folder, samples=samples))]
     else:
         sets = [replace(sets[0], class_mappings={"turned": replace(identity_mapping(3), outputs=turned)})]
-    predict_suite(first, sets, tmp_path / "said", batch_size=4)
-    assert sum(asked[5:]) == 21  # all anew
+    predict_suite(first, sets, tmp_path / "out", batch_size=4)
+    assert sum(asked[5:]) == 21  # everything again
     predict_suite(first, sets, tmp_path / "whole", batch_size=4)
     name = file_name("clean")
-    assert (tmp_path / "said" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    predict_suite(first, sets, tmp_path / "said", batch_size=4)  # finished: nothing to do
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    predict_suite(first, sets, tmp_path / "out", batch_size=4)  # finished: nothing to do
     assert sum(asked[5:]) == 42
     model.module[2].weight.data *= 2
-    with pytest.raises(RunError, match="answers of another model of that name"):
-        predict_suite(first, sets, tmp_path / "said", batch_size=4)
+    with pytest.raises(ClearheadError, match="predictions of another model of that name"):
+        predict_suite(first, sets, tmp_path / "out", batch_size=4)
 
 
-def test_a_model_in_train_mode_answers_as_in_eval_mode_and_is_left_as_it_was(model, folder, tmp_path):
+def test_a_model_in_train_mode_predicts_as_in_eval_mode_and_is_left_unchanged(model, folder, tmp_path):
     normed = replace(model, module=torch.nn.Sequential(torch.nn.BatchNorm2d(3), model.module, torch.nn.Dropout(0.5)))
     normed.module.eval()
     predict_suite(normed, sets_of(folder), tmp_path / "eval", batch_size=4)
@@ -191,8 +191,8 @@ class _Call(torch.nn.Module):
 def test_broken_images_are_listed_and_too_many_stop_the_run(model, folder, tmp_path):
     broken = folder.samples[3].path
     broken.write_bytes(broken.read_bytes()[:60])
-    predict_suite(model, sets_of(folder), tmp_path / "said", batch_size=4, most_unreadable=0.1)
-    found = read_suite_predictions(tmp_path / "said" / file_name("clean"))["all"]
+    predict_suite(model, sets_of(folder), tmp_path / "out", batch_size=4, most_unreadable=0.1)
+    found = read_suite_predictions(tmp_path / "out" / file_name("clean"))["all"]
     assert len(found.file) == 20
     assert list(found.unreadable) == [folder.samples[3].file]
     for _ in range(2):  # starting again does not get past the limit
@@ -206,8 +206,8 @@ def test_the_limit_counts_what_earlier_runs_could_not_read(model, folder, tmp_pa
         folder.samples[i].path.write_bytes(b"no image")
     for _ in range(3):
         with pytest.raises(DataError, match="3 of 21 images cannot be read, more than 10%"):
-            predict_suite(model, sets_of(folder), tmp_path / "said", batch_size=4, most_unreadable=0.1)
-    assert not list((tmp_path / "said").glob("*.parquet"))
+            predict_suite(model, sets_of(folder), tmp_path / "out", batch_size=4, most_unreadable=0.1)
+    assert not list((tmp_path / "out").glob("*.parquet"))
 
 
 def test_parts_of_other_sets_or_sizes_are_not_mixed_in(model, folder, tmp_path, monkeypatch):
@@ -215,25 +215,25 @@ def test_parts_of_other_sets_or_sizes_are_not_mixed_in(model, folder, tmp_path, 
     one, two = sets_of(folder)
     three = replace(two, name="noise 2")
 
-    def stopped(batches, count):
+    def stopped(batches, count, description):
         for i, batch in enumerate(batches):
             if i == 3:
                 raise KeyboardInterrupt
             yield batch
 
     with pytest.raises(KeyboardInterrupt):
-        predict_suite(model, [one, two], tmp_path / "said", batch_size=4, progress=stopped)
-    predict_suite(model, [one, two, three], tmp_path / "said", batch_size=4)
+        predict_suite(model, [one, two], tmp_path / "out", batch_size=4, progress=stopped)
+    predict_suite(model, [one, two, three], tmp_path / "out", batch_size=4)
     for name in ("clean", "noise 1", "noise 2"):
-        for found in read_suite_predictions(tmp_path / "said" / file_name(name)).values():
+        for found in read_suite_predictions(tmp_path / "out" / file_name(name)).values():
             assert found.file.tolist() == [sample.file for sample in folder.samples]
-    assert not (tmp_path / "said" / ".parts").exists()
+    assert not (tmp_path / "out" / ".parts").exists()
 
 
-def test_sets_that_would_share_a_file_are_refused(model, folder, tmp_path):
+def test_sets_that_would_share_a_file_raise_an_error(model, folder, tmp_path):
     one, two = sets_of(folder)
     with pytest.raises(DataError, match="'noise 1', 'noise-1' cannot be told apart"):
-        predict_suite(model, [one, two, replace(two, name="noise-1")], tmp_path / "said")
+        predict_suite(model, [one, two, replace(two, name="noise-1")], tmp_path / "out")
 
 
 PROCESS = """
@@ -242,18 +242,18 @@ sys.path.insert(0, {here!r})
 from pathlib import Path
 import torch
 from clearhead.data.folder import read_folder
-from clearhead.prediction import suite_predictions as answers
+from clearhead.prediction import suite_predictions
 from clearhead.models import Preprocessing, from_module
 from tests.prediction.test_suite_predictions import CLASSES, brightest, sets_of
-answers.PART = 8
+suite_predictions.PART = 8
 model = from_module(brightest(), preprocess=Preprocessing((8, 8), (8, 8), (0.5,) * 3, (0.25,) * 3), classes=CLASSES)
 folder = read_folder({data!r}, classes=CLASSES, check=False)
-answers.answer(model, sets_of(folder), Path({out!r}), batch_size=4)
+suite_predictions.predict_suite(model, sets_of(folder), Path({out!r}), batch_size=4)
 """
 
 
 @pytest.mark.slow
-def test_two_processes_answer_as_one(model, folder, tmp_path, monkeypatch):
+def test_two_processes_predict_as_one(model, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PART", 8)
     predict_suite(model, sets_of(folder), tmp_path / "one", batch_size=4)
     script = tmp_path / "run.py"
