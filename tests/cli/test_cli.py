@@ -224,15 +224,15 @@ def test_nothing_of_the_users_is_written_over(place, tmp_path):
         (["repair", "model", "data", "--attribution", "lime"], "choose from gae, rollout"),
         (
             ["repair", "model", "data", "--method", "gradmask", "--foreground", "1"],
-            "foreground: not a term of the method",
+            "foreground: not an option of the method",
         ),
         (["repair", "model", "data", "--method", "rrr", "--preset", "ViT-B"], "relevance, not rrr"),
         (
             ["repair", "model", "data", "--method", "heads", "--background", "3"],
-            "background: not a term of the method heads",
+            "background: not an option of the method heads",
         ),
         (["train", "model", "data", "--linear", "--diversity", "1"], "last layer alone"),
-        (["repair", "model", "data", "--preset", "ViT-H"], "there is ViT-B"),
+        (["repair", "model", "data", "--preset", "ViT-H"], "choose from ViT-B"),
         (["data", "mnist-cifar", "new", "--mnist", "data", "--cifar", "data"], "data"),
         (["data", "waterbirds", "new", "--source", "model"], "metadata.csv"),
         (["reproduce", "mnist-cifar", "--mnist", "data", "--cifar", "data", "--seeds", "1"], "MNIST"),

@@ -91,8 +91,8 @@ def test_too_many_classes(plan: Plan, data: ImageIndex, classes: int, said: str)
     ("old", "new", "said"),
     [
         ("{method: train}", "{method: lime}", r"methods\.fine-tuning\.method"),
-        ("foreground: 0", "sky: 0", "sky: not a term of the method relevance"),
-        ("foreground: 0", "target: true", "target: got True"),
+        ("foreground: 0", "sky: 0", "sky: not an option of the method relevance"),
+        ("foreground: 0", "target: true", "target: True is unknown"),
         ("lr: 1.0e-3", "lr: -1", r"methods\.RRR\.lr"),
         ("{shifted: elsewhere}", "{a/b: elsewhere}", r"tests\.a/b"),
         ("samples: [1, 2]", "samples: [0]", "samples.0"),

@@ -321,9 +321,9 @@ def test_invalid_training_options_exit_with_an_error(place, arguments, message):
 @pytest.mark.parametrize(
     ("config", "method", "message"),
     [
-        ({"mixup": 0.8}, "reweight", "reweight takes images as they are"),
-        ({"label_smoothing": 0.1}, "relevance", "for plain cross-entropy"),
-        ({"augment": "strong"}, "rrr", "strong does not move the masks"),
+        ({"mixup": 0.8}, "reweight", "unsupported by the method reweight"),
+        ({"label_smoothing": 0.1}, "relevance", "unsupported by the method relevance"),
+        ({"augment": "strong"}, "rrr", "strong changes images without their masks"),
     ],
 )
 def test_options_that_a_repair_ignores_raise_an_error(place, tmp_path, config, method, message):

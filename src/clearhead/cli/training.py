@@ -230,9 +230,10 @@ def repair(
     device: Device = None,
 ) -> None:
     """Make the model rely on the right thing, by masks, by its heads or by groups, and check it for harm."""
+    from dataclasses import replace
+
     from clearhead import console, workflows
-    from clearhead.repairs import mask_loss, preset_named
-    from clearhead.training.loop import TrainConfig
+    from clearhead.repairs import REPAIRS, build_loss, default_config, preset_named, require_repair
 
     folder = out or default_out("repair" if method == "relevance" else f"repair-{method}", data, model)
     options: dict[str, Any] = {"validation_split": val_split, "test_split": test_split, "groups": columns_of(groups)}
@@ -248,18 +249,20 @@ def repair(
         "background_swap": background_swap,
         "second_order": second_order,
     }
-    loss = mask_loss(method, terms)
+    terms = {name: value for name, value in terms.items() if value is not None}
+    config = default_config(preset)
+    require_repair(method, config, terms)
+    loss = build_loss(method, options=terms) if REPAIRS[method].needs == "masks" else None
     if method == "heads":
         options |= {"search": search, "objective": objective, "ablation": ablation, "seed": seed, "workers": workers}
         options |= {"layers": None if layers is None else layers_of(layers), "prune": prune, "limit": limit}
         console.tell_training(workflows.run_select(model, data, folder, **options), folder)
         return
-    config = TrainConfig(
-        epochs=epochs or known.epochs,
-        lr=known.lr if lr is None else lr,
+    config = replace(
+        config,
+        epochs=epochs or config.epochs,
+        lr=config.lr if lr is None else lr,
         batch_size=batch_size,
-        schedule="decay",
-        min_crop_area=0.75,
         mixed_precision=mixed_precision,
         workers=workers,
         seed=seed,

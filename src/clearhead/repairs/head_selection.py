@@ -24,6 +24,7 @@ from clearhead.errors import ClearheadError
 from clearhead.heads.fold import fold_heads
 from clearhead.heads.gradients import Layers, pick_layers
 from clearhead.heads.head_masking import HeadMask, attention_layers, head_mask_runner
+from clearhead.heads.prune import prune_heads
 from clearhead.models import Classifier
 from clearhead.models.classifier import evaluation_mode
 from clearhead.progress import Progress
@@ -175,6 +176,45 @@ def select_heads(
             smallest=min(map(len, members)),
         )
         return fold_heads(model, problem.masks(subset), images), selection
+
+
+def keep_heads(
+    model: Classifier,
+    train: ImageIndex | None,
+    validation: ImageIndex,
+    *,
+    group_columns: Sequence[str] | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    workers: int = 0,
+    progress: Progress | None = None,
+    search: Search = "exhaustive",
+    layers: Layers | None = None,
+    objective: Objective | None = None,
+    ablation: Literal["rescale", "mean"] = "rescale",
+    prune: bool = False,
+    limit: int | None = None,
+) -> tuple[Classifier, Selection]:
+    """Select heads as a repair: as ``select_heads`` on the validation images; `train` is not used.
+
+    `prune` removes the other heads from the architecture (``clearhead.heads.prune``), with the search ``importance``.
+    """
+    selected, selection = select_heads(
+        model,
+        validation,
+        search=search,
+        layers=layers,
+        objective=objective,
+        group_columns=None if group_columns is None else list(group_columns),
+        ablation=ablation,
+        uniform=prune,
+        limit=limit,
+        seed=seed,
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
+    )
+    return (prune_heads(selected, selection.kept_heads) if prune else selected), selection
 
 
 def _draw_balanced(strata: npt.NDArray[np.generic], count: int, seed: int) -> npt.NDArray[np.intp]:

@@ -1,12 +1,13 @@
-"""The settings of arXiv 2206.01161 for relevance fine-tuning, by the paper's names of the models (supplement, table 1).
+"""The settings of arXiv 2206.01161 for relevance fine-tuning, by the paper's model names (supplement, table 1).
 
-All models have the weights 2, 0.3, 0.8 and 0.2 of the loss (the defaults of ``RelevanceLoss``), AdamW with weight decay
-1e-4, and 50 epochs of batches of 8 on 3 images of each of 500 classes; they differ in learning rate and temperature.
+All models use the weights 2, 0.3, 0.8 and 0.2 of the loss (the defaults of ``RelevanceLoss``), AdamW with weight decay
+1e-4, and 50 epochs with batch size 8 on 3 images of each of 500 classes. They differ in learning rate and temperature.
 """
 
 from dataclasses import dataclass
 
 from clearhead.errors import ClearheadError
+from clearhead.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -15,9 +16,9 @@ class Preset:
 
     Attributes:
         lr: learning rate at the start.
-        temperature: T, which divides the logits; None leaves it at 1.
+        temperature: T, which divides the logits; None is 1.
         epochs: passes over the training images.
-        weights: timm's name of the weights we take for the paper's, where timm has them.
+        weights: timm's name of the weights that match the paper's description, where timm has them.
     """
 
     lr: float
@@ -38,9 +39,18 @@ PRESETS = {
 
 
 def preset_named(name: str | None) -> Preset:
-    """A preset by its name; None is ours: 10 epochs at 1e-5. Raises ClearheadError for another name."""
+    """Return a preset by its name; None is ours, 10 epochs at 1e-5. Raises ClearheadError for an unknown name."""
     if name is None:
         return Preset(1e-5, epochs=10)
     if name not in PRESETS:
-        raise ClearheadError(f"preset: {name!r} is unknown; there is {', '.join(PRESETS)}")
+        raise ClearheadError(f"preset: {name!r} is unknown; choose from {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def default_config(preset: str | None = None) -> TrainConfig:
+    """Return how a repair is trained by default: as in the paper, for fewer epochs at a higher rate without a preset.
+
+    Raises ClearheadError for an unknown preset.
+    """
+    chosen = preset_named(preset)
+    return TrainConfig(chosen.epochs, chosen.lr, batch_size=8, schedule="decay", min_crop_area=0.75)

@@ -19,6 +19,7 @@ class RunningMeans:
         self._accelerator = accelerator
         self._index = {name: i for i, name in enumerate(groups)}
         self._by_group = torch.zeros(3, len(groups), device=accelerator.device)  # images, losses, correct predictions
+        self._images = torch.zeros((), device=accelerator.device)
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
 
     def add(self, parts: Mapping[str, Tensor], batch: Batch) -> None:
@@ -32,7 +33,7 @@ class RunningMeans:
         logits = parts["logits"].detach()
         correct = (logits.argmax(-1) == batch["label"]) * counts
         self._sums["accuracy"] += correct.sum()
-        self._sums["images"] += counts.sum()
+        self._images += counts.sum()
         if self._index:
             group = torch.tensor([self._index[name] for name in batch["group"]], device=logits.device)
             losses = F.cross_entropy(logits.float(), batch["label"], reduction="none")
@@ -42,13 +43,12 @@ class RunningMeans:
 
     def loss(self) -> float:
         """Return this process's mean loss so far; it waits for the device."""
-        return (self._sums["loss"] / self._sums["images"].clamp(min=1)).item()
+        return (self._sums["loss"] / self._images.clamp(min=1)).item()
 
     def means(self) -> dict[str, float]:
         """Return the means over all processes; every process has to call it."""
-        totals = {name: self._accelerator.reduce(value, "sum").item() for name, value in self._sums.items()}
-        images = totals.pop("images")
-        means = {name: value / images for name, value in totals.items()}
+        images = self._accelerator.reduce(self._images, "sum").item()
+        means = {name: self._accelerator.reduce(total, "sum").item() / images for name, total in self._sums.items()}
         if self._index:
             counts, losses, correct = self._accelerator.reduce(self._by_group, "sum")
             present = counts > 0

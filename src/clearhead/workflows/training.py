@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast
 
 import torch
 
@@ -17,16 +17,15 @@ from clearhead.data.splits import require_apart, train_and_validation
 from clearhead.distributed import barrier, rank_and_size
 from clearhead.errors import ClearheadError
 from clearhead.heads import DiversityLoss
-from clearhead.heads.prune import prune_heads
 from clearhead.models import Classifier, NoHeadError, load_model, save_model
 from clearhead.models.classifier import on_device
 from clearhead.prediction.predict import predict
-from clearhead.repairs import GroupDRO, MaskLoss, Reweight, mask_loss, retrain_head
-from clearhead.repairs.head_selection import Objective, Search, select_heads
+from clearhead.repairs import RetrainedHead, build_loss, default_config, repair, require_repair
+from clearhead.repairs.head_selection import Objective, Search, Selection
 from clearhead.results import Results, TrainingResults
 from clearhead.runs import begin, read_results
 from clearhead.training.linear_probe import fit_linear_probe
-from clearhead.training.loop import Epoch, Loss, Monitor, TrainConfig, best_epoch, cross_entropy, fit
+from clearhead.training.loop import Epoch, TrainConfig, best_epoch, cross_entropy, fit
 from clearhead.workflows.pieces import (
     Progress,
     data_name,
@@ -36,8 +35,6 @@ from clearhead.workflows.pieces import (
     provenance_of,
     titled,
 )
-
-Method = Literal["relevance", "gradmask", "rrr", "dfr", "groupdro", "reweight"]
 
 
 @dataclass(frozen=True)
@@ -147,9 +144,9 @@ def run_repair(
     data: str | Path,
     out: Path,
     settings: TrainConfig,
-    loss: MaskLoss | None = None,
+    loss: Any = None,
     *,
-    method: Method = "relevance",
+    method: str = "relevance",
     train_split: str = "train",
     validation_split: str = "val",
     test_split: str | None = None,
@@ -162,19 +159,14 @@ def run_repair(
 
     `loss` is that of a method by masks, by default with its own terms. Of the others, ``dfr`` takes of the settings the
     seed, the batch size and the workers alone. `test_split` names images on which the comparison is made too; nothing
-    is chosen by them. Raises ClearheadError for soft labels or an augmentation that the method would not look at.
+    is chosen by them.
     """
-    if method not in get_args(Method):
-        raise ClearheadError(f"method: {method!r} is unknown; there is {', '.join(get_args(Method))}")
-    if settings.has_soft_targets:
-        raise ClearheadError(
-            f"label_smoothing, mixup, cutmix: for plain cross-entropy; {method} takes images as they are"
-        )
-    if settings.augment == "strong" and method in ("relevance", "gradmask", "rrr"):
-        raise ClearheadError(f"augment: strong does not move the masks with the images, and {method} needs them")
-    loss = loss or mask_loss(method, {})
-    arguments = given(locals())
-    if not begin(out, "repair", arguments, shared=method != "dfr"):
+    options = asdict(loss) if loss else {}
+    chosen = require_repair(method, settings, options)
+    if loss is None and chosen.needs == "masks":
+        loss = build_loss(method)
+    arguments = given({name: value for name, value in locals().items() if name not in ("options", "chosen")})
+    if not begin(out, "repair", arguments, shared=chosen.function is None):
         started = time.perf_counter()
         classifier = load_model(model)
         if train_split == validation_split:
@@ -184,38 +176,22 @@ def run_repair(
             data, train=train_split, validation=validation_split, classes=classifier.classes, seed=settings.seed
         )
         require_apart(training=train, validation=validation, test=test)
-        check = _Check(groups, margin, settings.seed, settings.workers, test, device, progress)
-        results = TrainingResults(method=method)
-        if method == "dfr":
-            repaired, found = retrain_head(
-                on_device(classifier, device),
-                train,
-                validation,
-                group_columns=groups,
-                seed=settings.seed,
-                batch_size=settings.batch_size,
-                workers=settings.workers,
-                progress=progress,
-            )
-            results = replace(results, last_layer=found)
-        else:
-            by_group = method in ("groupdro", "reweight")
-            monitor: Monitor = "worst_group_loss" if by_group else "loss"
-            repaired, history = fit(
-                classifier,
-                _loss(method, loss, train, groups, data),
-                train,
-                validation,
-                settings,
-                out / "state",
-                progress,
-                device,
-                group_columns=groups,
-                monitor=monitor,
-                balance_groups=method == "groupdro",
-            )
-            results = replace(results, history=history, monitor=monitor)
+        repaired, outcome = repair(
+            classifier,
+            train,
+            validation,
+            method=method,
+            config=settings,
+            group_columns=groups,
+            state=out / "state",
+            device=device,
+            progress=progress,
+            **options,
+        )
+        report = outcome.report if isinstance(outcome.report, RetrainedHead) else None
+        results = TrainingResults(method=method, last_layer=report, history=outcome.history, monitor=outcome.monitor)
         if rank_and_size()[0] == 0:
+            check = _Check(groups, margin, settings.seed, settings.workers, test, device, progress)
             _conclude(out, arguments, started, classifier, repaired, [train, validation], results, check)
         barrier()
     return read_results(out, Results)
@@ -256,36 +232,27 @@ def run_select(
             data, train=validation_split, validation=validation_split, classes=classifier.classes, seed=seed
         )
         require_apart(validation=validation, test=test)
-        options: dict[str, Any] = {"search": search, "layers": layers, "objective": objective, "ablation": ablation}
-        options |= {
-            "limit": limit,
-            "group_columns": groups,
-            "seed": seed,
-            "batch_size": batch_size,
-            "workers": workers,
-            "progress": progress,
-        }
-        repaired, selection = select_heads(on_device(classifier, device), validation, **options, uniform=prune)
-        repaired = prune_heads(repaired, selection.kept_heads) if prune else repaired
+        repaired, outcome = repair(
+            classifier,
+            None,
+            validation,
+            method="heads",
+            config=replace(default_config(), seed=seed, batch_size=batch_size, workers=workers),
+            group_columns=groups,
+            device=device,
+            progress=progress,
+            search=search,
+            layers=layers,
+            objective=objective,
+            ablation=ablation,
+            prune=prune,
+            limit=limit,
+        )
+        selection = cast(Selection, outcome.report)
         check = _Check(groups, margin, seed, workers, test, device, progress)
         results = TrainingResults(method="heads", selection=selection)
         _conclude(out, arguments, started, classifier, repaired, [validation], results, check)
     return read_results(out, Results)
-
-
-def _loss(method: Method, loss: MaskLoss | None, train: ImageIndex, groups: list[str] | None, data: str | Path) -> Loss:
-    """What a method minimises. Raises DataError or ClearheadError where the data has not what it takes."""
-    if method == "groupdro":
-        return GroupDRO.from_images(train, groups)
-    if loss is None:
-        return Reweight.from_images(train, groups)
-    if not any(sample.mask for sample in train.samples):
-        raise DataError(
-            f"{data}: {method} needs foreground masks, and none of its {len(train.samples)} training images has one; "
-            "put them in masks/<class>/<stem>.png (nonzero = object), or make them with clearhead data masks, or take "
-            "--method dfr, groupdro or reweight (by groups), or heads"
-        )
-    return loss
 
 
 def _test(data: str | Path, split: str | None, chosen_by: list[str], model: Classifier) -> ImageIndex | None:

@@ -29,7 +29,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from clearhead.data.images import absolute_source
-from clearhead.repairs import mask_loss
+from clearhead.repairs import build_loss, require_repair
 from clearhead.study.files import Counts, Name, Seeds, StudyError, read_yaml, slug
 from clearhead.training.loop import Loss, TrainConfig, cross_entropy
 
@@ -86,9 +86,14 @@ class Plan(BaseModel):
         chosen = self.methods[name]
         terms = chosen.model_extra or {}
         try:
-            loss = mask_loss(chosen.method, terms)
+            if chosen.method == "train":
+                if terms:
+                    raise StudyError(f"{', '.join(terms)}: not an option of the method train")
+                return cross_entropy
+            require_repair(chosen.method, TrainConfig(1, 0.0), terms)
+            loss = build_loss(chosen.method, options=terms)
             # numbers that YAML takes for text, such as 1e-4, become numbers
-            return cross_entropy if loss is None else TypeAdapter(type(loss)).validate_python(vars(loss))
+            return TypeAdapter(type(loss)).validate_python(vars(loss))
         except (TypeError, ValueError) as error:
             raise StudyError(f"methods: {name!r}: {error}") from error
 
