@@ -32,7 +32,7 @@ from clearhead.zoo import mnist_cifar_vit
 
 def one_by_one(model: Classifier, images: Tensor, layer: int, differentiable: bool = False) -> Tensor:
     """A forward and a backward pass for each head, the others detached at the layer's output."""
-    found = []
+    result = []
     for head in range(model.module.blocks[layer].attn.num_heads):
 
         def only(o: Tensor, head: int = head) -> Tensor:
@@ -47,8 +47,8 @@ def one_by_one(model: Classifier, images: Tensor, layer: int, differentiable: bo
         parts = (call.q, call.k, call.v)
         keep_graph = {"create_graph": differentiable, "retain_graph": True}
         through = torch.autograd.grad(logits.max(-1).values.sum(), parts, **keep_graph)
-        found.append(torch.autograd.grad(parts, call.input, through, **keep_graph)[0])
-    return torch.stack(found, 1)
+        result.append(torch.autograd.grad(parts, call.input, through, **keep_graph)[0])
+    return torch.stack(result, 1)
 
 
 def gradients(rounds: int) -> None:

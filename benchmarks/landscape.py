@@ -80,8 +80,8 @@ def spectra(size: int, dim: int, depth: int) -> None:
         true = np.array(eigenvalues(matrix, TOP, tolerance=1e-8).values)
 
     def worst(values: list[float]) -> float:
-        found = np.array(sorted(values, key=abs, reverse=True))
-        return float(np.abs(found - true).max() / np.abs(true).min())
+        result = np.array(sorted(values, key=abs, reverse=True))
+        return float(np.abs(result - true).max() / np.abs(true).min())
 
     with hessian(model, lambda: F.cross_entropy(model(images), labels)) as matrix:
         v = torch.randn(matrix.size)

@@ -56,10 +56,10 @@ def compare(name: str, model: Classifier, images: Tensor, rounds: int) -> None:
 
     @torch.inference_mode()
     def hooked() -> None:
-        kept = []
-        handles = [block.register_forward_hook(lambda _m, _i, output: kept.append(output)) for block in blocks]
+        outputs = []
+        handles = [block.register_forward_hook(lambda _m, _i, output: outputs.append(output)) for block in blocks]
         model(images)
-        for block, made in zip(group_blocks(branches), kept, strict=True):
+        for block, made in zip(group_blocks(branches), outputs, strict=True):
             layout = branches[block[-1]].layout
             x = flatten_positions(made, layout).unflatten(1, (layout.height, layout.width))
             torch.fft.fftshift(torch.fft.fft2(x, dim=(1, 2)), (1, 2)).abs().add(1e-6).log().mean((0, 3))
@@ -72,7 +72,7 @@ def compare(name: str, model: Classifier, images: Tensor, rounds: int) -> None:
     print(f"{name}, {len(branches)} branches, {torch.get_num_threads()} threads\n")
     table(seconds(candidates, rounds), "plain forward", batch)
 
-    residual = [branch for branch in branches if branch.kind != "embed"]
+    residual = [branch for branch in branches if branch.type != "embed"]
 
     def from_the_start() -> None:
         for i in range(len(residual)):

@@ -69,10 +69,10 @@ def test_scores_equal_one_head_at_a_time(name: str, folder: ImageIndex) -> None:
         among = rows[:, grid.prefix :, grid.prefix :]
         far = torch.tensor([[((a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2) ** 0.5 for b in spots] for a in spots])
         assert score.distance == pytest.approx(((among * far).sum(-1) / among.sum(-1)).mean().item(), rel=1e-4)
-    alike = np.array(scores.similarity[str(number)])
-    assert alike.shape == (layer.num_heads, layer.num_heads)
-    np.testing.assert_allclose(alike, alike.T, rtol=1e-5)
-    np.testing.assert_allclose(np.diag(alike), 1, rtol=1e-4)
+    similarities = np.array(scores.similarity[str(number)])
+    assert similarities.shape == (layer.num_heads, layer.num_heads)
+    np.testing.assert_allclose(similarities, similarities.T, rtol=1e-5)
+    np.testing.assert_allclose(np.diag(similarities), 1, rtol=1e-4)
 
 
 def test_scores_do_not_depend_on_the_batch_size(folder: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:

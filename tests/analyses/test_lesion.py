@@ -47,7 +47,7 @@ def test_without_a_branch_is_with_its_last_weights_zero(name, folder):
 @pytest.mark.parametrize("name", [*MODELS, "resnet", "resnet-preact", "pit", "convnext", "torchvision-swin"])
 def test_starting_at_the_shortcut_gives_the_logits_of_a_whole_pass(name):
     model = classifier(name) if name in MODELS else small(name)
-    branches = [branch for branch in find_branches(model) if branch.kind != "embed"]
+    branches = [branch for branch in find_branches(model) if branch.type != "embed"]
     images = torch.randn(3, 3, 32, 32)
     _, starts = whole(model, images, branches)
     for i in range(len(branches)):
@@ -60,7 +60,7 @@ def test_lesions_are_paired_differences(name, folder):
     model = small(name) if name != "timm-swin" else classifier(name)
     folder = replace(folder, classes=model.classes)  # swin has two more
     found = lesions(model, folder, batch_size=5)
-    branches = [branch for branch in find_branches(model) if branch.kind != "embed"]
+    branches = [branch for branch in find_branches(model) if branch.type != "embed"]
     images, labels = images_of(model, folder)
     with torch.inference_mode():
         whole = model(images)

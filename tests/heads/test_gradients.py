@@ -34,7 +34,7 @@ def one_by_one(model: Classifier, x: Tensor, layer: int, target: Tensor | None =
     with tap(model.module) as record:
         model(x)
     layer, heads = layer % len(record), record[layer].num_heads
-    found = []
+    result = []
     for head in range(heads):
         keep = torch.zeros(heads, 1, 1, dtype=x.dtype)
         keep[head] = 1
@@ -45,8 +45,8 @@ def one_by_one(model: Classifier, x: Tensor, layer: int, target: Tensor | None =
         chosen = logits.max(-1).values if target is None else logits.gather(1, target[:, None])[:, 0]
         call = record[layer]
         through = torch.autograd.grad(chosen.sum(), (call.q, call.k, call.v), retain_graph=True)
-        found.append(torch.autograd.grad((call.q, call.k, call.v), call.input, through)[0])
-    return torch.stack(found, 1)
+        result.append(torch.autograd.grad((call.q, call.k, call.v), call.input, through)[0])
+    return torch.stack(result, 1)
 
 
 @pytest.mark.parametrize("name", cases.MODELS)
@@ -54,9 +54,9 @@ def test_gradients_equal_one_masked_backward_pass_per_head(name: str) -> None:
     model, x = classifier(name), images()
     gradients, logits = head_gradients(model, x, [0, -1])
     torch.testing.assert_close(logits, model(x).detach())
-    for layer, found in zip((0, -1), gradients, strict=True):
-        torch.testing.assert_close(found, one_by_one(model, x, layer), rtol=1e-9, atol=1e-12)
-        assert found.abs().max() > 1e-6
+    for layer, result in zip((0, -1), gradients, strict=True):
+        torch.testing.assert_close(result, one_by_one(model, x, layer), rtol=1e-9, atol=1e-12)
+        assert result.abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("name", ["timm-vit", "timm-eva02", "torchvision-vit", "hf-vit"])
@@ -91,9 +91,9 @@ def test_frozen_model_and_explicit_target() -> None:
     model.module.requires_grad_(False)
     target = torch.tensor([3, 1])
     with torch.no_grad():
-        (found,), _ = head_gradients(model, x, target=target)
+        (result,), _ = head_gradients(model, x, target=target)
     model.module.requires_grad_(True)
-    torch.testing.assert_close(found, one_by_one(model, x, -1, target))
+    torch.testing.assert_close(result, one_by_one(model, x, -1, target))
     assert not x.requires_grad
 
 
@@ -121,8 +121,8 @@ def loss_by_loops(gradients: Tensor, normalize: bool, mean: bool) -> float:
 @pytest.mark.parametrize("scaling", ["sum", "mean"])
 def test_loss_equals_plain_loops(normalize: str | None, scaling: str) -> None:
     g = torch.randn(2, 4, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = diversity_loss(g, normalize, scaling)  # type: ignore[arg-type]
-    assert found.item() == pytest.approx(loss_by_loops(g, normalize == "token", scaling == "mean"), rel=1e-9)
+    result = diversity_loss(g, normalize, scaling)  # type: ignore[arg-type]
+    assert result.item() == pytest.approx(loss_by_loops(g, normalize == "token", scaling == "mean"), rel=1e-9)
 
 
 def test_loss_of_orthogonal_and_of_equal_gradients() -> None:
@@ -159,11 +159,11 @@ def test_loss_gradient_equals_finite_differences(name: str, layers: str) -> None
         with torch.no_grad():
             for p, d in zip(parameters, direction, strict=True):
                 p += step * d
-        found = loss(model, batch)["loss"].item()
+        result = loss(model, batch)["loss"].item()
         with torch.no_grad():
             for p, d in zip(parameters, direction, strict=True):
                 p -= step * d
-        return found
+        return result
 
     assert (at(1e-6) - at(-1e-6)) / 2e-6 == pytest.approx(slope, rel=1e-4)
 

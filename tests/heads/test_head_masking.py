@@ -76,8 +76,8 @@ def test_fill_replaces_a_removed_head() -> None:
 
     with torch.no_grad(), tap(model.module, heads={layer.name: edit}):
         expected = model(images)
-    found = head_mask_runner(model, layer, images).logits(images, HeadMask(scales, fill))[0]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    result = head_mask_runner(model, layer, images).logits(images, HeadMask(scales, fill))[0]
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
     folded = fold_heads(model, {layer.name: HeadMask(scales, fill)}, images)
     torch.testing.assert_close(folded(images).detach(), expected, rtol=1e-5, atol=1e-5)
 
@@ -114,15 +114,15 @@ def test_maps_and_gradients_of_masked_and_folded_model_agree(name: str) -> None:
     folded = fold_heads(model, {layer: HeadMask(scales[None])}, images)
     for method in ("gae", "legrad", "attnlrp", "libragrad"):
         with tap(model.module, heads={layer: scales}):
-            found = explain(model, images, 1, method)
-        torch.testing.assert_close(found, explain(folded, images, 1, method), rtol=1e-4, atol=1e-5, msg=method)
-        assert not torch.allclose(found, explain(model, images, 1, method), atol=1e-3)
+            result = explain(model, images, 1, method)
+        torch.testing.assert_close(result, explain(folded, images, 1, method), rtol=1e-4, atol=1e-5, msg=method)
+        assert not torch.allclose(result, explain(model, images, 1, method), atol=1e-3)
     expected, _ = head_gradients(folded, images, [0], 1)
     for differentiable in (False, True):
         with tap(model.module, heads={layer: scales}):
-            (found,), _ = head_gradients(model, images, [0], 1, differentiable=differentiable)
-        torch.testing.assert_close(found.detach(), expected[0], rtol=1e-4, atol=1e-6)
-        assert not found[:, 0].any()
+            (result,), _ = head_gradients(model, images, [0], 1, differentiable=differentiable)
+        torch.testing.assert_close(result.detach(), expected[0], rtol=1e-4, atol=1e-6)
+        assert not result[:, 0].any()
 
 
 def test_norm_after_the_heads_raises() -> None:

@@ -1,4 +1,4 @@
-"""Ten pictures of 4 x 4 pixels in two classes."""
+"""Ten images of 4 x 4 pixels in two classes."""
 
 import numpy as np
 import pytest

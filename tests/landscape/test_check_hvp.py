@@ -34,10 +34,10 @@ def test_products_pass_for_every_type_of_layer(name):
     before = {key: value.clone() for key, value in module.state_dict().items()}
     with hessian(module, lambda: F.cross_entropy(logits(module(images)), torch.tensor([0, 1]))) as matrix:
         first = matrix(torch.ones(matrix.size, dtype=torch.float64))
-        found = check_hvp(matrix)
+        result = check_hvp(matrix)
         assert torch.equal(first, matrix(torch.ones(matrix.size, dtype=torch.float64)))  # the graph is whole
-    assert found.symmetry < 1e-9
-    assert found.difference < 1e-5
+    assert result.symmetry < 1e-9
+    assert result.difference < 1e-5
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
 
 
@@ -48,9 +48,9 @@ def test_product_wrong_for_norms_only_is_detected():
     )
     with hessian(module, lambda: F.cross_entropy(module(images), torch.tensor([0, 1])), weight_decay=0.1) as matrix:
         assert check_hvp(matrix).difference < 1e-5
-        found = check_hvp(replace(matrix, product=lambda v: wrong * matrix(v)))
-    assert found.difference == pytest.approx(0.03, rel=0.05)
-    assert found.symmetry > 1e-6
+        result = check_hvp(replace(matrix, product=lambda v: wrong * matrix(v)))
+    assert result.difference == pytest.approx(0.03, rel=0.05)
+    assert result.symmetry > 1e-6
 
 
 def test_matrix_without_gradient_raises():
@@ -85,6 +85,6 @@ def test_eigenvalues_and_trace_equal_pyhessian():
     module.zero_grad(set_to_none=True)
     with hessian(module, lambda: F.cross_entropy(module(images), labels)) as matrix:
         assert eigenvalues(matrix, 2, tolerance=1e-4).values == pytest.approx(values, rel=1e-2)
-        found = trace(matrix, products=90)
+        result = trace(matrix, products=90)
     spread = torch.tensor(estimates).std().item() / len(estimates) ** 0.5
-    assert found.value == pytest.approx(sum(estimates) / len(estimates), abs=4 * spread)
+    assert result.value == pytest.approx(sum(estimates) / len(estimates), abs=4 * spread)

@@ -57,9 +57,9 @@ def test_products_equal_the_dense_hessian():
     expected = dense()
     with hessian(module, loss_closure(module, images, labels), weight_decay=0.1) as matrix:
         v = torch.randn(matrix.size, 3, dtype=torch.float64)
-        found = torch.stack([matrix(column) for column in v.T], 1)
+        result = torch.stack([matrix(column) for column in v.T], 1)
         assert matrix.loss == pytest.approx(F.cross_entropy(module(images), labels).item())
-    torch.testing.assert_close(found, expected @ v + 0.1 * v)
+    torch.testing.assert_close(result, expected @ v + 0.1 * v)
 
 
 def test_products_equal_differences_of_gradients_and_are_symmetric():
@@ -87,11 +87,11 @@ def test_largest_eigenvalues_equal_the_dense_hessian(dtype):
     true = torch.linalg.eigvalsh(dense())
     largest = true[true.abs().argsort(descending=True)[:5]]
     with hessian(module, loss_closure(module, images, labels)) as matrix:
-        found = eigenvalues(matrix, 5, tolerance=1e-3)
-        assert found.error <= 1e-3
-        assert found.products < matrix.size / 4
-    torch.testing.assert_close(torch.tensor(found.values, dtype=torch.float64), largest, rtol=1e-3, atol=1e-5)
-    assert found.highest == pytest.approx(true[-1].item(), rel=1e-3)
+        result = eigenvalues(matrix, 5, tolerance=1e-3)
+        assert result.error <= 1e-3
+        assert result.products < matrix.size / 4
+    torch.testing.assert_close(torch.tensor(result.values, dtype=torch.float64), largest, rtol=1e-3, atol=1e-5)
+    assert result.highest == pytest.approx(true[-1].item(), rel=1e-3)
 
 
 @settings(deadline=None, max_examples=30)
@@ -103,10 +103,10 @@ def test_eigenvalues_of_symmetric_matrices_of_any_rank(seed, size, rank):
     true[: min(rank, size)] = torch.randn(min(rank, size), dtype=torch.float64)
     matrix = q @ torch.diag(true) @ q.T
     k = min(3, size)
-    found = eigenvalues(Hessian(size, 0.0, matrix[0, :0], lambda v: matrix @ v), k, tolerance=1e-6)
+    result = eigenvalues(Hessian(size, 0.0, matrix[0, :0], lambda v: matrix @ v), k, tolerance=1e-6)
     expected = true[true.abs().argsort(descending=True)[:k]]
     torch.testing.assert_close(
-        torch.tensor(found.values, dtype=torch.float64).abs(), expected.abs(), rtol=1e-3, atol=1e-4
+        torch.tensor(result.values, dtype=torch.float64).abs(), expected.abs(), rtol=1e-3, atol=1e-4
     )
 
 
@@ -117,17 +117,17 @@ def test_invariant_subspace_does_not_end_the_search(dtype, rank):
     q = torch.linalg.qr(torch.randn(60, 60, dtype=torch.float64))[0][:, :rank].to(dtype)
     lift = torch.arange(1, rank + 1, dtype=dtype) * 10
     shifted = Hessian(60, 0.0, torch.empty(0, dtype=dtype), lambda v: q @ (lift * (q.T @ v)) + 0.05 * v)
-    found = eigenvalues(shifted, 6)
+    result = eigenvalues(shifted, 6)
     expected = sorted([*(lift + 0.05).tolist(), *[0.05] * (6 - rank)], reverse=True)
-    assert found.values == pytest.approx(expected, rel=1e-3)
-    assert (found.lowest, found.highest) == pytest.approx((0.05, expected[0]), rel=1e-3)
+    assert result.values == pytest.approx(expected, rel=1e-3)
+    assert (result.lowest, result.highest) == pytest.approx((0.05, expected[0]), rel=1e-3)
 
 
 def test_lowest_eigenvalue_is_found_where_the_largest_are_positive():
     true = torch.cat([torch.linspace(50, 60, 5), torch.linspace(-0.6, 1, 195)]).double()
-    found = eigenvalues(Hessian(200, 0.0, true[:0], lambda v: true * v), 5)
-    assert found.lowest == pytest.approx(-0.6, abs=1e-3 * 0.6)
-    assert found.values == pytest.approx(true[:5].sort(descending=True).values.tolist(), rel=1e-3)
+    result = eigenvalues(Hessian(200, 0.0, true[:0], lambda v: true * v), 5)
+    assert result.lowest == pytest.approx(-0.6, abs=1e-3 * 0.6)
+    assert result.values == pytest.approx(true[:5].sort(descending=True).values.tolist(), rel=1e-3)
 
 
 def test_model_is_restored():

@@ -27,10 +27,10 @@ def matrix_of(values, seed=0):
     return Hessian(len(values), 0.0, full[0, :0], lambda v: full @ v)
 
 
-def moments(found, most):
+def moments(result, most):
     """The mean over probes of sum of weight times node^j, for j = 0..most."""
     return [
-        np.mean([np.dot(w, np.power(n, j)) for n, w in zip(found.nodes, found.weights, strict=True)])
+        np.mean([np.dot(w, np.power(n, j)) for n, w in zip(result.nodes, result.weights, strict=True)])
         for j in range(most + 1)
     ]
 
@@ -47,22 +47,22 @@ def test_density_is_a_gauss_quadrature(seed, size, steps):
 
 def test_as_many_steps_as_dimensions_find_every_eigenvalue():
     true = np.linspace(-1, 3, 20)
-    found = spectral_density(matrix_of(true), probes=400, steps=99)
-    assert np.allclose(found.nodes, true)
-    shares = np.mean(found.weights, 0)
+    result = spectral_density(matrix_of(true), probes=400, steps=99)
+    assert np.allclose(result.nodes, true)
+    shares = np.mean(result.weights, 0)
     assert np.allclose(shares.sum(), 1)
-    assert np.allclose(shares, 1 / 20, atol=5 * np.std(found.weights, 0).max() / 20)
+    assert np.allclose(shares, 1 / 20, atol=5 * np.std(result.weights, 0).max() / 20)
 
 
 def test_moments_equal_the_dense_hessian():
     module, (images, labels) = vit(), batch()
     full = dense()
     with hessian(module, loss_closure(module, images, labels)) as matrix:
-        found = spectral_density(matrix, probes=40, steps=12)
+        result = spectral_density(matrix, probes=40, steps=12)
         total = trace(matrix, products=60)
     true = [full.trace().item() / len(full), full.square().sum().item() / len(full)]
     for j, expected in enumerate(true, 1):
-        each = [np.dot(w, np.power(n, j)) for n, w in zip(found.nodes, found.weights, strict=True)]
+        each = [np.dot(w, np.power(n, j)) for n, w in zip(result.nodes, result.weights, strict=True)]
         assert np.mean(each) == pytest.approx(expected, abs=4 * np.std(each) / np.sqrt(40))
     assert total.value == pytest.approx(full.trace().item(), abs=4 * total.error)
     assert total.error < 0.05 * torch.linalg.eigvalsh(full).abs().sum()
@@ -70,15 +70,15 @@ def test_moments_equal_the_dense_hessian():
 
 
 def test_smoothed_density_integrates_to_one():
-    found = spectral_density(matrix_of([0.0] * 9 + [5.0]), probes=3, steps=4)
+    result = spectral_density(matrix_of([0.0] * 9 + [5.0]), probes=3, steps=4)
     grid = np.linspace(-2, 7, 2000)
-    curve = found.smooth(grid, 0.2)
+    curve = result.smooth(grid, 0.2)
     assert np.trapezoid(curve, grid) == pytest.approx(1, abs=1e-6)
     one = SpectralDensity([[5.0]], [[1.0]]).smooth(grid, 0.2)
     assert np.trapezoid(one * (grid - 5) ** 2, grid) == pytest.approx(0.04, rel=1e-3)
-    assert np.allclose(pool_densities([found, found]).smooth(grid, 0.2), curve)
+    assert np.allclose(pool_densities([result, result]).smooth(grid, 0.2), curve)
     with pytest.raises(ValueError, match="width"):
-        found.smooth(grid, 0)
+        result.smooth(grid, 0)
 
 
 @settings(deadline=None, max_examples=25)
@@ -86,18 +86,18 @@ def test_smoothed_density_integrates_to_one():
 def test_trace_of_a_low_rank_matrix_is_exact(seed, size, rank):
     values = np.zeros(size)
     values[: min(rank, size)] = np.random.default_rng(seed).uniform(-3, 3, min(rank, size))
-    found = trace(matrix_of(values, seed), products=18, seed=seed)
-    assert found.value == pytest.approx(values.sum(), abs=1e-6)
-    assert found.error < 1e-6
+    result = trace(matrix_of(values, seed), products=18, seed=seed)
+    assert result.value == pytest.approx(values.sum(), abs=1e-6)
+    assert result.error < 1e-6
 
 
 def test_error_of_a_trace_is_its_spread():
     true = np.sort(np.random.default_rng(0).standard_normal(60))
     matrix = matrix_of(true)
-    found = [trace(matrix, products=60, seed=seed) for seed in range(100)]
-    spread = np.std([one.value for one in found])
-    assert np.mean([one.value for one in found]) == pytest.approx(true.sum(), abs=4 * spread / 10)
-    assert np.mean([one.error for one in found]) == pytest.approx(spread, rel=0.3)
+    result = [trace(matrix, products=60, seed=seed) for seed in range(100)]
+    spread = np.std([one.value for one in result])
+    assert np.mean([one.value for one in result]) == pytest.approx(true.sum(), abs=4 * spread / 10)
+    assert np.mean([one.error for one in result]) == pytest.approx(spread, rel=0.3)
 
 
 def test_invalid_arguments_raise():

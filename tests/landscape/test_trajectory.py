@@ -14,14 +14,14 @@ from clearhead.landscape import LandscapeError, trajectory, weight_vector
 @given(st.integers(0, 10**6), st.integers(3, 6), st.integers(2, 9))
 def test_distances_and_angles_equal_numpy(seed, count, size):
     points = np.random.default_rng(seed).standard_normal((count, size))
-    found = trajectory(torch.from_numpy(points))
+    result = trajectory(torch.from_numpy(points))
     steps = np.diff(points, axis=0)
     lengths = np.linalg.norm(steps, axis=1)
-    assert found.norm == pytest.approx(np.linalg.norm(points, axis=1))
-    assert found.distance == pytest.approx(np.linalg.norm(points - points[0], axis=1))
-    assert found.step == pytest.approx(lengths)
+    assert result.norm == pytest.approx(np.linalg.norm(points, axis=1))
+    assert result.distance == pytest.approx(np.linalg.norm(points - points[0], axis=1))
+    assert result.step == pytest.approx(lengths)
     cosines = (steps[1:] * steps[:-1]).sum(1) / (lengths[1:] * lengths[:-1])
-    assert np.cos(np.radians(found.angle)) == pytest.approx(cosines, abs=1e-9)
+    assert np.cos(np.radians(result.angle)) == pytest.approx(cosines, abs=1e-9)
 
 
 def test_straight_right_angle_and_reverse_steps():

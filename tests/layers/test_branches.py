@@ -18,7 +18,7 @@ def test_transformers_alternate_attention_and_mlp(name):
     model = classifier(name)
     branches = find_branches(model)
     layers = 4 if name == "timm-swin" else 2
-    assert [branch.kind for branch in branches] == ["embed", *["attention", "mlp"] * layers]
+    assert [branch.type for branch in branches] == ["embed", *["attention", "mlp"] * layers]
     assert [branch.depth for branch in branches] == pytest.approx([i / (2 * layers) for i in range(2 * layers + 1)])
     assert group_blocks(branches) == [[1 + 2 * i, 2 + 2 * i] for i in range(layers)]
     sides = [(u.layout.height, u.layout.width) for u in branches]
@@ -30,7 +30,7 @@ def test_transformers_alternate_attention_and_mlp(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "kinds", "layouts"),
+    ("name", "types", "layouts"),
     [
         ("resnet", "cccccc", [Layout("first", n, n) for n in (8, 8, 8, 4, 2, 1)]),
         ("resnet-preact", "cccc", [Layout("first", 8, 8)] * 3 + [Layout("first", 4, 4)]),
@@ -42,10 +42,10 @@ def test_transformers_alternate_attention_and_mlp(name):
         ("vit-not-square", "camam", [Layout("last", 4, 6, 3)] * 5),
     ],
 )
-def test_other_architectures(name, kinds, layouts):
+def test_other_architectures(name, types, layouts):
     branches = find_branches(small(name))
     assert branches[0].kind == "embed"
-    assert "".join(branch.kind[0] for branch in branches[1:]) == kinds[1:]
+    assert "".join(branch.type[0] for branch in branches[1:]) == types[1:]
     assert [branch.layout for branch in branches] == layouts
 
 
@@ -67,13 +67,13 @@ def test_names_are_those_of_the_adding_modules():
 
 @pytest.mark.parametrize("name", ["resnet", "resnet-preact", "vit", "pit", "convnext"])
 def test_feature_maps_equal_block_outputs(name):
-    model, found, expected = small(name), [], []
+    model, maps, expected = small(name), [], []
     branches = find_branches(model)
     images = torch.randn(2, 3, *model.preprocess.size)
 
     def keep(_i, value, _shortcut):
-        found.append(value().clone())
-        return found[-1]
+        maps.append(value().clone())
+        return maps[-1]
 
     logits = hooked_forward(model, images, branches, keep)
     blocks = {branch.module for branch in branches if branch.module}
@@ -81,7 +81,7 @@ def test_feature_maps_equal_block_outputs(name):
         model.module.get_submodule(block).register_forward_hook(lambda _m, _i, output: expected.append(output.clone()))
     with torch.inference_mode():
         torch.testing.assert_close(logits, model(images))
-    last = [found[block[-1]] for block in group_blocks(branches)]
+    last = [maps[block[-1]] for block in group_blocks(branches)]
     assert len(last) == len(expected)
     for ours, theirs in zip(last, expected, strict=True):
         torch.testing.assert_close(ours.relu() if name == "resnet" else ours, theirs)  # whose block ends in a ReLU
@@ -135,7 +135,7 @@ def parallel(m, x):
 
 
 @pytest.mark.parametrize(
-    ("branch", "kinds", "skips"),
+    ("branch", "types", "skips"),
     [
         (gelu, ["mlp"], [0]),
         (rotary, ["attention"], [0]),
@@ -145,9 +145,9 @@ def parallel(m, x):
         (parallel, ["attention", "mlp"], [0, 0]),
     ],
 )
-def test_only_residual_connections_count(branch, kinds, skips):
+def test_only_residual_connections_count(branch, types, skips):
     branches = find_branches(build(Handmade(branch)))
-    assert [branch.kind for branch in branches] == ["embed", *kinds]
+    assert [branch.type for branch in branches] == ["embed", *types]
     assert [branch.skip for branch in branches] == [None, *skips]
 
 

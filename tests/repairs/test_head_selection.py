@@ -132,24 +132,24 @@ def test_pruning_removes_heads_from_the_weights(folder: ImageIndex, tmp_path) ->
     _, selection = select_heads(model, folder, search="importance", objective="accuracy", uniform=True)
     assert selection.tried == 4  # 0 to 3 heads fewer in each layer
     assert len({sum(keep) for keep in selection.kept_heads.values()}) == 1
-    kept = {name: [True, False, True, False] for name in selection.kept_heads}
-    heads = {name: HeadMask(kept_scale((1, 0, 1, 0))[None]) for name in kept}
+    layers = {name: [True, False, True, False] for name in selection.kept_heads}
+    heads = {name: HeadMask(kept_scale((1, 0, 1, 0))[None]) for name in layers}
     images = torch.randn(2, 3, 32, 32)
     folded = fold_heads(model, heads, images)
-    small = prune_heads(folded, kept)
+    small = prune_heads(folded, layers)
     torch.testing.assert_close(small(images), folded(images), rtol=1e-5, atol=1e-5)
     assert sum(p.numel() for p in small.module.parameters()) < sum(p.numel() for p in folded.module.parameters())
     small.module.save_pretrained(tmp_path)
     plain = transformers.AutoModelForImageClassification.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(plain(model.normalize(images)).logits, folded(images), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="every layer must keep as many heads, got 1, 2"):
-        prune_heads(folded, kept | {next(iter(kept)): [True, False, False, False]})
-    some = prune_heads(folded, {name: [True] * 4 for name in list(kept)[:1]})  # the other layers keep theirs
+        prune_heads(folded, layers | {next(iter(layers)): [True, False, False, False]})
+    some = prune_heads(folded, {name: [True] * 4 for name in list(layers)[:1]})  # the other layers keep theirs
     torch.testing.assert_close(some(images), folded(images), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match=r"no attention layer is called blocks\.9; choose from "):
-        prune_heads(folded, kept | {"blocks.9": [True] * 4})
+        prune_heads(folded, layers | {"blocks.9": [True] * 4})
     folded.module.requires_grad_(False)
-    assert not any(parameter.requires_grad for parameter in prune_heads(folded, kept).module.parameters())
+    assert not any(parameter.requires_grad for parameter in prune_heads(folded, layers).module.parameters())
     with pytest.raises(ValueError, match="cannot express removed heads"):
         prune_heads(cases.classifier("timm-vit"), {})
     with pytest.raises(ValueError, match="only the search importance"):
@@ -158,14 +158,14 @@ def test_pruning_removes_heads_from_the_weights(folder: ImageIndex, tmp_path) ->
 
 def test_optimism_equals_the_loss_on_other_images() -> None:
     """31 candidates that are correct by chance: the excess of the best on the images that selected it is known."""
-    rng, found, true = np.random.default_rng(0), [], []
+    rng, result, true = np.random.default_rng(0), [], []
     subsets = [{"layer": tuple(bool(i >> h & 1) for h in range(5))} for i in range(1, 32)]
     for trial in range(30):
         correct = rng.random((31, 100)) < 0.5
         candidates = Candidates(subsets, correct.mean(1), correct)
-        found.append(_optimism(candidates, [np.arange(100)], trial))
+        result.append(_optimism(candidates, [np.arange(100)], trial))
         true.append(correct.mean(1).max() - 0.5)
-    assert np.mean(found) == pytest.approx(np.mean(true), rel=0.2)
+    assert np.mean(result) == pytest.approx(np.mean(true), rel=0.2)
 
 
 @pytest.mark.parametrize(

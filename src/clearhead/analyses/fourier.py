@@ -255,16 +255,16 @@ def _summarize(branches: list[ResidualBranch], numbers: list[dict[str, Array]], 
         relative = own["amplitude"] - own["amplitude"][:, :1]
         own |= {"high": relative[:, -1] if relative.shape[1] > 1 else np.full(len(relative), np.nan)}
         change: dict[str, Estimate] = {}
-        if before and before[0] == grid and branch.kind != "embed":
+        if before and before[0] == grid and branch.type != "embed":
             for name in ("high", "variance"):
                 difference = own[name] - before[1][name]
                 if np.isfinite(difference).all():
                     change[name] = _mean(difference, seed)
-                    changes[name, branch.kind].append(difference)
+                    changes[name, branch.type].append(difference)
         before = grid, own
         maps.append(
             FeatureMap(
-                *(branch.name, branch.kind, branch.depth, *grid, frequencies(*grid), relative.mean(0).tolist()),
+                *(branch.name, branch.type, branch.depth, *grid, frequencies(*grid), relative.mean(0).tolist()),
                 high=_mean(own["high"], seed),
                 variance=_mean(own["variance"], seed),
                 high_change=change.get("high"),

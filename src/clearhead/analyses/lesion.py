@@ -157,7 +157,7 @@ def lesions(
     device = next(model.module.parameters()).device
     batches = loader(ImageDataset(index, model.preprocess), batch_size, workers)
     with repeatable_forward(model):
-        branches = [branch for branch in find_branches(model) if branch.kind != "embed"]
+        branches = [branch for branch in find_branches(model) if branch.type != "embed"]
         removals = [[i] for i in range(len(branches))]
         removals += [block for block in group_blocks(branches) if len(block) > 1]
         resumes = _resumes(model, branches)
@@ -173,7 +173,7 @@ def lesions(
     results = []
     for removed, (still_correct, losses) in zip(removals, rest, strict=True):
         last = branches[removed[-1]]
-        name, kind = (last.name, last.kind) if len(removed) == 1 else (_block_name(branches, removed), "block")
+        name, kind = (last.name, last.type) if len(removed) == 1 else (_block_name(branches, removed), "block")
         change = accuracy_difference(correct > 0, still_correct > 0), mean_difference(loss, losses, "nats", seed)
         results.append(Lesion(name, kind, last.depth, *change))
     passes = 1 + sum(1 - removed[0] / len(branches) if resumes[removed[0]] else 1.0 for removed in removals)

@@ -47,8 +47,8 @@ class ResidualBranch:
     """A residual branch, or the embedding.
 
     Attributes:
-        name: ``embedding``, or the module that adds and the kind.
-        kind: ``attention``, ``conv`` (convolution over positions) or else ``mlp``; ``embed`` for the embedding.
+        name: ``embedding``, or the module that adds and the type.
+        type: ``attention``, ``conv`` (convolution over positions) or else ``mlp``; ``embed`` for the embedding.
         depth: 0 for the embedding, 1 for the last branch, evenly spaced between.
         module: dotted name of the module that adds.
         shape: of the feature map of one image.
@@ -59,7 +59,7 @@ class ResidualBranch:
     """
 
     name: str
-    kind: Literal["embed", "attention", "mlp", "conv"]
+    type: Literal["embed", "attention", "mlp", "conv"]
     depth: float
     module: str
     shape: tuple[int, ...]
@@ -155,7 +155,7 @@ def group_blocks(branches: Sequence[ResidualBranch]) -> list[list[int]]:
     """Return the positions of the branches of each block: neighbours whose modules are the same or nested."""
     blocks: list[list[int]] = []
     for i, branch in enumerate(branches):
-        if branch.kind == "embed":
+        if branch.type == "embed":
             continue
         before = branches[blocks[-1][-1]].module if blocks else None
         if before and branch.module and _nested(before, branch.module):
@@ -176,8 +176,8 @@ def _as_branches(
     for i, addition in enumerate(additions, 1):
         branches.append(
             ResidualBranch(
-                name=f"{addition.module} {addition.kind}".strip(),
-                kind=addition.kind,
+                name=f"{addition.module} {addition.type}".strip(),
+                type=addition.type,
                 depth=i / len(additions),
                 module=addition.module,
                 shape=addition.shape[1:],

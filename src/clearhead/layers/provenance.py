@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-Kind = Literal["attention", "mlp", "conv"]
+BranchType = Literal["attention", "mlp", "conv"]
 
 CallHook = Callable[[int, str, Callable[[], Any], tuple[Any, ...]], Any]
 """A hook on calls of torch functions: from the call's number and name, a function that computes its result, and its
@@ -46,7 +46,7 @@ class ResidualAdd:
         skip: which of its two operands is the shortcut.
         shape: of the sum.
         module: dotted name of the innermost module that was running.
-        kind: what the branch is.
+        type: what the branch is.
         convolves: whether the branch has a convolution.
         start: number and name of the call that made the newest common ancestor of both operands, and its shape;
             ``None`` where that is the model's input.
@@ -57,7 +57,7 @@ class ResidualAdd:
     skip: int
     shape: tuple[int, ...]
     module: str
-    kind: Kind
+    type: BranchType
     convolves: bool
     start: tuple[int, str, tuple[int, ...]] | None
 
@@ -189,15 +189,15 @@ class Provenance:
             return None
         skip = int(layers[1].bit_count() < layers[0].bit_count())
         branch = own[1 - skip]
-        kind: Kind = "mlp"
+        branch_type: BranchType = "mlp"
         if branch & self.attentions:
-            kind = "attention"
+            branch_type = "attention"
         elif branch & self.spatial_convolutions:
-            kind = "conv"
+            branch_type = "conv"
         start = self.made_by[(ancestors_a & ancestors_b).bit_length() - 1]
         module = self.running[-1] if self.running else ""
         convolves = bool(branch & self.convolutions)
-        return ResidualAdd(call, name, skip, tuple(a.shape), module, kind, convolves, start), branch
+        return ResidualAdd(call, name, skip, tuple(a.shape), module, branch_type, convolves, start), branch
 
     def _is_shortcut(self, nodes: int) -> bool:
         """Return whether no layer comes after the last residual addition among the nodes: then they are a shortcut."""

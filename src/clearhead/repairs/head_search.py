@@ -279,7 +279,7 @@ def _importance(search: HeadSearch) -> Candidates:
 
 def _removable(keep: tuple[bool, ...]) -> list[int]:
     """Return the heads of a layer that can be removed, so that one remains."""
-    return [h for h, kept in enumerate(keep) if kept] if sum(keep) > 1 else []
+    return [h for h, is_kept in enumerate(keep) if is_kept] if sum(keep) > 1 else []
 
 
 def _without(subset: KeptHeads, name: str, head: int) -> KeptHeads:
