@@ -72,7 +72,7 @@ def test_heads_and_temperature_are_options(place):
     assert len(numbers["heads"]["heads"]) == 4
     assert numbers["scaled"]["images"] == 12
     page = (place / "with-heads" / "report.html").read_text()
-    assert "Accuracy lost without each head" in page
+    assert "Accuracy without each head" in page
     assert "Calibration at temperature" in page
 
 

@@ -14,6 +14,8 @@ ANALYSES: dict[str, str] = {
     "knn": "clearhead.analyses.knn",
     "sis": "clearhead.analyses.sis",
     "slices": "clearhead.analyses.slices",
+    "train": "clearhead.analyses.train",
+    "repair": "clearhead.analyses.repair",
     "layers fourier": "clearhead.analyses.fourier",
     "layers lesion": "clearhead.analyses.lesion",
     "layers cka": "clearhead.analyses.cka",

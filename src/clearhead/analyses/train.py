@@ -27,6 +27,7 @@ from clearhead.training.linear_probe import LinearProbe, fit_linear_probe
 from clearhead.training.loop import Epoch, Monitor, best_epoch, cross_entropy, fit
 
 DISTRIBUTED = True
+DECIDES = ("batch_size",)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,349 @@
+"""Repair a classifier, and compare the result with the original model on validation and test images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from clearhead.analyses.compare import Comparison, compare_predictions, difference_table, headline
+from clearhead.analyses.subject import Subject, subject_of
+from clearhead.analyses.train import epoch_table, history_figure
+from clearhead.data.image_io import DataError
+from clearhead.data.images import as_image_index
+from clearhead.data.splits import require_apart, train_and_validation
+from clearhead.distributed import rank_and_size
+from clearhead.heads.selection import Selection
+from clearhead.metrics.statistics import format_value
+from clearhead.models import save_model
+from clearhead.models.classifier import Classifier, on_device
+from clearhead.models.source import ModelLike, ModelSource, as_classifier, display_names
+from clearhead.options import (
+    BatchSize,
+    Groups,
+    Margin,
+    Option,
+    Precision,
+    Seed,
+    TestSplit,
+    TrainSplit,
+    ValidationSplit,
+    Workers,
+)
+from clearhead.prediction.predict import predict
+from clearhead.progress import Progress, prefixed
+from clearhead.repairs import REPAIRS, RepairOutcome, RetrainedHead, default_config, preset_named, repair
+from clearhead.report.page import Page, Row, Section, Table
+from clearhead.storage import NotSaved
+
+DISTRIBUTED = True
+DECIDES = ("batch_size",)
+
+
+@dataclass(frozen=True)
+class RepairResult:
+    """How a repair went, and how the repaired model compares with the original one.
+
+    Attributes:
+        subject: the original model and the training images.
+        outcome: the epochs, or what the repair reports.
+        validation: on the images that selected what was kept: reveals a regression, proves no improvement.
+        test: on images that trained and selected nothing.
+        model: the repaired classifier; in the run folder checkpoint/.
+    """
+
+    subject: Subject
+    outcome: RepairOutcome
+    validation: Comparison | None
+    test: Comparison | None = None
+    model: NotSaved = None
+
+
+def measure(
+    model: ModelLike,
+    data: str | Path,
+    *,
+    method: Annotated[
+        Literal["relevance", "gradmask", "rrr", "heads", "dfr", "groupdro", "reweight"],
+        Option("By masks (relevance, gradmask, rrr), heads, or groups (dfr, groupdro, reweight)."),
+    ] = "relevance",
+    preset: Annotated[
+        str | None, Option("The paper's settings for ViT-B, ViT-L, AR-S, AR-B, AR-L, DeiT-S or DeiT-B.")
+    ] = None,
+    epochs: Annotated[
+        int | None, Option("Passes over the training images. Default: 10, or the preset's.", min=1)
+    ] = None,
+    lr: Annotated[float | None, Option("Learning rate. Default: 1e-5, or the preset's.", min=0)] = None,
+    batch_size: BatchSize = 8,
+    background: Annotated[
+        float | None, Option("Weight of the background term; 0 leaves it out.", min=0, panel="Repair by masks")
+    ] = None,
+    foreground: Annotated[
+        float | None, Option("Weight of relevance's foreground term.", min=0, panel="Repair by masks")
+    ] = None,
+    classification: Annotated[
+        float | None, Option("Weight of the classification term.", min=0, panel="Repair by masks")
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        Option("Divides the logits in relevance's classification term.", min=0.01, panel="Repair by masks"),
+    ] = None,
+    target: Annotated[
+        Literal["predicted", "truth"] | None,
+        Option("Target of relevance's classification term. Default: predicted.", panel="Repair by masks"),
+    ] = None,
+    attribution: Annotated[
+        str | None,
+        Option("Map of relevance: gae, rollout, attention, input-gradient, ...", panel="Repair by masks"),
+    ] = None,
+    background_swap: Annotated[
+        float | None,
+        Option(
+            "Fraction of images on another image's background; needs --target truth.", 0, 1, panel="Repair by masks"
+        ),
+    ] = None,
+    second_order: Annotated[
+        bool | None, Option("Differentiate through the gradient of attention too.", panel="Repair by masks")
+    ] = None,
+    search: Annotated[
+        Literal["exhaustive", "greedy", "importance"] | None,
+        Option("All subsets of a layer, one head after another, or by importance.", panel="Repair by heads"),
+    ] = None,
+    layers: Annotated[
+        Literal["last", "all"] | Sequence[int] | None,
+        Option("last, all, or positions. Default: last for exhaustive, else all.", panel="Repair by heads"),
+    ] = None,
+    objective: Annotated[
+        Literal["accuracy", "worst-group", "relevance-mass"] | None,
+        Option(
+            "Metric to maximise. Default: worst-group accuracy with groups, else relevance mass with masks, else "
+            "accuracy.",
+            panel="Repair by heads",
+        ),
+    ] = None,
+    ablation: Annotated[
+        Literal["rescale", "mean"] | None,
+        Option("Rescale the other heads, or use a removed head's mean output.", panel="Repair by heads"),
+    ] = None,
+    prune: Annotated[
+        bool | None, Option("With --search importance: a smaller architecture (Hugging Face).", panel="Repair by heads")
+    ] = None,
+    limit: Annotated[
+        int | None, Option("Search heads on at most this many validation images.", min=2, panel="Repair by heads")
+    ] = None,
+    mixed_precision: Precision = "no",
+    train_split: TrainSplit = "train",
+    validation_split: ValidationSplit = "val",
+    test_split: TestSplit = None,
+    groups: Groups = None,
+    margin: Margin = 0.02,
+    workers: Workers = 0,
+    seed: Seed = 0,
+    progress: Progress | None = None,
+    state: Path | None = None,
+) -> RepairResult:
+    """Make a model rely on the object instead of a shortcut, and compare it with the original model.
+
+    Example:
+        $ clearhead repair timm:vit_small_patch16_224 DATA --method relevance --test-split test
+
+    Args:
+        model: a classifier, module or name, with the classes of the data.
+        data: the images, with a validation split or without (then 20% of each class is held out).
+        method: a key of ``clearhead.repairs.REPAIRS``.
+        preset: settings of the paper for one of its models.
+        epochs: passes over the training images.
+        lr: learning rate.
+        batch_size: images per step, over all processes.
+        background: option of a repair by masks, as are the following up to `second_order`.
+        foreground: see ``RelevanceLoss``.
+        classification: see ``RelevanceLoss``.
+        temperature: see ``RelevanceLoss``.
+        target: see ``RelevanceLoss``.
+        attribution: see ``RelevanceLoss``.
+        background_swap: see ``RelevanceLoss``.
+        second_order: see ``RelevanceLoss``.
+        search: option of the repair by heads, as are the following up to `limit`.
+        layers: see ``clearhead.select_heads``.
+        objective: see ``clearhead.select_heads``.
+        ablation: see ``clearhead.select_heads``.
+        prune: see ``clearhead.select_heads``.
+        limit: see ``clearhead.select_heads``.
+        mixed_precision: of the forward pass.
+        train_split: split to train on.
+        validation_split: split that selects the epoch, the penalty or the heads.
+        test_split: split for the final comparison; nothing is trained or selected on it.
+        groups: columns of metadata.csv that define groups with the class; all by default.
+        margin: non-inferiority margin.
+        workers: data-loading processes.
+        seed: random seed.
+        progress: shows progress.
+        state: folder in which the state of the last epoch is saved, to go on after an interruption.
+
+    Raises:
+        DataError: for data that cannot be used, or a test split that trains or selects.
+        ClearheadError: for options that the method does not have, or a model that it cannot repair.
+    """
+    options = {
+        "background": background,
+        "foreground": foreground,
+        "classification": classification,
+        "temperature": temperature,
+        "target": target,
+        "attribution": attribution,
+        "background_swap": background_swap,
+        "second_order": second_order,
+        "search": search,
+        "layers": layers,
+        "objective": objective,
+        "ablation": ablation,
+        "prune": prune,
+        "limit": limit,
+    }
+    set_options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if preset is not None:
+        set_options.setdefault("temperature", preset_named(preset).temperature or 1.0)
+    config = default_config(preset)
+    config = replace(
+        config,
+        epochs=config.epochs if epochs is None else epochs,
+        lr=config.lr if lr is None else lr,
+        batch_size=batch_size,
+        mixed_precision=mixed_precision,
+        workers=workers,
+        seed=seed,
+    )
+    (name,), original = display_names([model]), as_classifier(model)
+    trains = REPAIRS[method].trains
+    train_name = train_split if trains else validation_split
+    if trains and train_split == validation_split:
+        raise DataError(
+            f"validation_split: got {validation_split!r}, which is trained on; selection needs other images"
+        )
+    test = None
+    if test_split is not None:
+        if test_split in (train_name, validation_split):
+            raise DataError(f"test_split: got {test_split!r}, which trains or selects; give a split of other images")
+        test = as_image_index(data, split=test_split, classes=original.classes)
+    train, validation = train_and_validation(
+        data, train=train_name, validation=validation_split, classes=original.classes, seed=seed
+    )
+    require_apart(training=train if trains else None, validation=validation, test=test)
+    device = model.device if isinstance(model, ModelSource) else None
+    repaired, outcome = repair(
+        original,
+        train if trains else None,
+        validation,
+        method=method,
+        config=config,
+        group_columns=groups,
+        state=state,
+        device=device,
+        progress=progress,
+        **set_options,
+    )
+    used = train if trains else validation
+    subject = subject_of([name], used, data, None, original)
+    issues = [issue for index in (train, validation, test) if index is not None for issue in index.issues]
+    subject = replace(subject, issues=list(dict.fromkeys(issues)))
+    result = RepairResult(subject, outcome, None, None, repaired)
+    if rank_and_size()[0] > 0:
+        return result
+    models = [on_device(one, device) for one in (original, repaired)]
+    checks = {
+        split: compare_models(models, index, groups, margin, seed, workers, prefixed(progress, split))
+        for split, index in (("validation", validation), ("test", test))
+        if index is not None
+    }
+    return replace(result, **checks)
+
+
+def compare_models(
+    models: Sequence[Classifier],
+    index: Any,
+    groups: Sequence[str] | None,
+    margin: float,
+    seed: int,
+    workers: int,
+    progress: Progress | None,
+) -> Comparison:
+    """Return the comparison of a repaired model with the original one on some images."""
+    before, after = (
+        predict(one, index, group_columns=groups, workers=workers, seed=seed, progress=prefixed(progress, caption))
+        for one, caption in zip(models, ("before", "after"), strict=True)
+    )
+    return compare_predictions(before, after, models[0].classes, margin, seed)
+
+
+def export(result: RepairResult, folder: Path) -> None:
+    """Write the checkpoint."""
+    save_model(result.model, folder / "checkpoint")
+
+
+def page(result: RepairResult) -> Page:
+    """Show the comparison on test images, what was selected, and the comparison on validation images."""
+    outcome, subject = result.outcome, result.subject
+    sections: list[Section] = []
+    if result.test:
+        sections.append(_check_table(result.test, "Test images", "Nothing was trained or selected on these images."))
+    if outcome.history:
+        sections += [epoch_table(outcome.history, outcome.monitor), history_figure(outcome.history, outcome.monitor)]
+    if isinstance(outcome.report, Selection):
+        sections += _selection_tables(outcome.report)
+    if isinstance(outcome.report, RetrainedHead):
+        sections.append(_head_table(outcome.report))
+    if result.validation:
+        note = "The checkpoint was selected on this split: it can reveal a regression, not prove an improvement."
+        sections.append(_check_table(result.validation, "Validation images", note))
+    main = result.test or result.validation
+    where = f"{subject.data}, {'test' if result.test else 'validation'} images"
+    return Page(
+        f"{subject.model}: repair",
+        f"Repaired by {outcome.method} on {subject.images:,} images of {subject.data}.",
+        verdicts=[replace(main.verdict, data=where)] if main else [],
+        headline=headline(main),
+        sections=sections,
+    )
+
+
+def _check_table(comparison: Comparison, title: str, note: str) -> Table:
+    table = difference_table(comparison)
+    rows = [row for row in table.rows if row.cells[2] != ""]
+    return Table(title, table.columns, rows, f"{note} {table.text}")
+
+
+def _selection_tables(selection: Selection) -> list[Section]:
+    rows = [Row(selection.objective, [format_value(value, "%") for value in (selection.before, selection.after)])]
+    if selection.optimism is not None:
+        expected = format_value(selection.after - selection.optimism, "%")
+        bound = "" if selection.search == "exhaustive" else "upper bound: these images made the candidates too; "
+        rows.append(Row("expected on other images", ["", expected], f"{bound}by cross-validation"))
+    small = f" ({selection.smallest:,} in the smallest group)" if selection.objective == "worst-group" else ""
+    text = (
+        f"The best of {selection.tried:,} candidates ({selection.search}) by {selection.objective} on the "
+        f"{selection.images:,} validation images{small}. Its score on them is optimistic."
+    )
+    heads = max(map(len, selection.kept_heads.values()))
+    changed = {layer: mask for layer, mask in selection.kept_heads.items() if not all(mask)}
+    sections: list[Section] = [Table("Selected heads", ["all heads", "selected heads"], rows, text)]
+    if changed:
+        marks = [
+            Row(layer, ["removed" if h < len(mask) and not mask[h] else "" for h in range(heads)])
+            for layer, mask in changed.items()
+        ]
+        text = "Layers without removed heads are not listed."
+        sections.append(Table("Removed heads", [str(h) for h in range(heads)], marks, text, names="layer"))
+    return sections
+
+
+def _head_table(head: RetrainedHead) -> Table:
+    rows = [
+        Row(f"C = {c:g}", [format_value(value, "%"), "selected" if c == head.chosen else ""])
+        for c, value in head.worst_group_accuracy.items()
+    ]
+    sizes = head.groups.values()
+    text = (
+        "The classifier head, retrained by logistic regressions on group-balanced subsets of the training images "
+        f"({len(sizes)} groups of {min(sizes):,} to {max(sizes):,} images). The inverse penalty C was selected by the "
+        "worst-group accuracy on the validation images, shown here."
+    )
+    return Table("Retrained classifier head", ["worst-group accuracy", ""], rows, text)
