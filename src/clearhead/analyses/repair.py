@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from clearhead.analyses.compare import Comparison, compare_predictions, difference_table, headline
 from clearhead.analyses.subject import Subject, subject_of
 from clearhead.analyses.train import epoch_table, history_figure
+from clearhead.data.dataset import ImageIndex
 from clearhead.data.image_io import DataError
 from clearhead.data.images import as_image_index
 from clearhead.data.splits import require_apart, train_and_validation
 from clearhead.distributed import rank_and_size
-from clearhead.heads.selection import Selection
 from clearhead.metrics.statistics import format_value
 from clearhead.models import save_model
 from clearhead.models.classifier import Classifier, on_device
@@ -32,6 +33,7 @@ from clearhead.options import (
 from clearhead.prediction.predict import predict
 from clearhead.progress import Progress, prefixed
 from clearhead.repairs import REPAIRS, RepairOutcome, RetrainedHead, default_config, preset_named, repair
+from clearhead.repairs.head_selection import Selection
 from clearhead.report.page import Page, Row, Section, Table
 from clearhead.storage import NotSaved
 
@@ -249,17 +251,15 @@ def measure(
     if rank_and_size()[0] > 0:
         return result
     models = [on_device(one, device) for one in (original, repaired)]
-    checks = {
-        split: compare_models(models, index, groups, margin, seed, workers, prefixed(progress, split))
-        for split, index in (("validation", validation), ("test", test))
-        if index is not None
-    }
-    return replace(result, **checks)
+    check = partial(_compare, models, groups=groups, margin=margin, seed=seed, workers=workers)
+    result = replace(result, validation=check(validation, progress=prefixed(progress, "validation")))
+    return result if test is None else replace(result, test=check(test, progress=prefixed(progress, "test")))
 
 
-def compare_models(
+def _compare(
     models: Sequence[Classifier],
-    index: Any,
+    index: ImageIndex,
+    *,
     groups: Sequence[str] | None,
     margin: float,
     seed: int,

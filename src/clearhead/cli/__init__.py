@@ -17,7 +17,6 @@ from clearhead.cli.options import Device
 from clearhead.cli.output import log_to_stderr, print_error
 from clearhead.cli.reproduce import reproduce_app
 from clearhead.cli.study import study_app
-from clearhead.cli.training import repair, train
 from clearhead.errors import ClearheadError
 
 app = typer.Typer(
@@ -27,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="See what a vision transformer relies on, repair it cheaply, and prove that the repair helped.",
 )
-for command in (evaluate, train, repair, report):
+for command in (evaluate, report):
     app.command()(command)
 landscape_app = typer.Typer(no_args_is_help=True, help="Measure the loss landscape around the weights of a model.")
 layers_app = typer.Typer(no_args_is_help=True, help="Measure feature maps through the depth of a model.")
