@@ -76,6 +76,22 @@ def test_heads_and_temperature_are_options(place):
     assert "Calibration at temperature" in page
 
 
+@pytest.mark.filterwarnings("ignore:no temperature")
+def test_calibration_is_given_without_and_with_a_temperature_of_another_split(place):
+    model, data = str(place / "model"), place / "data"
+    plain = audit.measure(model, data, split="test")
+    scaled = audit.measure(model, data, split="test", temperature="val")
+    assert plain.scaled is None
+    assert scaled.scaled is not None
+    assert (scaled.scaled.split, scaled.scaled.images) == ("val", 12)
+    assert scaled.audit.accuracy == plain.audit.accuracy
+    assert scaled.audit.calibration.loss == plain.audit.calibration.loss
+    assert scaled.scaled.calibration.loss != scaled.audit.calibration.loss
+    assert scaled.scaled.calibration.brier.count == 12
+    scaled_sections = [s for s in audit.page(scaled).sections if s.title.startswith("Calibration at temperature")]
+    assert any("12 images of the split val" in section.text for section in scaled_sections)
+
+
 @pytest.mark.parametrize("split", [None, "val"])
 def test_a_temperature_is_judged_on_other_images(place, split):
     with pytest.raises(ClearheadError, match="judged on another"):

@@ -27,9 +27,9 @@ def test_explain_writes_overlays_sheets_and_maps_of_each_image(place):
     assert raw["gae"].shape == raw["libragrad"].shape == (32, 32)
     assert (raw["gae"].min(), raw["gae"].max(), int(raw["target"])) == (0, 1, 1)
     assert 0 < float(raw["probability"]) <= float(raw["predicted_probability"]) <= 1
-    found = result(place / "maps")
-    assert [one["name"] for one in found["images"]][:2] == ["cat-00", "01"]  # 00 is in two folders
-    assert {one["target"] for one in found["images"]} == {"cat"}
+    measured = result(place / "maps")
+    assert [one["name"] for one in measured["images"]][:2] == ["cat-00", "01"]  # 00 is in two folders
+    assert {one["target"] for one in measured["images"]} == {"cat"}
     table = run.stdout.splitlines()
     assert table[1].split() == ["file", "predicted", "probability", "probability", "of", "cat"]
     assert table[2].split()[0] == "data/cat/00.png"
@@ -47,9 +47,9 @@ def test_folders_of_class_folders_and_a_broken_file(place, tmp_path):
     assert run.returncode == 0, run.stderr
     assert "data: 1 " in run.stderr
     assert "photos/fish/00.png" in run.stderr
-    found = result(tmp_path / "maps")
-    assert [issue["file"] for issue in found["subject"]["issues"]] == ["photos/fish/00.png"]
-    assert len(found["images"]) == 22
+    measured = result(tmp_path / "maps")
+    assert [issue["file"] for issue in measured["subject"]["issues"]] == ["photos/fish/00.png"]
+    assert len(measured["images"]) == 22
     message = error(clearhead("explain", place / "model", "photos/fish/00.png", cwd=tmp_path))
     assert "images: no usable image is left" in message
     assert "photos/fish/00.png" in message
@@ -70,9 +70,9 @@ def test_the_images_are_not_overwritten(place, tmp_path):
 def test_maps_are_those_of_the_function_whatever_the_batches(place):
     model = load_model(str(place / "model"))
     files = sorted((place / "data" / "bird").glob("*.png"))[:5]
-    found = explain.measure(model, files, method=["gae", "input-gradient"], batch_size=2)
+    measured = explain.measure(model, files, method=["gae", "input-gradient"], batch_size=2)
     pixels = explain.ImageDataset(explain.index_files(files, model.classes), model.preprocess)
-    for i, (image, (name, arrays)) in enumerate(zip(found.images, found.maps.items(), strict=True)):
+    for i, (image, (name, arrays)) in enumerate(zip(measured.images, measured.maps.items(), strict=True)):
         assert (image.file, image.name) == (str(files[i]), name)
         one = pixels[i]["image"][None]
         probabilities = model(one).softmax(-1)[0].detach()
@@ -104,17 +104,17 @@ def test_an_interrupted_run_goes_on(place, tmp_path):
 def test_the_page_shows_the_first_images_and_a_row_of_each(place, monkeypatch):
     monkeypatch.setattr(explain, "SHOWN", 3)
     files = sorted((place / "data" / "bird").glob("*.png"))
-    found = explain.measure(str(place / "model"), files, method="all")
-    page = explain.page(found)
+    measured = explain.measure(str(place / "model"), files, method="all")
+    page = explain.page(measured)
     table = next(section for section in page.sections if isinstance(section, Table))
     assert len(table.rows) == 12
     assert table.columns == ["predicted", "probability"]
     gallery = next(section for section in page.sections if isinstance(section, Gallery))
     assert "The first 3 of 12 images" in gallery.text
     colours, *shown = gallery.examples
-    assert [caption for caption, _ in shown[0].images] == ["image", *found.methods]
+    assert [caption for caption, _ in shown[0].images] == ["image", *measured.methods]
     assert len(shown) == 3
-    assert len(found.methods) > 5
+    assert len(measured.methods) > 5
     assert colours.images[0][1].shape == (24, 320, 3)
 
 

@@ -32,15 +32,15 @@ def test_attributes_are_followed_by_the_classes_they_go_with_in_training(place, 
             rows.append(f"{name}/{i:02d}.png,{'train' if i < 6 else 'test'},{ground if i < 6 else other}")
     (tmp_path / "metadata.csv").write_text("\n".join(rows) + "\n")
     model = load_model(str(place / "model"))
-    found = heads.measure(model, tmp_path, split="test", layers="last")
+    measured = heads.measure(model, tmp_path, split="test", layers="last")
     test = read_images(tmp_path, split="test", classes=model.classes)
     train = read_images(tmp_path, split="train", classes=model.classes)
     assert implied_classes(train, "ground") == {"dark": 0, "light": 1}
     expected = score_heads(model, test, layers="last", attributes={"ground": {"dark": 0, "light": 1}})
-    assert found.scores == expected
-    assert found.scores.attributes == {"ground": {"dark": "bird", "light": "cat"}}
-    assert (found.subject.model, found.subject.images) == ("model", 18)
-    page = heads.page(found)
+    assert measured.scores == expected
+    assert measured.scores.attributes == {"ground": {"dark": "bird", "light": "cat"}}
+    assert (measured.subject.model, measured.subject.images) == ("model", 18)
+    page = heads.page(measured)
     assert [section.title for section in page.sections][:2] == ["Accuracy without each head", "Class or ground"]
     table = next(section for section in page.sections if isinstance(section, Table))
     assert "follows ground" in table.columns

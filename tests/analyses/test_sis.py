@@ -35,8 +35,8 @@ def test_sufficient_subsets_of_any_class(place):
 def test_subsets_are_those_of_the_function(place):
     model = load_model(str(place / "model"))
     files = sorted((place / "data" / "bird").glob("*.png"))[:3]
-    found = sis.measure(model, files, target=["cat", "1", "fish"], confidence=0.5, steps=6, batch_size=2)
-    for file, image in zip(files, found.images, strict=True):
+    measured = sis.measure(model, files, target=["cat", "1", "fish"], confidence=0.5, steps=6, batch_size=2)
+    for file, image in zip(files, measured.images, strict=True):
         pixels = model.preprocess.image(load_image(file))[None]
         predicted = int(model(pixels).argmax())
         wanted = [predicted, *(label for label in (1, 2) if label != predicted)]
@@ -47,8 +47,8 @@ def test_subsets_are_those_of_the_function(place):
             assert one.curve == pytest.approx(expected.curve[0].tolist(), rel=1e-4)
             assert one.whole == pytest.approx(one.curve[0], rel=1e-4)
             assert one.reached == bool(expected.reached)
-            assert torch.equal(torch.from_numpy(found.subsets[image.name]["subset"][row]), expected.subset[0])
-    page = sis.page(found)
+            assert torch.equal(torch.from_numpy(measured.subsets[image.name]["subset"][row]), expected.subset[0])
+    page = sis.page(measured)
     assert isinstance(page.sections[0], Table)
     gallery = next(section for section in page.sections if isinstance(section, Gallery))
     assert all(len(example.images) == 2 for example in gallery.examples)  # large enough to see

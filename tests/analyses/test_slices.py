@@ -1,6 +1,5 @@
 """Slices: planted groups are found without their labels, and pure noise gives none more often than it may."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +17,13 @@ from clearhead.metrics.statistics import holm
 from clearhead.models import load_model, save_model
 from clearhead.report.page import ExampleImages
 from clearhead.runs_new import read_run
-from clearhead.workflows import run_audit
 from tests.command import clearhead, error
 
 CLASSES = ["ant", "bee", "cow"]
 
 
 def planted(seed: int = 0, count: int = 900) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Features and maps that hold a hidden group besides the class; of bees of the group most are taken for ants."""
+    """Features and maps that hold a hidden group besides the class; of bees of the group most are predicted as ants."""
     rng = np.random.default_rng(seed)
     label, hidden = rng.integers(0, 3, count), rng.random(count) < 0.3
     features = rng.normal(size=(count, 12)) + 6 * np.eye(12)[label] + 4 * hidden[:, None] * np.eye(12)[5]
@@ -44,10 +42,10 @@ def files(count: int) -> list[str]:
 def test_a_planted_group_is_found_and_told_by_its_metadata(space):
     features, maps, label, predicted, place = planted()
     x = features if space != "relevance" else None
-    found = find_slices(
+    measured = find_slices(
         x, maps if space != "features" else None, label, predicted, CLASSES, files(900), {"place": place}
     )
-    first = found.slices[0]
+    first = measured.slices[0]
     assert (first.label, first.mistaken_for, first.worse) == ("bee", "ant", True)
     assert first.error.value > 0.6
     assert first.rest.value < 0.25
@@ -55,28 +53,28 @@ def test_a_planted_group_is_found_and_told_by_its_metadata(space):
     assert (overlap.column, overlap.value) == ("place", "on a leaf")
     assert overlap.inside > 0.9
     assert overlap.outside < 0.2
-    inside = found.assigned[found.held_out] == first.name
+    inside = measured.assigned[measured.held_out] == first.name
     assert first.error.count == inside.sum()
     rows = [files(900).index(file) for file in first.files]
     assert rows
-    assert (found.held_out[rows] & (found.assigned[rows] == first.name) & (label != predicted)[rows]).all()
+    assert (measured.held_out[rows] & (measured.assigned[rows] == first.name) & (label != predicted)[rows]).all()
 
 
 def test_the_numbers_are_those_of_the_half_that_found_nothing():
     features, maps, label, predicted, _ = planted()
-    found = find_slices(features, maps, label, predicted, CLASSES, files(900))
+    measured = find_slices(features, maps, label, predicted, CLASSES, files(900))
     wrong = label != predicted
-    assert sum(found.held_out) == pytest.approx(450, abs=2)
+    assert sum(measured.held_out) == pytest.approx(450, abs=2)
     raw = []
-    for part in found.slices:
-        of_class = found.held_out & (label == CLASSES.index(part.label))
-        inside = of_class & (found.assigned == part.name)
+    for part in measured.slices:
+        of_class = measured.held_out & (label == CLASSES.index(part.label))
+        inside = of_class & (measured.assigned == part.name)
         assert part.error.value == pytest.approx(wrong[inside].mean())
         assert (part.error.count, part.rest.count) == (inside.sum(), (of_class & ~inside).sum())
         table = [[(wrong & inside).sum(), (~wrong & inside).sum()]]
         rest = of_class & ~inside
         raw.append(fisher_exact([*table, [(wrong & rest).sum(), (~wrong & rest).sum()]], alternative="greater").pvalue)
-    np.testing.assert_allclose([part.p_value for part in found.slices], holm(np.array(raw)), atol=1e-9)
+    np.testing.assert_allclose([part.p_value for part in measured.slices], holm(np.array(raw)), atol=1e-9)
     assert raw == sorted(raw)
 
 
@@ -91,27 +89,27 @@ def test_which_half_and_which_part_depend_on_the_seed_alone():
     np.testing.assert_array_equal(a.assigned, d.assigned)
 
 
-def _told_of_noise(runs: int) -> int:
-    """In how many of so many runs on pure noise any slice is told to be worse."""
-    told = 0
+def _flagged_in_noise(runs: int) -> int:
+    """In how many of so many runs on pure noise any slice is flagged as worse."""
+    flagged = 0
     for seed in range(runs):
         rng = np.random.default_rng(seed)
         label = rng.integers(0, 2, 240)
         predicted = np.where(rng.random(240) < 0.35, 1 - label, label)
         x = rng.normal(size=(240, 5))
-        told += any(
+        flagged += any(
             part.worse for part in find_slices(x, None, label, predicted, CLASSES, files(240), seed=seed).slices
         )
-    return told
+    return flagged
 
 
 def test_noise_rarely_gives_a_slice():
-    assert _told_of_noise(12) <= 3  # 4 or more: 0.2% at 5%
+    assert _flagged_in_noise(12) <= 3  # 4 or more: 0.2% at 5%
 
 
 @pytest.mark.slow
 def test_noise_gives_a_slice_no_more_often_than_it_may():
-    assert _told_of_noise(100) <= 12  # 13 or more: 0.2% at 5%
+    assert _flagged_in_noise(100) <= 12  # 13 or more: 0.2% at 5%
 
 
 def test_a_class_with_few_images_and_one_without_mistakes():
@@ -120,9 +118,9 @@ def test_a_class_with_few_images_and_one_without_mistakes():
     assert few.slices == []
     assert (few.assigned == "").all()
     x = np.concatenate([rng.normal(size=(60, 3)), 9 + rng.normal(size=(60, 3))])
-    right = find_slices(x, None, np.zeros(120, int), np.zeros(120, int), CLASSES, files(120))
-    assert len(right.slices) > 1
-    assert all((part.p_value, part.files, part.mistaken_for) == (1, [], "") for part in right.slices)
+    correct = find_slices(x, None, np.zeros(120, int), np.zeros(120, int), CLASSES, files(120))
+    assert len(correct.slices) > 1
+    assert all((part.p_value, part.files, part.mistaken_for) == (1, [], "") for part in correct.slices)
     same = find_slices(
         np.ones((120, 3)), np.zeros((120, 2, 2)), np.zeros(120, int), np.arange(120) % 2, CLASSES, files(120)
     )
@@ -130,15 +128,15 @@ def test_a_class_with_few_images_and_one_without_mistakes():
 
 
 @pytest.mark.parametrize(
-    ("features", "maps", "said"),
+    ("features", "maps", "message"),
     [
         (None, None, "both are None; pass one of them or both"),
         (np.zeros((3, 2)), None, "features: got 3 rows for 4 labels; one row per image"),
         (None, np.full((4, 2, 2), np.nan), "maps: 4 images have values that are not finite"),
     ],
 )
-def test_features_that_cannot_be_used_are_refused(features, maps, said):
-    with pytest.raises(ValueError, match=said):
+def test_features_that_cannot_be_used_are_refused(features, maps, message):
+    with pytest.raises(ValueError, match=message):
         find_slices(features, maps, np.zeros(4, int), np.zeros(4, int), CLASSES, files(4))
     with pytest.raises(ValueError, match="3 files"):
         find_slices(np.zeros((4, 2)), None, np.zeros(4, int), np.zeros(4, int), CLASSES, files(3))
@@ -174,19 +172,19 @@ def test_slices_leave_a_whole_run(place, space):
     run = clearhead(*arguments, cwd=place)
     assert run.returncode == 0, run.stderr
     assert {file.name for file in out.iterdir()} >= {"config.yaml", "results.json", "report.html", "slices.parquet"}
-    found = read_run(out).result
-    assert f"{sum(part.worse for part in found.slices)} of {len(found.slices)} have more errors" in run.stdout
+    saved = read_run(out).result
+    assert f"{sum(part.worse for part in saved.slices)} of {len(saved.slices)} have more errors" in run.stdout
     table = pyarrow.parquet.read_table(out / "slices.parquet").to_pydict()
-    assert len(table["file"]) == found.accuracy.count == 108
-    assert sum(table["held out"]) == found.held_out == 54
-    assert {part.name for part in found.slices} <= set(table["slice"])
+    assert len(table["file"]) == saved.accuracy.count == 108
+    assert sum(table["held out"]) == saved.held_out == 54
+    assert {part.name for part in saved.slices} <= set(table["slice"])
     assert "slices with more errors" in (out / "report.html").read_text()
     stamp = (out / "results.json").stat().st_mtime_ns
     again = clearhead(*arguments, cwd=place)
     assert (again.stdout, "finished earlier" in again.stderr) == (run.stdout, True)
     assert (out / "results.json").stat().st_mtime_ns == stamp
     measured = slices.measure(str(place / "model"), place / "data", split="test", space=space)
-    assert (measured.slices, measured.accuracy) == (found.slices, found.accuracy)
+    assert (measured.slices, measured.accuracy) == (saved.slices, saved.accuracy)
 
 
 def test_the_page_shows_mistakes_of_the_slices_that_are_worse(place):
@@ -213,26 +211,3 @@ def test_slices_that_cannot_be_found(place, tmp_path):
     (tmp_path / "wasp").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "wasp" / "0.png")
     assert "no class folder is a class of the model" in message("model", tmp_path)
-
-
-@pytest.mark.filterwarnings("ignore:no temperature")
-def test_an_audit_tells_calibration_before_and_after_a_temperature_of_another_split(place):
-    model, data = str(place / "model"), place / "data"
-    plain = run_audit(model, data, place / "plain", split="test")
-    found = run_audit(model, data, place / "audit", split="test", temperature="val")
-    assert plain.rescaled is None
-    assert found.rescaled is not None
-    assert (found.rescaled.split, found.rescaled.images) == ("val", 12)
-    assert found.audit.accuracy == plain.audit.accuracy
-    assert found.audit.calibration.loss == plain.audit.calibration.loss
-    assert found.rescaled.calibration.loss != found.audit.calibration.loss
-    assert (
-        json.loads((place / "audit" / "results.json").read_text())["rescaled"]["calibration"]["brier"]["count"] == 108
-    )
-    page = (place / "audit" / "report.html").read_text()
-    assert "Calibration at temperature" in page
-    assert "12 images of the split val" in page
-    for split in ("val", None):
-        with pytest.raises(ValueError, match="give --split"):
-            run_audit(model, data, place / "refused", split=split, temperature="val")
-    assert not (place / "refused").exists()
