@@ -15,14 +15,11 @@ from clearhead.masks import MasksWritten
 from clearhead.metrics.statistics import Estimate, format_interval, format_value
 from clearhead.progress import Progress, show_progress
 from clearhead.report.calibration import calibration_rows
-from clearhead.report.optimizers import key_of, names_of
 from clearhead.report.suites import verdicts
 from clearhead.report.trainings import CHOSEN_BY
 from clearhead.results import (
     AuditResults,
     ComparisonResults,
-    OptimizerResults,
-    StudyResults,
     SuiteResults,
     TrainingResults,
 )
@@ -160,36 +157,6 @@ def tell_suite(results: SuiteResults, folder: Path) -> None:
     if results.absent:
         err.print(f"[yellow]not there:[/] {escape(', '.join(results.absent))}")
     out.print(f"tables: {escape(str(folder / 'table.csv'))}, .parquet, .md, .tex")
-    _tell_page(folder)
-
-
-def tell_study(results: StudyResults, folder: Path) -> None:
-    """What each method changed on each test set."""
-    table = _table("test", "measure", "change", "95% interval", "seeds")
-    for row in results.rows:
-        change = format_value(row.change.value, row.change.unit), format_interval(row.change)
-        name = f"{row.name}, {row.samples} x {row.classes}"
-        table.add_row(escape(name), escape(row.test), row.measure, *change, str(row.seeds))
-    out.print(table)
-    _tell_page(folder)
-
-
-def tell_optimizers(results: OptimizerResults, folder: Path) -> None:
-    """The setting kept in each cell, how long it took to the target, and what it came to."""
-    table = _table("kept", f"s to {format_value(results.target, '%')}", "accuracy", "95% interval", "eigenvalue")
-    names = names_of([key_of(found.best.cell) for found in results.cells])
-    seeds = {found.best.cell.seed for found in results.cells}
-    for found in results.cells:
-        best, measures = found.best, found.measures
-        reached = best.reached(results.target)
-        name = names[key_of(best.cell)] + (f", seed {best.cell.seed}" if len(seeds) > 1 else "")
-        kept = f"lr {best.lr:g}, wd {best.weight_decay:g}"
-        accuracy = format_value(measures.accuracy.value, "%"), format_interval(measures.accuracy)
-        seconds = f"{reached.seconds:,.0f}" if reached else "never"
-        table.add_row(escape(name), kept, seconds, *accuracy, format_value(measures.eigenvalue.value))
-    out.print(table)
-    counts = Counter(trial.ended for trial in results.trials)
-    out.print(", ".join(f"{count} settings {ended}" for ended, count in counts.items()))
     _tell_page(folder)
 
 

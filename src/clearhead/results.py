@@ -12,8 +12,6 @@ from clearhead.metrics.calibration import TemperatureScaling
 from clearhead.metrics.statistics import Estimate
 from clearhead.repairs import RetrainedHead
 from clearhead.repairs.head_selection import Selection
-from clearhead.study.optimizers import CellResult, Trial
-from clearhead.study.repairs import StudyRow
 from clearhead.training.linear_probe import LinearProbe
 from clearhead.training.loop import Epoch, Monitor
 
@@ -95,31 +93,6 @@ class ComparisonResults:
 
 
 @dataclass(frozen=True)
-class StudyResults:
-    """A grid of repairs of one model."""
-
-    kind: Literal["study"]
-    model: str
-    data: str
-    rows: list[StudyRow]
-    provenance: dict[str, str]
-    issues: list[DataIssue] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class OptimizerResults:
-    """A study of optimizers: all trials, the result of each cell, and the validation accuracy that is aimed at."""
-
-    kind: Literal["optimizers"]
-    data: str
-    target: float
-    trials: list[Trial]
-    cells: list[CellResult]
-    provenance: dict[str, str]
-    issues: list[DataIssue] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class SuiteResults:
     """Models on shifted sets; the first is what the others are held against.
 
@@ -152,7 +125,7 @@ class SuiteResults:
     provenance: dict[str, str] = field(default_factory=dict)
 
 
-Results = AuditResults | TrainingResults | ComparisonResults | StudyResults | OptimizerResults | SuiteResults
+Results = AuditResults | TrainingResults | ComparisonResults | SuiteResults
 
 
 def once(names: list[str]) -> list[str]:

@@ -15,7 +15,9 @@ starts in a folder of its own.
 An analysis is a module with ``measure(model, data, ...) -> Result`` and ``page(result) -> Page``. It may also have
 ``export(result, folder)`` for files of its own, ``DISTRIBUTED = True`` if several processes can share its work, and
 ``DECIDES`` for arguments of ``SPEED_ONLY`` that its numbers depend on, and ``EPOCHS = True`` if the run folder of a
-training stands for its saved epochs (``clearhead.analyses.epochs``).
+training stands for its saved epochs (``clearhead.analyses.epochs``). ``GROWS = True`` is for a plan that may grow: the
+same file has the same folder, ``measure`` is always called and finds there what it has done before, and several
+processes may work in the folder.
 """
 
 import glob
@@ -70,7 +72,7 @@ SPEED_ONLY = ("batch_size", "workers", "jobs")
 MODELS = ("model", "models", "before", "after")
 """Arguments that name models."""
 
-FROM_RUNNER = ("progress", "state", "folder")
+FROM_RUNNER = ("progress", "state", "folder", "device")
 """Arguments of ``measure`` that the runner gives."""
 
 
@@ -150,13 +152,14 @@ def run(
     deciding = {name: value for name, value in arguments.items() if name not in speed_only}
     epochs = getattr(module, "EPOCHS", False)
     identity = _identify(command, deciding, sources, options, epochs=epochs)
-    folder = out or _default_folder(command, arguments, identity)
-    with _claimed(folder, identity, explicit=out is not None, overwrite=overwrite) as finished:
+    grows = getattr(module, "GROWS", False)
+    folder = out or _default_folder(command, arguments, identity, grows=grows)
+    with _claimed(folder, identity, explicit=out is not None, overwrite=overwrite, grows=grows) as finished:
         if finished:
             date = time.strftime("%Y-%m-%d %H:%M", time.localtime((folder / "results.json").stat().st_mtime))
             log.info("finished earlier (%s), nothing run; --overwrite to run again", date)
             return replace(read_run(folder), finished_earlier=True)
-        _measure(module, command, arguments, sources, folder)
+        _measure(module, command, arguments, sources, folder, device)
         return read_run(folder)
 
 
@@ -210,12 +213,17 @@ def versions() -> dict[str, str]:
 
 
 def _measure(
-    module: types.ModuleType, command: str, arguments: Mapping[str, Any], sources: Mapping[str, Any], folder: Path
+    module: types.ModuleType,
+    command: str,
+    arguments: Mapping[str, Any],
+    sources: Mapping[str, Any],
+    folder: Path,
+    device: str | None,
 ) -> None:
     """Measure, write the page, and last the numbers, which mark the run as finished."""
     started = time.perf_counter()
     parameters = inspect.signature(module.measure).parameters
-    from_runner = {"progress": show_progress, "state": folder / "state", "folder": folder}
+    from_runner = {"progress": show_progress, "state": folder / "state", "folder": folder, "device": device}
     from_runner = {name: value for name, value in from_runner.items() if name in parameters}
     positional = [{**arguments, **sources}[name] for name in _positional(module)]
     keywords = {name: value for name, value in arguments.items() if name not in _positional(module)}
@@ -319,8 +327,13 @@ def _contents(path: Path) -> str:
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _default_folder(command: str, arguments: Mapping[str, Any], identity: Mapping[str, Any]) -> Path:
-    """Return runs/COMMAND-MODEL-DATA-DIGEST, and log which inputs changed since the same command ran before."""
+def _default_folder(
+    command: str, arguments: Mapping[str, Any], identity: Mapping[str, Any], *, grows: bool = False
+) -> Path:
+    """Return runs/COMMAND-MODEL-DATA-DIGEST, and log which inputs changed since the same command ran before.
+
+    The digest is that of the identity; of a plan that grows, that of the command and the plan's path.
+    """
     models = [
         name
         for key in MODELS
@@ -333,7 +346,8 @@ def _default_folder(command: str, arguments: Mapping[str, Any], identity: Mappin
     name = re.sub(r"[^\w.,=+@-]+", "-", "-".join(parts)).strip("-.")
     if len(encoded := name.encode()) > LONGEST_NAME:
         name = encoded[:LONGEST_NAME].decode(errors="ignore")
-    text = yaml.safe_dump(dict(identity), sort_keys=True, allow_unicode=True)
+    unique = {"command": command, "plan": identity["arguments"]["plan"]} if grows else dict(identity)
+    text = yaml.safe_dump(unique, sort_keys=True, allow_unicode=True)
     folder = FOLDER / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     if not folder.exists():
         for other in sorted(FOLDER.glob(f"{glob.escape(name)}-????????"), key=lambda f: -f.stat().st_mtime):
@@ -381,7 +395,9 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _claimed(folder: Path, identity: Mapping[str, Any], *, explicit: bool, overwrite: bool) -> Iterator[bool]:
+def _claimed(
+    folder: Path, identity: Mapping[str, Any], *, explicit: bool, overwrite: bool, grows: bool = False
+) -> Iterator[bool]:
     """Hold a run folder; gives whether the run is finished in it. A failed run that left nothing leaves no folder."""
     main, created = rank_and_size()[0] == 0, not folder.exists()
     lock = filelock.FileLock(folder / ".lock")
@@ -390,19 +406,20 @@ def _claimed(folder: Path, identity: Mapping[str, Any], *, explicit: bool, overw
         _require_free(folder)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0)
+            if not grows:
+                lock.acquire(timeout=0)
         except filelock.Timeout:
             raise RunError(
                 f"{folder} is in use by another process; wait until it ends, or give another folder as --out"
             ) from None
     try:
         if main:
-            _begin(folder, identity, explicit=explicit, overwrite=overwrite)
+            _begin(folder, identity, explicit=explicit, overwrite=overwrite, grows=grows)
             handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             log.addHandler(handler)
         barrier()
-        finished = (folder / "results.json").is_file()
+        finished = not grows and (folder / "results.json").is_file()
         barrier()  # else a slow process could see the results that a fast one has just written
         yield finished
     except KeyboardInterrupt:
@@ -439,19 +456,21 @@ def _require_free(folder: Path) -> None:
             )
 
 
-def _begin(folder: Path, identity: Mapping[str, Any], *, explicit: bool, overwrite: bool) -> None:
+def _begin(folder: Path, identity: Mapping[str, Any], *, explicit: bool, overwrite: bool, grows: bool = False) -> None:
     """Write config.yaml, or check that the folder holds this very run. Raises RunError for another one."""
     before = _config(folder)
     if before is not None and not overwrite:
         changes = _changes(before, identity)
+        if grows and before["command"] == identity["command"]:
+            changes = ""
         empty = {entry.name for entry in folder.iterdir()} <= _TRACES
         if changes and not empty:
             raise RunError(
                 f"out: {folder} holds another run: {changes}. Give another --out, or --overwrite to replace it"
             )
-        if not changes:
+        if not changes and not grows:
             return
-    if before is not None:
+    if before is not None and (overwrite or not grows):
         for entry in folder.iterdir():
             if entry.name != ".lock":
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

@@ -1,7 +1,6 @@
 """A study of optimizers: its plan, what it keeps, stops and refuses, and that a killed one goes on."""
 
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -22,10 +21,10 @@ from clearhead.data.image_io import DataError
 from clearhead.data.splits import subsample_fraction
 from clearhead.landscape.sharpness import sharpness
 from clearhead.models import ModelError
-from clearhead.runs import RunError
-from clearhead.study.files import StudyError
 from clearhead.study.optimizers import Cell, read_plan, run, run_study
+from clearhead.study.plan_files import StudyError
 from clearhead.training import loop as train
+from tests.command import clearhead, error, result
 
 SMALL = "{epochs: 3, batch_size: 4, eigenvalue_batches: 2, data: DATA, models: {ViT: MODEL}, target: 0.5, "
 
@@ -67,7 +66,7 @@ def test_the_plan_is_a_grid_of_cells_with_settings(plan_of):
         ("optimizers: {SGD: {optimizer: sgd, lr: 1}}, augment: odd", "'none', 'weak' or 'strong'"),
         ("optimizers: {A b: {optimizer: sgd, lr: 1}, A-b: {optimizer: sgd, lr: 1}}", "the same folder"),
         ("optimizers: {SGD: {optimizer: sdg, lr: 1}}", "sgd"),
-        ("optimizers: {SGD: {optimizer: sgd, lr: [0.1, 0.1]}}", "given twice"),
+        ("optimizers: {SGD: {optimizer: sgd, lr: [0.1, 0.1]}}", "listed twice"),
     ],
 )
 def test_plans_that_cannot_be(plan_of, rest, message):
@@ -119,9 +118,9 @@ def test_it_keeps_the_best_setting_stops_none_twice_and_grows(plan_of, tmp_path)
     grown = run_study(plan_of(rest.replace("LAST", "1.0e-3")), tmp_path / "study", device="cpu")
     assert first.stat().st_mtime_ns == written
     assert {trial.lr for trial in grown.trials} == {1e-2, 1e-3}
-    with pytest.raises(RunError, match="epochs was 3, now 4"):
+    with pytest.raises(StudyError, match="epochs was 3, now 4"):
         run_study(plan.model_copy(update={"epochs": 4}), tmp_path / "study", device="cpu")
-    with pytest.raises(RunError, match="optimizer was 'sgd', now 'adamw'"):
+    with pytest.raises(StudyError, match="optimizer was 'sgd', now 'adamw'"):
         run_study(plan_of(rest.replace("optimizer: sgd", "optimizer: adamw").replace("LAST", "1")), tmp_path / "study")
     shutil.rmtree(tmp_path / "study" / good.cell.folder)  # what the folder does not hold is done anew
     again = run_study(plan_of(rest.replace(", LAST", "")), tmp_path / "study", device="cpu")
@@ -155,7 +154,7 @@ def test_what_cannot_be_had_is_told_before_anything_is_trained(plan_of, tmp_path
 @pytest.mark.slow
 def test_a_stopped_run_that_goes_on_is_looked_at_from_its_first_epoch(plan_of, tmp_path, monkeypatch):
     plan = plan_of("optimizers: {SGD: {optimizer: sgd, lr: [1.0e-3, 1.0e-2]}}").model_copy(update={"epochs": 4})
-    keep, calls = train._keep, []
+    keep, calls = train.save_state, []
 
     def keep_two(*args):
         keep(*args)
@@ -163,10 +162,10 @@ def test_a_stopped_run_that_goes_on_is_looked_at_from_its_first_epoch(plan_of, t
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "_keep", keep_two)
+    monkeypatch.setattr(train, "save_state", keep_two)
     with pytest.raises(KeyboardInterrupt):
         run_study(plan, tmp_path / "study", device="cpu")
-    monkeypatch.setattr(train, "_keep", keep)
+    monkeypatch.setattr(train, "save_state", keep)
     found = run_study(plan, tmp_path / "study", device="cpu")
     whole = run_study(plan, tmp_path / "whole", device="cpu")
     assert [(t.lr, t.ended, t.accuracy) for t in found.trials] == [(t.lr, t.ended, t.accuracy) for t in whole.trials]
@@ -228,7 +227,23 @@ def test_a_killed_study_goes_on(plan_of, tmp_path):
     assert state.is_file()
     done = subprocess.run([*command, "--jobs", "2"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "s" / "results.json").read_text())
+    results = result(tmp_path / "s")
     assert {trial["lr"] for trial in results["trials"]} == {1e-3, 3e-3}
     assert [moment["epoch"] for moment in results["trials"][0]["curve"]][:3] == [0, 1, 2]
     assert len(results["cells"]) == 1
+
+
+def test_a_study_of_optimizers(place):
+    plan = "{data: data, models: {ViT: MODEL}, optimizers: {SGD: {optimizer: sgd, lr: [1.0e-2, 1.0e-3]}}, target: 0.3, "
+    plan += "fractions: [1, 0.5], epochs: 1, batch_size: 4, eigenvalue_batches: 2}"
+    (place / "optimizers.yaml").write_text(plan.replace("MODEL", str(place / "model")))
+    run = clearhead("study", "optimizers", "optimizers.yaml", "--out", "optimizers", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert "4 settings finished" in run.stdout
+    page = (place / "optimizers" / "report.html").read_text()
+    for question in ("How fast does ViT train?", "How flat is the loss?", "What does the amount of data do?"):
+        assert question in page
+    (place / "optimizers.yaml").write_text(plan.replace("MODEL", str(place / "model")).replace("sgd", "sdg"))
+    run = clearhead("study", "optimizers", "optimizers.yaml", "--out", "optimizers-2", cwd=place)
+    assert "'sdg' is unknown" in error(run)
+    assert not (place / "optimizers-2").exists()

@@ -11,11 +11,13 @@ from clearhead.data.folder import read_folder
 from clearhead.data.interventions import INTERVENTIONS
 from clearhead.demo.run import MODEL
 from clearhead.repairs import RelevanceLoss, RRRLoss
-from clearhead.runs import write_results, write_table
-from clearhead.study.files import StudyError
+from clearhead.storage import write_table
+from clearhead.study.cells import write_result
+from clearhead.study.plan_files import StudyError
 from clearhead.study.repairs import Plan, Variant, read_plan, run_study
 from clearhead.study.repairs.plan import Method
 from clearhead.study.repairs.run import BEFORE, Trained, draw, gather
+from tests.command import clearhead, error, result
 
 PLAN = """
 model: timm:vit_tiny_patch16_224
@@ -80,7 +82,7 @@ def test_classes_and_images_are_drawn_by_the_seed_and_validation_is_of_the_other
 
 
 @pytest.mark.parametrize(
-    ("classes", "said"), [(7, "7 asked for, .* has 6 with masks"), (6, "leave none to choose the epoch by")]
+    ("classes", "said"), [(7, "got 7; .* has 6 with masks"), (6, "leave none to select the epoch on")]
 )
 def test_too_many_classes(plan: Plan, data: ImageIndex, classes: int, said: str) -> None:
     with pytest.raises(StudyError, match=said):
@@ -119,7 +121,7 @@ def test_the_table_is_paired_by_image_and_over_seeds(plan: Plan, tmp_path: Path)
     for variant in plan.variants():
         folder = tmp_path / variant.folder
         table("aabb" if variant.seed else "aaab", folder)  # all right, or 1, 1, 0, 1
-        write_results(folder, Trained(["a"], 4, 2, 1, 2))
+        write_result(folder, Trained(["a"], 4, 2, 1, 2))
     rows = gather(plan, tmp_path)
     found = {(row.name, row.samples, row.measure): row for row in rows}
     assert len(rows) == 3 * 2 * 4
@@ -139,3 +141,39 @@ def test_images_that_are_trained_on_are_no_test(plan: Plan, data: ImageIndex, tm
         (plan.data / "masks" / old.name).rename(plan.data / "masks" / new)
     with pytest.raises(StudyError, match=r"same has .*, which is trained on"):
         run_study(plan, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_study_is_run_once_and_grows(place):
+    methods = "{relevance: {method: relevance}, GradMask: {method: gradmask}, fine-tuning: {method: train}}"
+    plan = "{model: MODEL, data: data, tests: {all: data}, samples: 2, classes: [1, 2], epochs: 1, lr: 1.0e-3}"
+    plan = plan.replace("}, samples", f"}}, methods: {methods}, seeds: SEEDS, samples")
+    (place / "plan.yaml").write_text(plan.replace("MODEL", str(place / "model")).replace("SEEDS", "0"))
+    run = clearhead("study", "repairs", "plan.yaml", "--out", "study", cwd=place)
+    assert run.returncode == 0, run.stderr
+    page = (place / "study" / "report.html").read_text()
+    assert "Accuracy on all by classes" in page
+    first = place / "study" / "gradmask-2x1-0" / "results.json"
+    written = first.stat().st_mtime_ns
+    grown = plan.replace("MODEL", str(place / "model")).replace("SEEDS", "[0, 1]")
+    (place / "plan.yaml").write_text(grown.replace("{all: data}", "{all: data, again: data}"))
+    run = clearhead("study", "repairs", "plan.yaml", "--out", "study", "--jobs", 2, cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert first.stat().st_mtime_ns == written
+    rows = result(place / "study")["rows"]
+    assert {row["seeds"] for row in rows} == {2}
+    assert {row["test"] for row in rows} == {"all", "again"}
+    assert {row["name"] for row in rows} == {"relevance", "GradMask", "fine-tuning"}
+
+
+def test_a_study_does_not_take_the_folder_of_something_else(place, tmp_path: Path) -> None:
+    data = place / "data"
+    rest = "methods: {a: {method: train}}, samples: 2, classes: 2, seeds: 0, epochs: 1}"
+    (tmp_path / "plan.yaml").write_text(f"{{model: {place / 'model'}, data: {data}, tests: {{all: {data}}}, {rest}")
+    (tmp_path / "mine" / "state").mkdir(parents=True)
+    assert "holds other files" in error(clearhead("study", "repairs", "plan.yaml", "--out", "mine", cwd=tmp_path))
+    assert (tmp_path / "mine" / "state").is_dir()
+    run = clearhead("layers", "fourier", place / "model", data, "--limit", 4, "--out", "run", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    found = error(clearhead("study", "repairs", "plan.yaml", "--out", "run", cwd=tmp_path))
+    assert "it is a run of layers fourier" in found

@@ -22,5 +22,7 @@ ANALYSES: dict[str, str] = {
     "landscape hessian": "clearhead.analyses.hessian",
     "landscape surface": "clearhead.analyses.surface",
     "landscape trajectory": "clearhead.analyses.trajectory",
+    "study repairs": "clearhead.study.repairs.analysis",
+    "study optimizers": "clearhead.study.optimizers.analysis",
 }
 """Commands to modules."""

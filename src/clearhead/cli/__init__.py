@@ -16,7 +16,6 @@ from clearhead.cli.evaluation import evaluate, report
 from clearhead.cli.options import Device
 from clearhead.cli.output import log_to_stderr, print_error
 from clearhead.cli.reproduce import reproduce_app
-from clearhead.cli.study import study_app
 from clearhead.errors import ClearheadError
 
 app = typer.Typer(
@@ -30,6 +29,7 @@ for command in (evaluate, report):
     app.command()(command)
 landscape_app = typer.Typer(no_args_is_help=True, help="Measure the loss landscape around the weights of a model.")
 layers_app = typer.Typer(no_args_is_help=True, help="Measure feature maps through the depth of a model.")
+study_app = typer.Typer(no_args_is_help=True, help="Train and measure grids of models described by one YAML file.")
 add_analyses(app, {"layers": layers_app, "landscape": landscape_app, "study": study_app})
 app.add_typer(data_app, name="data")
 app.add_typer(landscape_app, name="landscape")

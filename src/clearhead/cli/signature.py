@@ -18,7 +18,7 @@ from typing import Any, get_args, get_origin
 from clearhead import options
 from clearhead.options import Option
 
-FROM_RUNNER = ("progress", "state", "folder")
+FROM_RUNNER = ("progress", "state", "folder", "device")
 
 _NAMES = {
     **{name: getattr(typing, name) for name in ("Annotated", "Any", "Literal")},

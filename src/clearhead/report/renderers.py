@@ -9,16 +9,12 @@ from clearhead.analyses.compare import Comparison
 from clearhead.metrics.statistics import Estimate
 from clearhead.report.audits import audit_sections
 from clearhead.report.comparisons import comparison_sections
-from clearhead.report.optimizers import optimizer_sections
 from clearhead.report.page import Section
-from clearhead.report.studies import study_sections
 from clearhead.report.suites import suite_sections
 from clearhead.report.trainings import training_sections
 from clearhead.results import (
     AuditResults,
     ComparisonResults,
-    OptimizerResults,
-    StudyResults,
     SuiteResults,
     TrainingResults,
 )
@@ -96,16 +92,6 @@ KINDS: dict[type, Kind] = {
         _trained,
         lambda run, folder, of: training_sections(run),
         lambda run: _compared(run.test),
-    ),
-    StudyResults: Kind(
-        lambda run: f"{run.model}: study",
-        lambda run: f"Repairs on parts of {run.data}, measured on images that chose nothing.",
-        lambda run, folder, of: study_sections(run),
-    ),
-    OptimizerResults: Kind(
-        lambda run: f"Optimizers on {run.data}",
-        lambda run: f"{len(run.trials)} trainings on {run.data}; settings chosen on validation images.",
-        lambda run, folder, of: optimizer_sections(run),
     ),
     SuiteResults: Kind(
         lambda run: f"{_listed(run.models)} on shifted data",

@@ -1,1 +1,4 @@
-"""Grids of training runs from one file, resumed, measured, drawn: of repairs, and of optimizers."""
+"""Grids of trainings described by one YAML file: of repairs, and of optimizers.
+
+A study keeps a folder per training; what is finished is not run again, so a plan may grow.
+"""

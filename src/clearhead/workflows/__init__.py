@@ -11,7 +11,6 @@ from clearhead.workflows.evaluation import (
     run_report,
 )
 from clearhead.workflows.pieces import Progress, load_backbone, model_name
-from clearhead.workflows.studies import run_optimizers, run_repairs
 from clearhead.workflows.suites import compare_suites, run_suite
 from clearhead.workflows.training import run_repair, run_select, run_train
 
@@ -23,9 +22,7 @@ __all__ = [
     "on_device",
     "run_audit",
     "run_compare",
-    "run_optimizers",
     "run_repair",
-    "run_repairs",
     "run_report",
     "run_select",
     "run_suite",

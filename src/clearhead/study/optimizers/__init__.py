@@ -1,8 +1,8 @@
-"""How fast and how well models train under optimizers, learning rates, augmentations and amounts of data."""
+"""A grid of optimizers, learning rates, augmentations and amounts of data: how fast and how well models train."""
 
 from clearhead.study.optimizers.measures import Measures, measure
 from clearhead.study.optimizers.plan import Cell, Choice, Plan, read_plan
-from clearhead.study.optimizers.run import CellResult, Moment, OptimizerStudy, Trial, run_study
+from clearhead.study.optimizers.run import CellResult, Moment, Trial, Trials, run_study
 
 __all__ = [
     "Cell",
@@ -10,9 +10,9 @@ __all__ = [
     "Choice",
     "Measures",
     "Moment",
-    "OptimizerStudy",
     "Plan",
     "Trial",
+    "Trials",
     "measure",
     "read_plan",
     "run_study",

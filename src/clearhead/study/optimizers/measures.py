@@ -1,9 +1,10 @@
-"""What is measured of the setting that a cell keeps: on test images, and of the loss on training images."""
+"""Measures of the best setting of a cell: accuracy on test images, and the loss on training images."""
 
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+import numpy.typing as npt
 
 from clearhead.analyses.hessian import spectra
 from clearhead.data.dataset import ImageIndex
@@ -17,22 +18,22 @@ from clearhead.models import Classifier
 from clearhead.prediction.predict import predict
 
 MOST_TRAIN = 2000
-"""Training images whose loss is taken."""
+"""Training images on which the loss is measured."""
 
 
 @dataclass(frozen=True)
 class Measures:
-    """Of one training: of its kept epoch on test images, of its last epoch on training images.
+    """Measures of one training: of its best epoch on test images, of its last epoch on training images.
 
     Attributes:
         accuracy: on the test images.
         loss: mean negative log-likelihood on them.
         ece: expected calibration error on them.
-        train_loss: mean negative log-likelihood on training images as they are, without augmentation (NLL_train).
+        train_loss: mean negative log-likelihood on training images without augmentation (NLL_train).
         eigenvalue: mean largest eigenvalue of the Hessian of the cross-entropy on mini-batches of training images.
-        negative: share of negative ones among the five eigenvalues of largest magnitude.
-        sharpness: rise of the cross-entropy one step of 0.05 up the gradient (``landscape.sharpness``), mini-batches.
-        parameters: how many.
+        negative: share of negative values among the five eigenvalues of largest magnitude.
+        sharpness: rise of the cross-entropy after a step of 0.05 along the gradient (``landscape.sharpness``).
+        parameters: number of parameters.
     """
 
     accuracy: Estimate
@@ -46,35 +47,38 @@ class Measures:
 
 
 def measure(
-    kept: Classifier, last: Classifier, train: ImageIndex, test: ImageIndex, *, batches: int = 8, seed: int = 0
+    best: Classifier, last: Classifier, train: ImageIndex, test: ImageIndex, *, batches: int = 8, seed: int = 0
 ) -> Measures:
-    """All of them, of the epoch that was kept on test images, of the last epoch on training images.
+    """Measure the best epoch on test images and the last epoch on training images.
 
-    The epoch that was kept was chosen not to overfit: how well training fits, and where it ends, the last one tells.
+    The best epoch is selected not to overfit; how well training fits, and where it ends, the last epoch shows.
     """
-    said = predict(kept, test, batch_size=128, seed=seed)
+    predictions = predict(best, test, batch_size=128, seed=seed)
     part = sample_n(train, MOST_TRAIN, seed)
     fitted = predict(last, part, batch_size=128, seed=seed)
     size = min(16, len(part.samples) // 2)
     spectrum = spectra(last, part, batches=batches, batch_size=size, seed=seed)
     return Measures(
-        accuracy=proportion(said.correct),
-        loss=mean(said.loss, "nats", seed),
-        ece=expected_calibration_error(said.confidence, said.correct, seed=seed),
+        accuracy=proportion(predictions.correct),
+        loss=mean(predictions.loss, "nats", seed),
+        ece=expected_calibration_error(predictions.confidence, predictions.correct, seed=seed),
         train_loss=mean(fitted.loss, "nats", seed),
         eigenvalue=spectrum.largest,
         negative=spectrum.negative,
         sharpness=mean(_sharpness(last, part, batches, seed), "nats", seed),
-        parameters=sum(p.numel() for p in kept.module.parameters()),
+        parameters=sum(p.numel() for p in best.module.parameters()),
     )
 
 
-def _sharpness(model: Classifier, folder: ImageIndex, batches: int, seed: int, batch_size: int = 128) -> np.ndarray:
+def _sharpness(
+    model: Classifier, index: ImageIndex, batches: int, seed: int, batch_size: int = 128
+) -> npt.NDArray[np.float64]:
     device = next(model.module.parameters()).device
-    drawn = islice(loader(ImageDataset(folder, model.preprocess), batch_size, 0, shuffle=True, seed=seed), batches)
-    found: list[float] = []
+    drawn = islice(loader(ImageDataset(index, model.preprocess), batch_size, 0, shuffle=True, seed=seed), batches)
+    values: list[float] = []
     for batch in drawn:
-        if found and len(batch["label"]) < batch_size:  # a smaller batch is sharper
+        if values and len(batch["label"]) < batch_size:  # a smaller batch is sharper
             break
-        found.append(sharpness(model.module, loss_closure(model, batch["image"].to(device), batch["label"].to(device))))
-    return np.array(found)
+        loss = loss_closure(model, batch["image"].to(device), batch["label"].to(device))
+        values.append(sharpness(model.module, loss))
+    return np.array(values)

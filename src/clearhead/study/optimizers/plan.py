@@ -1,6 +1,6 @@
-"""What a study of optimizers runs, read from a YAML file.
+"""The plan of a study of optimizers, read from a YAML file.
 
-    data: cifar10                      # splits train and test; where there is no val, a tenth of train chooses
+    data: cifar10                      # splits train and test; without val, a tenth of train is for model selection
     models:
       ResNet: zoo:preact_resnet_mini_32
       ViT CLS: zoo:vit_mini_patch4_32
@@ -9,13 +9,13 @@
       AdamW: {optimizer: adamw, lr: [3.0e-3, 1.0e-3], weight_decay: [0.05, 0.5]}
       SAM: {optimizer: sam-sgd, lr: [0.3, 0.1]}
     augment: [weak, strong]
-    fractions: [1, 0.3, 0.1, 0.03]     # of the training images, the smaller parts within the larger
+    fractions: [1, 0.3, 0.1, 0.03]     # of the training images; smaller parts lie within larger ones
     seeds: [0, 1]
     epochs: 30
-    target: 0.6                        # validation accuracy whose time is taken
+    target: 0.6                        # validation accuracy whose time is measured
 
-Every combination of model, optimizer, augmentation, fraction and seed is a cell; in it every learning rate and weight
-decay is tried, the best one is kept by its validation accuracy, and that one is measured. A list may be a single value.
+Every combination of model, optimizer, augmentation, fraction and seed is a cell. In it every learning rate and weight
+decay is tried, and the one of highest validation accuracy is selected and measured. A list may be a single value.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from clearhead.data.images import absolute_source
-from clearhead.study.files import Listed, Name, Seeds, StudyError, read_yaml, slug
+from clearhead.errors import ClearheadError
+from clearhead.study.plan_files import Listed, Name, Seeds, StudyError, read_yaml, slug
 from clearhead.training.config import TrainConfig
 from clearhead.training.optimizers import require_optimizer
 
@@ -37,7 +38,7 @@ Decays = Annotated[list[Annotated[float, Field(ge=0)]], Listed, Field(min_length
 
 
 class Choice(BaseModel):
-    """An optimizer of the plan by its name (``clearhead.training.optimizers``), and what it is tried with."""
+    """An optimizer of the plan by its name (``clearhead.training.optimizers``), and the settings to try."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,7 +49,7 @@ class Choice(BaseModel):
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the grid; `model` and `optimizer` by their names in the plan."""
+    """One cell of the grid; `model` and `optimizer` are names in the plan."""
 
     model: str
     optimizer: str
@@ -58,12 +59,12 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        """The name of its folder."""
+        """Name of its folder."""
         return f"{slug(self.model)}-{slug(self.optimizer)}-{self.augment}-{self.fraction:g}-{self.seed}"
 
 
 class Plan(BaseModel):
-    """The file as data; see the head of this module."""
+    """The content of the file; see the head of this module."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -80,19 +81,19 @@ class Plan(BaseModel):
     eigenvalue_batches: Annotated[int, Field(ge=2)] = 8
 
     def cells(self) -> list[Cell]:
-        """All cells of the grid."""
+        """Return all cells of the grid."""
         return [
             Cell(m, o, a, f, s)
             for s, f, a, m, o in product(self.seeds, self.fractions, self.augment, self.models, self.optimizers)
         ]
 
     def tried(self, cell: Cell) -> list[tuple[float, float]]:
-        """The (learning rate, weight decay) that are tried in a cell."""
+        """Return the settings (learning rate, weight decay) that are tried in a cell."""
         choice = self.optimizers[cell.optimizer]
         return list(product(choice.lr, choice.weight_decay))
 
     def settings(self, cell: Cell, lr: float, weight_decay: float) -> TrainConfig:
-        """How a cell is trained: strong augmentation is that of arXiv 2202.06709 with its soft labels."""
+        """Return how a cell is trained: strong augmentation is that of arXiv 2202.06709 with its soft labels."""
         strong = cell.augment == "strong"
         return TrainConfig(
             epochs=self.epochs,
@@ -110,7 +111,7 @@ class Plan(BaseModel):
 
 
 def setting_name(lr: float, weight_decay: float) -> str:
-    """The name of a setting's folder."""
+    """Return the name of a setting's folder."""
     return f"lr{lr:g}-wd{weight_decay:g}"
 
 
@@ -119,15 +120,15 @@ def read_plan(file: Path) -> Plan:
     plan = read_yaml(file, Plan)
     if len({cell.folder for cell in plan.cells()}) < len(plan.cells()):
         raise StudyError(
-            f"{file}: two cells would have the same folder: a value is given twice, or two models or optimizers have "
-            "names that do not differ in letters and digits"
+            f"plan: {file}: two cells would have the same folder: a value is listed twice, or two models or optimizers "
+            "have names that do not differ in letters and digits"
         )
     for name, choice in plan.optimizers.items():
         settings = [setting_name(*setting) for setting in product(choice.lr, choice.weight_decay)]
         if len(set(settings)) < len(settings):
-            raise StudyError(f"{file}: optimizers: {name!r}: a learning rate or a weight decay is given twice")
+            raise StudyError(f"plan: {file}: optimizers: {name!r}: a learning rate or a weight decay is listed twice")
         try:
             require_optimizer(choice.optimizer)
-        except ValueError as error:
-            raise StudyError(f"{file}: optimizers: {name!r}: {error}") from error
+        except ClearheadError as error:
+            raise StudyError(f"plan: {file}: optimizers: {name!r}: {error}") from error
     return plan.model_copy(update={"data": absolute_source(plan.data, file.resolve().parent)})

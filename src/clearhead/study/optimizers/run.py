@@ -1,10 +1,10 @@
-"""Running a plan: Optuna hands the settings of each cell out, and stops those that fall behind.
+"""Run a plan of optimizers: Optuna hands out the settings of each cell, and stops those that fall behind.
 
-Each cell is an Optuna study with one trial a setting, kept in a database: any number of processes, on any number of
-machines that share the database and the folder, take what is waiting. From a third of the epochs on a setting is
-stopped whose best validation accuracy so far is below the median, at that epoch, of those that finished (the median
-rule of Google Vizier, Golovin et al. 2017). A process that is killed loses its heartbeat; its setting is taken up by
-another, from its last finished epoch.
+Each cell is an Optuna study in a database, with one trial per setting: any number of processes, on any number of
+machines that share the database and the folder, take what is waiting. From a third of the epochs on, a setting is
+stopped if its best validation accuracy so far is below the median, at that epoch, of the finished ones (the median
+rule of Google Vizier, Golovin et al. 2017). A killed process loses its heartbeat; another one continues its setting
+from its last finished epoch.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from clearhead.data.dataset import ImageIndex
+from clearhead.data.fingerprint import fingerprint as data_fingerprint
 from clearhead.data.images import read_images
 from clearhead.data.splits import split_off, splits_of, subsample_fraction
 from clearhead.distributed import run_all
@@ -31,10 +32,10 @@ from clearhead.models import Classifier, load_model, save_model
 from clearhead.models.classifier import on_device
 from clearhead.models.errors import cause
 from clearhead.progress import Progress
-from clearhead.runs import begin, read_results, write_results
-from clearhead.study.files import StudyError
+from clearhead.study.cells import claim, read_result, write_result
 from clearhead.study.optimizers.measures import Measures, measure
 from clearhead.study.optimizers.plan import Cell, Plan, setting_name
+from clearhead.study.plan_files import StudyError
 from clearhead.training.loop import DivergedError, Epoch, best_epoch, cross_entropy, fit
 from clearhead.training.optimizers import make_optimizer
 
@@ -42,15 +43,15 @@ if TYPE_CHECKING:
     import optuna
 
 _BEAT, _PATIENCE = 5, 20
-"""Seconds between two heartbeats of a process, and without one until it counts as gone."""
+"""Seconds between two heartbeats of a process, and seconds without one until it counts as lost."""
 
 MOST_VALIDATION = 2000
-"""Images held out to choose by, where the data has none to choose by; a tenth of fewer than ten times that."""
+"""Images held out for model selection where the data has no split val; at most a tenth of the training images."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """After an epoch: images trained on and seconds of training so far, the validation accuracy and loss (nats)."""
+    """State after an epoch: images and seconds of training so far, validation accuracy and loss (nats)."""
 
     epoch: int
     images: int
@@ -67,7 +68,7 @@ class Trial:
         cell: where it was tried.
         lr, weight_decay: the setting.
         ended: ``finished``, ``stopped`` for falling behind, or ``diverged``: its loss was no longer finite.
-        epoch: whose weights were kept, that of lowest validation loss; 0 is before training.
+        epoch: that of lowest validation loss, whose weights are the checkpoint; 0 is before training.
         accuracy: on the validation images, of those weights.
         curve: after each epoch, epoch 0 first.
     """
@@ -81,13 +82,13 @@ class Trial:
     curve: list[Moment]
 
     def reached(self, target: float) -> Moment | None:
-        """The first moment of a validation accuracy; None where it was never reached."""
+        """Return the first moment of a validation accuracy; None where it was never reached."""
         return next((moment for moment in self.curve if moment.accuracy >= target), None)
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """A cell: the trial that was kept, of highest validation accuracy among those that finished, and its measures."""
+    """A cell: the finished trial of highest validation accuracy, the training images, and its measures."""
 
     best: Trial
     images: int
@@ -95,8 +96,8 @@ class CellResult:
 
 
 @dataclass(frozen=True)
-class OptimizerStudy:
-    """All trials, and of each cell with a finished one its result."""
+class Trials:
+    """All trials, and the result of each cell with a finished one."""
 
     trials: list[Trial]
     cells: list[CellResult]
@@ -110,35 +111,35 @@ def run_study(
     storage: str | None = None,
     device: str | None = None,
     progress: Progress | None = None,
-) -> OptimizerStudy:
-    """Do what is not done yet below `out`, and gather the table.
+) -> Trials:
+    """Run what is not finished below `out`, and return the trials.
 
     Args:
         plan: what to run.
-        out: a folder for each cell, in it one for each setting, with the checkpoints of its kept and its last epoch.
-        jobs: processes on this machine.
-        storage: database URL as Optuna takes it, to share the work with other machines; a file in `out` by default.
-        device: where to train and measure; a GPU where there is one by default.
-        track: shows progress: ``track(pieces, count, title)``.
+        out: a folder for each cell, in it one for each setting, with checkpoints of its best and its last epoch.
+        jobs: number of parallel processes on this machine.
+        storage: database URL as Optuna takes it, to share the work with other machines; by default a file in `out`.
+        device: where to train and measure; by default a GPU where there is one.
+        progress: shows progress.
 
     Raises:
         StudyError: without Optuna, for data without a split test, for a storage that cannot be opened.
-        ModelError, ValueError: for a model or an optimizer that cannot be had.
-        RunError: for a folder that holds cells of the same names from another plan.
+        ClearheadError: for a model or an optimizer that is unavailable.
+        StudyError: for a folder that holds cells of the same names from another plan.
     """
     _optuna()
     out.mkdir(parents=True, exist_ok=True)
     url = storage or f"sqlite:///{(out / 'optuna.db').resolve()}"
-    train = _folders(str(plan.data))[0]
-    for name in plan.models:  # a mistake shows before hours of training
+    train = _indices(str(plan.data))[0]
+    for name in plan.models:  # mistakes show before hours of training
         model = _fresh(plan.models[name], train, 0)
         for choice in plan.optimizers.values():
             make_optimizer(choice.optimizer, model.module, 1e-3)
     for cell in plan.cells():
-        begin(out / cell.folder, "study optimizers", _arguments(plan, cell))
+        claim(out / cell.folder, _deciding(plan, cell))
         _queue(_study(url, plan, cell), plan, cell, out)
-    pieces = [(plan, cell, out, url, device) for cell in plan.cells() for _ in plan.tried(cell)]
-    run_all(_next, pieces, jobs, progress, "settings")
+    settings = [(plan, cell, out, url, device) for cell in plan.cells() for _ in plan.tried(cell)]
+    run_all(_next, settings, jobs, progress, "settings")
     run_all(_finish, [(plan, cell, out, url, device) for cell in plan.cells()], jobs, progress, "cells")
     trials, cells = [], []
     for cell in plan.cells():
@@ -147,54 +148,57 @@ def run_study(
         result = _result(best, out) if best else None
         if result:
             cells.append(result)
-    return OptimizerStudy(trials, cells)
+    return Trials(trials, cells)
 
 
-def _arguments(plan: Plan, cell: Cell) -> dict[str, Any]:
-    """What decides the numbers of a cell, but for the settings, of which there may be more later."""
+def _deciding(plan: Plan, cell: Cell) -> dict[str, Any]:
+    """Return what decides the numbers of a cell, except the settings, of which there may be more later."""
     own = {"model": plan.models[cell.model], "optimizer": plan.optimizers[cell.optimizer].optimizer}
-    fixed = {"epochs": plan.epochs, "batch_size": plan.batch_size, "max_grad_norm": plan.max_grad_norm}
-    return {"data": str(plan.data), "cell": vars(cell), **own, **fixed, "eigenvalue_batches": plan.eigenvalue_batches}
+    fixed: dict[str, Any] = {"epochs": plan.epochs, "batch_size": plan.batch_size, "max_grad_norm": plan.max_grad_norm}
+    fixed |= {"eigenvalue_batches": plan.eigenvalue_batches}
+    return {"data": str(plan.data), **_data_fingerprints(str(plan.data)), "cell": vars(cell), **own, **fixed}
 
 
 def _optuna() -> ModuleType:
-    """Optuna, without the news of each trial and of how experimental its heartbeats are. Raises StudyError."""
+    """Return Optuna without its messages about each trial and about experimental heartbeats. Raises StudyError."""
     try:
         import optuna
     except ImportError as error:
-        raise StudyError("a study of optimizers needs Optuna: pip install 'clearhead[study]'") from error
+        raise StudyError("study optimizers needs Optuna: pip install 'clearhead[study]'") from error
     optuna.logging.set_verbosity(logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna
 
 
 def _study(url: str, plan: Plan, cell: Cell) -> "optuna.Study":
-    """The cell in the database, under a name that no other plan's has. Raises StudyError for a URL that is none."""
-    optuna = _optuna()
-    digest = hashlib.sha256(json.dumps(_arguments(plan, cell), sort_keys=True).encode()).hexdigest()[:12]
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=ceil(plan.epochs / 3))
+    """Return the cell in the database, under a name of its own. Raises StudyError for a database that fails."""
+    library = _optuna()
+    digest = hashlib.sha256(json.dumps(_deciding(plan, cell), sort_keys=True).encode()).hexdigest()[:12]
+    pruner = library.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=ceil(plan.epochs / 3))
     try:
-        storage = optuna.storages.RDBStorage(url, heartbeat_interval=_BEAT, grace_period=_PATIENCE)
+        storage = library.storages.RDBStorage(url, heartbeat_interval=_BEAT, grace_period=_PATIENCE)
     except Exception as error:  # SQLAlchemy's, or that of a driver
         raise StudyError(f"storage: {url} cannot be opened: {cause(error)}") from error
-    return optuna.create_study(
-        storage=storage, study_name=f"{cell.folder}-{digest}", direction="maximize", pruner=pruner, load_if_exists=True
+    name = f"{cell.folder}-{digest}"
+    study: optuna.Study = library.create_study(
+        storage=storage, study_name=name, direction="maximize", pruner=pruner, load_if_exists=True
     )
+    return study
 
 
 def _queue(study: "optuna.Study", plan: Plan, cell: Cell, out: Path) -> tuple[int, int]:
-    """Have each setting wait for a process that is not done, by its folder, nor in work; how many wait and are in work.
+    """Queue each setting that is neither finished nor running; return how many wait and how many run.
 
-    What the folder does not hold counts as not done, whatever the database says.
+    A setting is finished if its folder has results, whatever the database says.
     """
     optuna = _optuna()
     optuna.storages.fail_stale_trials(study)
     by_setting: dict[str, set[Any]] = {}
     for trial in study.get_trials(deepcopy=False):
-        asked = trial.system_attrs.get("fixed_params")
-        if asked is None:  # another process took the last that waited, so this one was made up, and stopped by `_try`
+        setting = trial.system_attrs.get("fixed_params")
+        if setting is None:  # another process took the last one that waited: Optuna made this one up, `_try` stopped it
             continue
-        by_setting.setdefault(setting_name(asked["lr"], asked["weight_decay"]), set()).add(trial.state)
+        by_setting.setdefault(setting_name(setting["lr"], setting["weight_decay"]), set()).add(trial.state)
     waiting = running = 0
     for lr, weight_decay in plan.tried(cell):
         name = setting_name(lr, weight_decay)
@@ -211,7 +215,7 @@ def _queue(study: "optuna.Study", plan: Plan, cell: Cell, out: Path) -> tuple[in
 
 
 def _next(plan: Plan, cell: Cell, out: Path, url: str, device: str | None) -> None:
-    """Try the next setting of a cell that is waiting, if one is."""
+    """Try the next waiting setting of a cell, if there is one."""
     study = _study(url, plan, cell)
     if _queue(study, plan, cell, out)[0]:
         _take(study, plan, cell, out, device)
@@ -222,7 +226,7 @@ def _take(study: "optuna.Study", plan: Plan, cell: Cell, out: Path, device: str 
 
 
 def _finish(plan: Plan, cell: Cell, out: Path, url: str, device: str | None) -> None:
-    """Wait until all settings of a cell are done, doing those that others have left, and measure the best."""
+    """Wait until all settings of a cell are finished, trying those that others left, and measure the best."""
     study = _study(url, plan, cell)
     while sum(counts := _queue(study, plan, cell, out)):
         if counts[0]:
@@ -232,29 +236,29 @@ def _finish(plan: Plan, cell: Cell, out: Path, url: str, device: str | None) -> 
     best = _best(plan, cell, out)
     if best is None or _result(best, out):
         return
-    train, _, test = _folders(str(plan.data))
+    train, _, test = _indices(str(plan.data))
     train = subsample_fraction(train, cell.fraction, cell.seed)
     folder = out / cell.folder / setting_name(best.lr, best.weight_decay)
-    kept, last = (on_device(load_model(str(folder / name)), device) for name in ("checkpoint", "last"))
-    measures = measure(kept, last, train, test, batches=plan.eigenvalue_batches, seed=cell.seed)
-    write_results(out / cell.folder, CellResult(best, len(train.samples), measures))
+    selected, last = (on_device(load_model(str(folder / name)), device) for name in ("checkpoint", "last"))
+    measures = measure(selected, last, train, test, batches=plan.eigenvalue_batches, seed=cell.seed)
+    write_result(out / cell.folder, CellResult(best, len(train.samples), measures))
 
 
 def _try(trial: "optuna.Trial", plan: Plan, cell: Cell, out: Path, device: str | None) -> float:
-    """Train with one setting; its validation accuracy. Raises TrialPruned for one that is stopped or diverges."""
-    lr, weight_decay = (trial.suggest_float(name, 0, 1e6) for name in ("lr", "weight_decay"))  # as they were queued
+    """Train with one setting and return its validation accuracy. Raises TrialPruned where it is stopped or diverges."""
+    lr, weight_decay = (trial.suggest_float(name, 0, 1e6) for name in ("lr", "weight_decay"))  # the queued values
     folder = out / cell.folder / setting_name(lr, weight_decay)
     if (lr, weight_decay) not in plan.tried(cell) or (folder / "results.json").is_file():  # queued by another plan
         raise _optuna().TrialPruned
     setting = {"lr": lr, "weight_decay": weight_decay}
     running = trial.study.get_trials(deepcopy=False, states=(_optuna().trial.TrialState.RUNNING,))
     if any(t.number < trial.number and t.system_attrs.get("fixed_params") == setting for t in running):
-        raise _optuna().TrialPruned  # two machines queued it at once, and the other one is at it
-    train, validation, _ = _folders(str(plan.data))
+        raise _optuna().TrialPruned  # two machines queued it at once, and the other one tries it
+    train, validation, _ = _indices(str(plan.data))
     history: list[Epoch] = []
 
     def behind(epochs: list[Epoch], model: Classifier) -> bool:
-        for epoch in epochs[len(history) :]:  # those before a run was interrupted too
+        for epoch in epochs[len(history) :]:  # with those before an interruption
             trial.report(epoch.validation["accuracy"], epoch.number)
         history[:] = epochs
         if len(epochs) <= plan.epochs:
@@ -277,11 +281,11 @@ def _try(trial: "optuna.Trial", plan: Plan, cell: Cell, out: Path, device: str |
         ended = "stopped" if history[-1].number < plan.epochs else "finished" if finite else "diverged"
     except DivergedError as error:
         ended, history[:] = "diverged", error.history
-    kept = best_epoch(history)
-    accuracy = kept.validation["accuracy"]
+    best = best_epoch(history)
+    accuracy = best.validation["accuracy"]
     if ended == "finished":
         save_model(model, folder / "checkpoint")
-    write_results(folder, Trial(cell, lr, weight_decay, ended, kept.number, accuracy, _curve(history)))
+    write_result(folder, Trial(cell, lr, weight_decay, ended, best.number, accuracy, _curve(history)))
     shutil.rmtree(folder / "state", ignore_errors=True)
     if ended != "finished":
         raise _optuna().TrialPruned
@@ -289,16 +293,16 @@ def _try(trial: "optuna.Trial", plan: Plan, cell: Cell, out: Path, device: str |
 
 
 def _best(plan: Plan, cell: Cell, out: Path) -> Trial | None:
-    """The trial of highest validation accuracy among those that finished."""
+    """Return the finished trial of highest validation accuracy."""
     finished = [trial for trial in _trials(plan, cell, out) if trial.ended == "finished"]
     return max(finished, key=lambda trial: trial.accuracy, default=None)
 
 
 def _result(best: Trial, out: Path) -> CellResult | None:
-    """The measures of a trial, where they are taken."""
+    """Return the cell's result if it is that of this trial."""
     folder = out / best.cell.folder
-    found = read_results(folder, CellResult) if (folder / "results.json").is_file() else None
-    return found if found and found.best == best else None
+    result = read_result(folder, CellResult) if (folder / "results.json").is_file() else None
+    return result if result and result.best == best else None
 
 
 def _curve(history: list[Epoch]) -> list[Moment]:
@@ -310,23 +314,29 @@ def _curve(history: list[Epoch]) -> list[Moment]:
 
 
 def _trials(plan: Plan, cell: Cell, out: Path) -> list[Trial]:
-    """The trials of a cell that are done."""
+    """Return the trials of a cell that have ended."""
     folders = [out / cell.folder / setting_name(*setting) for setting in plan.tried(cell)]
-    return [read_results(folder, Trial) for folder in folders if (folder / "results.json").is_file()]
+    return [read_result(folder, Trial) for folder in folders if (folder / "results.json").is_file()]
 
 
 def _fresh(name: str, data: ImageIndex, seed: int) -> Classifier:
-    """A model of random weights drawn by the seed."""
+    """Return a model of random weights drawn by the seed."""
     torch.manual_seed(seed)
     return load_model(name, num_classes=len(data.classes), classes=data.classes, pretrained=False)
 
 
 @cache
-def _folders(data: str) -> tuple[ImageIndex, ImageIndex, ImageIndex]:
-    """The images to train on, to choose by, and to measure on."""
+def _data_fingerprints(data: str) -> dict[str, dict[str, str]]:
+    names = ("training images", "validation images", "test images")
+    return {name: data_fingerprint(index) for name, index in zip(names, _indices(data), strict=True)}
+
+
+@cache
+def _indices(data: str) -> tuple[ImageIndex, ImageIndex, ImageIndex]:
+    """Return the images for training, for model selection, and for the test."""
     splits = splits_of(data)
     if not splits:
-        read_images(data, check=False)  # what cannot be read at all says so
+        read_images(data, check=False)  # its error is better where nothing can be read
     if not {"train", "test"} <= splits:
         raise StudyError(f"data: {data} needs the splits train and test; it has {', '.join(sorted(splits)) or 'none'}")
     train = read_images(data, split="train")

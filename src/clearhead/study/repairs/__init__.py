@@ -1,4 +1,4 @@
-"""A grid of repairs: methods, samples a class, numbers of classes, seeds."""
+"""A grid of repairs: methods, images per class, numbers of classes, seeds."""
 
 from clearhead.study.repairs.plan import Method, Plan, Variant, read_plan
 from clearhead.study.repairs.run import StudyRow, run_study

@@ -1,0 +1,56 @@
+"""Folders of a study's trainings: each is identified by what decides its numbers, and is finished once it has results.
+
+cell.json       what decides the numbers
+state/          how far an unfinished training has come
+checkpoint/     the model
+results.json    written last
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+
+from clearhead.storage import from_plain, read_json, to_plain, write_json
+from clearhead.study.plan_files import StudyError
+
+T = TypeVar("T")
+
+
+def claim(folder: Path, deciding: Mapping[str, Any]) -> bool:
+    """Write what decides the numbers of a cell into its folder, and return whether the cell is finished.
+
+    Raises StudyError for a folder of a cell with other numbers.
+    """
+    file = folder / "cell.json"
+    plain = TypeAdapter(dict[str, Any]).dump_python(dict(deciding), mode="json")
+    if file.is_file():
+        if changes := _changes(read_json(file), plain):
+            raise StudyError(
+                f"plan: {folder} holds another training: {changes}. Give another --out, or delete the folder to train "
+                "again"
+            )
+    else:
+        write_json(file, plain)
+    return (folder / "results.json").is_file()
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return ", ".join(
+        f"{name} changed"
+        if isinstance(now.get(name), dict) or len(str(now.get(name))) > 60
+        else f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
+        for name in names
+    )
+
+
+def write_result(folder: Path, result: Any) -> None:
+    """Write the results of a cell or a part of it, a dataclass, which marks it as finished."""
+    write_json(folder / "results.json", to_plain(result, folder))
+
+
+def read_result(folder: Path, result_type: type[T]) -> T:
+    """Read the results of a finished cell. Raises ClearheadError for a folder without."""
+    return from_plain(read_json(folder / "results.json"), result_type, folder)
