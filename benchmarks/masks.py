@@ -1,4 +1,4 @@
-"""How long masks take against the model's own forward pass, and how good they are against true ones.
+"""Measure the time of masks relative to the model's forward pass, and their IoU with true masks.
 
     python benchmarks/masks.py                                         speed, random weights suffice
     python benchmarks/masks.py --model timm:NAME@FILE --data FOLDER    overlap with the true masks of FOLDER
@@ -8,7 +8,7 @@ without; on top come the cosines of 12 layers, 2 x 12 x 196² x 192 = 0.18 GFLOP
 neighbours) of 196 nodes, each some 20 products with 4 vectors in float64, 2 x 20 x 196² x 4 = 6 MFLOP, and as much for
 orthogonal bases. The target is twice the forward pass. The peer is the dense solver, whose cost grows with N³.
 
-Overlap: images are parted into two halves, every other one; what is chosen on the first is told for the second.
+Overlap: images are divided into two halves, every other one; settings are chosen on the first, reported for the second.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from clearhead.models import Classifier, load_model
 
 
 def dense(weights: Tensor) -> Tensor:
-    """The second smallest generalised eigenvector by a full decomposition."""
+    """Return the second smallest generalised eigenvector by a full decomposition."""
     root = weights.sum(-1).sqrt()
     return torch.linalg.eigh(weights / (root[..., :, None] * root[..., None, :])).eigenvectors[..., -2] / root
 
@@ -48,13 +48,13 @@ def speed(model: Classifier, images: Tensor, rounds: int) -> None:
         for batch in batches:
             model(batch)
 
-    alike = torch.cat([similarity(model, batch) for batch in batches])
-    weights = affinity(alike)
+    cosines = torch.cat([similarity(model, batch) for batch in batches])
+    weights = affinity(cosines)
     candidates = {
         "forward": forward,
         "masks": lambda: [cut(similarity(model, batch), grid) for batch in batches],
         "similarity (forward included)": lambda: [similarity(model, batch) for batch in batches],
-        "cut alone (three graphs)": lambda: cut(alike, grid),
+        "cut alone (three graphs)": lambda: cut(cosines, grid),
         "one graph": lambda: second_eigenvector(weights),
         "one graph, dense": lambda: dense(weights),
     }
@@ -62,29 +62,29 @@ def speed(model: Classifier, images: Tensor, rounds: int) -> None:
 
 
 def overlaps(model: Classifier, data: Path, batch_size: int) -> None:
-    """IoU of patches with true masks for layers, sides and taus, and of what `write_masks` writes."""
+    """Print the IoU of patches with true masks for layers, sides and taus, and of what `write_masks` writes."""
     assert model.grid is not None
     folder = read_folder(data)
-    chosen_on = {sample.file for sample in folder.samples[::2]}
+    first_half = {sample.file for sample in folder.samples[::2]}
     folder = replace(folder, samples=tuple(sample for sample in folder.samples if sample.mask))
-    first = np.array([sample.file in chosen_on for sample in folder.samples])
+    first = np.array([sample.file in first_half for sample in folder.samples])
     whole = replace(model.preprocess, resize=model.preprocess.size, crop_mode="squash")
-    seen = {None: [], (-1,): []}
+    similarities = {None: [], (-1,): []}
     for batch in loader(ImageDataset(folder, whole), batch_size, 0):
-        for layers, found in seen.items():
-            found.append(similarity(model, batch["image"], layers))
+        for layers, batches in similarities.items():
+            batches.append(similarity(model, batch["image"], layers))
     size = model.grid.width * 8, model.grid.height * 8
     true = [np.asarray(load_mask(sample.mask).resize(size)) > 0 for sample in folder.samples if sample.mask]
     print(f"{len(true)} images with masks; patches at {size[0]} x {size[1]}\n")
     print("| layers | object's side | tau | IoU, first half | IoU, second half |\n|---|---|---|---|---|")
-    for layers, found in seen.items():
+    for layers, batches in similarities.items():
         for side in ("strongest", "inside"):
             for tau in (0.2, 0.3, 0.4):
-                cuts = cut(torch.cat(found), model.grid, tau, side)
+                cuts = cut(torch.cat(batches), model.grid, tau, side)
                 values = np.array(
                     [iou(np.kron(c.mask, np.ones((8, 8), bool)), t) for c, t in zip(cuts, true, strict=True)]
                 )
-                halves = " | ".join(_told(half) for half in (values[first], values[~first]))
+                halves = " | ".join(_format(half) for half in (values[first], values[~first]))
                 print(f"| {'all' if layers is None else 'last'} | {side} | {tau} | {halves} |", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         second = Path(temporary) / "second half"
@@ -98,14 +98,18 @@ def overlaps(model: Classifier, data: Path, batch_size: int) -> None:
                 target.symlink_to(path.resolve())
         done = write_masks(second, Path(temporary) / "out", model, batch_size=batch_size)
     print(f"\nSecond half as written (tau {TAU}, {Limits()}): ", end="")
-    print(f"{done.masks} of {done.images} kept, dropped {done.dropped}\n")
+    print(f"{done.masks} of {done.images} saved, dropped {done.dropped}\n")
     print("| IoU with true masks | mean |\n|---|---|")
-    for name, estimate in (("patches", done.patches), ("refined", done.made), ("refined and kept", done.kept)):
+    for name, estimate in (
+        ("patches", done.patch_iou),
+        ("refined", done.all_iou),
+        ("refined and saved", done.saved_iou),
+    ):
         assert estimate is not None
         print(f"| {name} | {format_value(estimate.value)} {format_interval(estimate)} (n = {estimate.count}) |")
 
 
-def _told(values: np.ndarray) -> str:
+def _format(values: np.ndarray) -> str:
     estimate = mean(values)
     return f"{format_value(estimate.value)} {format_interval(estimate)}"
 

@@ -165,7 +165,11 @@ def tell_masks(written: MasksWritten) -> None:
     tell_problems(written.issues)
     area = f"{format_value(written.area.value, '%')} of the image on average"
     out.print(f"{written.masks:,} of {written.images:,} images have a mask, {area}")
-    for name, overlap in (("patches", written.patches), ("all masks", written.made), ("masks kept", written.kept)):
+    for name, overlap in (
+        ("patches", written.patch_iou),
+        ("all masks", written.all_iou),
+        ("saved masks", written.saved_iou),
+    ):
         if overlap:
             out.print(
                 f"IoU with the true masks, {name}: {format_value(overlap.value)} {format_interval(overlap)}, "

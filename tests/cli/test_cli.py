@@ -143,7 +143,7 @@ def test_masks_from_boxes(place):
     run = clearhead("data", "masks", "data", "--from", "coco-boxes=boxes.json", "--out", "boxed", cwd=place)
     assert run.returncode == 0, run.stderr
     assert "35 of 36 images have a mask, 25.0%" in run.stdout
-    assert "IoU with the true masks, masks kept: 1.00" in run.stdout
+    assert "IoU with the true masks, saved masks: 1.00" in run.stdout
     assert "no object is annotated" in run.stderr
     assert np.asarray(Image.open(place / "boxed" / "masks" / "cat" / "03.png")).sum() == 255 * 16 * 16
 

@@ -1,4 +1,4 @@
-"""Masks from annotations of every format, on images of 8 x 6 pixels whose objects are written down by hand."""
+"""Masks from annotations of every format, on images of 8 x 6 pixels with known objects."""
 
 import json
 from collections.abc import Callable
@@ -30,8 +30,8 @@ def data(tmp_path: Path) -> ImageIndex:
     return read_folder(tmp_path / "data")
 
 
-def found(kind: str, path: Path, data: ImageIndex) -> dict[str, Any]:
-    return {sample.file: mask for sample, mask in FORMATS[kind](path, data)}
+def read_masks(form: str, path: Path, data: ImageIndex) -> dict[str, Any]:
+    return {sample.file: mask for sample, mask in FORMATS[form](path, data)}
 
 
 def coco(folder: Path, *annotations: dict[str, Any], names: tuple[str, ...] = ("1.png", "2.png"), **image: int) -> Path:
@@ -56,39 +56,39 @@ SHAPES: dict[str, Any] = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_coco_segmentations(shape: str, tmp_path: Path, data: ImageIndex) -> None:
-    masks = found("coco", coco(tmp_path, {"image_id": 0, "segmentation": SHAPES[shape]}), data)
+    masks = read_masks("coco", coco(tmp_path, {"image_id": 0, "segmentation": SHAPES[shape]}), data)
     np.testing.assert_array_equal(masks["cat/1.png"], BOX if shape == "polygon" else BOX | POINT)
     assert not masks["dog/2.png"].any()
 
 
-def test_coco_boxes_are_clipped_to_the_image_and_hold_every_pixel_they_touch(tmp_path: Path, data: ImageIndex) -> None:
+def test_coco_boxes_are_clipped_and_include_every_pixel_they_touch(tmp_path: Path, data: ImageIndex) -> None:
     path = coco(tmp_path, {"image_id": 0, "bbox": [2.4, 1.0, 2.2, 3.0]}, {"image_id": 0, "bbox": [7, 5, 50, 60]})
-    np.testing.assert_array_equal(found("coco-boxes", path, data)["cat/1.png"], BOX | POINT)
+    np.testing.assert_array_equal(read_masks("coco-boxes", path, data)["cat/1.png"], BOX | POINT)
     outside = coco(tmp_path, {"image_id": 0, "bbox": [-9, -9, 3, 3]}, {"image_id": 0, "bbox": [90, 90, 3, 3]})
-    assert not found("coco-boxes", outside, data)["cat/1.png"].any()
+    assert not read_masks("coco-boxes", outside, data)["cat/1.png"].any()
     polygons = [[20, 20, 30, 20, 30, 30], [-9, -9, -5, -9, -5, -5]]
     outside = coco(tmp_path, {"image_id": 0, "segmentation": polygons})
-    assert not found("coco", outside, data)["cat/1.png"].any()
+    assert not read_masks("coco", outside, data)["cat/1.png"].any()
 
 
-def test_objects_of_the_images_own_class_count_where_the_annotations_know_it(tmp_path: Path, data: ImageIndex) -> None:
+def test_only_objects_of_the_images_own_class_count_if_it_is_annotated(tmp_path: Path, data: ImageIndex) -> None:
     box, point = {"bbox": [2, 1, 3, 3]}, {"bbox": [7, 5, 1, 1], "category_id": 1}
     path = coco(tmp_path, *({"image_id": i, **one} for i in (0, 1) for one in (box, point)))
-    masks = found("coco-boxes", path, data)
+    masks = read_masks("coco-boxes", path, data)
     np.testing.assert_array_equal(masks["cat/1.png"], BOX)  # "Cat" is a category
     np.testing.assert_array_equal(masks["dog/2.png"], BOX | POINT)  # dog is none
 
 
-def test_coco_images_are_found_by_name_or_by_class_and_name(tmp_path: Path, data: ImageIndex) -> None:
+def test_coco_images_match_by_name_or_by_class_and_name(tmp_path: Path, data: ImageIndex) -> None:
     Image.new("RGB", (8, 6)).save(tmp_path / "data/dog/1.png")
     data = read_folder(tmp_path / "data")
     annotation = {"image_id": 0, "bbox": [2, 1, 3, 3]}
-    masks = found("coco-boxes", coco(tmp_path, annotation, names=("train/cat/1.png", "x/2.png", "y/2.png")), data)
+    masks = read_masks("coco-boxes", coco(tmp_path, annotation, names=("train/cat/1.png", "x/2.png", "y/2.png")), data)
     np.testing.assert_array_equal(masks["cat/1.png"], BOX)
     assert masks["dog/1.png"][0] == "annotation-ambiguous"
-    assert masks["dog/2.png"] == ("annotation-ambiguous", "2 annotated images are called 2.png")
-    masks = found("coco-boxes", coco(tmp_path, annotation, names=("1.png",)), data)
-    assert masks["cat/1.png"] == ("annotation-ambiguous", "images of several classes are called 1.png")
+    assert masks["dog/2.png"] == ("annotation-ambiguous", "2 annotated images are named 2.png")
+    masks = read_masks("coco-boxes", coco(tmp_path, annotation, names=("1.png",)), data)
+    assert masks["cat/1.png"] == ("annotation-ambiguous", "images of several classes are named 1.png")
     assert masks["dog/2.png"][0] == "no-annotation"
 
 
@@ -99,7 +99,9 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "no segmentation": ({}, "neither polygons nor run lengths"),
     "short": ({"segmentation": {"size": [6, 8], "counts": [13, 3]}}, "runs cover 16 pixels of an image of 8 x 6"),
     "negative": ({"segmentation": {"size": [6, 8], "counts": [50, -2]}}, "runs cover 48 pixels"),
-    "not ascii": ({"segmentation": {"size": [6, 8], "counts": "é"}}, "ascii"),
+    "not ascii": ({"segmentation": {"size": [6, 8], "counts": "é"}}, "Invalid RLE mask representation"),
+    "short string": ({"segmentation": {"size": [6, 8], "counts": "=3"}}, "runs do not cover an image of 8 x 6"),
+    "infinite": ({"segmentation": [[1, 2, 3, float("inf"), 5, 6]]}, "three or more finite ones are needed"),
     "no counts": ({"segmentation": {"size": [6, 8]}}, "KeyError 'counts'"),
     "size": ({"segmentation": {"size": [8, 6], "counts": [48]}}, "made for an image of 6 x 8, but this one has 8 x 6"),
     "bbox": ({"bbox": [1, 2, 3]}, r"bbox of annotation 0: \[1, 2, 3\]; \[left, top, width, height\] is needed"),
@@ -109,31 +111,31 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_coco_annotations_are_named(case: str, tmp_path: Path, data: ImageIndex) -> None:
+def test_invalid_coco_annotations_are_reported(case: str, tmp_path: Path, data: ImageIndex) -> None:
     annotation, message = BROKEN[case]
-    kind = "coco-boxes" if "bbox" in case else "coco"
-    reason, words = found(kind, coco(tmp_path, {"image_id": 0, **annotation}), data)["cat/1.png"]
-    assert reason == "annotation-broken"
+    form = "coco-boxes" if "bbox" in case else "coco"
+    category, detail = read_masks(form, coco(tmp_path, {"image_id": 0, **annotation}), data)["cat/1.png"]
+    assert category == "annotation-broken"
     with pytest.raises(AssertionError, match=message):
-        raise AssertionError(words)
+        raise AssertionError(detail)
 
 
-def test_annotations_of_another_size_are_refused(tmp_path: Path, data: ImageIndex) -> None:
-    reason, words = found("coco-boxes", coco(tmp_path, width=6, height=8), data)["cat/1.png"]
-    assert (reason, words) == ("annotation-broken", "made for an image of 6 x 8, but this one has 8 x 6 pixels")
+def test_annotations_of_another_size_are_reported(tmp_path: Path, data: ImageIndex) -> None:
+    category, detail = read_masks("coco-boxes", coco(tmp_path, width=6, height=8), data)["cat/1.png"]
+    assert (category, detail) == ("annotation-broken", "made for an image of 6 x 8, but this one has 8 x 6 pixels")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"images": []}', '{"images": [{}], "annotations": []}'])
-def test_a_file_that_is_not_coco_is_refused(content: str, tmp_path: Path, data: ImageIndex) -> None:
+def test_a_file_that_is_not_coco_raises_an_error(content: str, tmp_path: Path, data: ImageIndex) -> None:
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(DataError, match=r"x\.json: no COCO instances file: .* it is a JSON object with images"):
-        found("coco-boxes", tmp_path / "x.json", data)
+    with pytest.raises(DataError, match=r"x\.json is not a COCO instances file: .* a JSON object with images"):
+        read_masks("coco-boxes", tmp_path / "x.json", data)
 
 
-def test_a_path_that_is_not_there_is_refused(tmp_path: Path, data: ImageIndex) -> None:
-    for kind in FORMATS:
+def test_a_missing_path_raises_an_error(tmp_path: Path, data: ImageIndex) -> None:
+    for form in FORMATS:
         with pytest.raises(DataError, match=r"none.*(cannot be read|no such folder)"):
-            found(kind, tmp_path / "none", data)
+            read_masks(form, tmp_path / "none", data)
 
 
 XML = """<annotation><size><width>{width}</width><height>6</height></size>
@@ -146,7 +148,7 @@ def test_voc_boxes(tmp_path: Path, data: ImageIndex) -> None:
     (tmp_path / "dog").mkdir()
     (tmp_path / "1.xml").write_text(XML.format(width=8, ymax=4))
     (tmp_path / "dog/2.xml").write_text(XML.format(width=8, ymax=4))
-    masks = found("voc-boxes", tmp_path, data)
+    masks = read_masks("voc-boxes", tmp_path, data)
     np.testing.assert_array_equal(masks["cat/1.png"], BOX)
     np.testing.assert_array_equal(masks["dog/2.png"], BOX | POINT)
 
@@ -159,9 +161,9 @@ def test_voc_boxes(tmp_path: Path, data: ImageIndex) -> None:
         ("<annotation><object></annotation>", "1.xml: mismatched tag"),
     ],
 )
-def test_broken_voc_boxes_are_named(content: str, message: str, tmp_path: Path, data: ImageIndex) -> None:
+def test_invalid_voc_boxes_are_reported(content: str, message: str, tmp_path: Path, data: ImageIndex) -> None:
     (tmp_path / "1.xml").write_text(content)
-    masks = found("voc-boxes", tmp_path, data)
+    masks = read_masks("voc-boxes", tmp_path, data)
     assert masks["cat/1.png"][0] == "annotation-broken"
     assert message in masks["cat/1.png"][1]
     assert masks["dog/2.png"][0] == "no-annotation"
@@ -181,9 +183,9 @@ def test_voc_pngs(tmp_path: Path, data: ImageIndex) -> None:
     indices[0] = 255
     for name in ("cat/1.png", "dog/2.png"):
         save(tmp_path / name, indices, "P")
-    classes, objects = (found(kind, tmp_path, data) for kind in ("voc", "voc-objects"))
+    classes, objects = (read_masks(form, tmp_path, data) for form in ("voc", "voc-objects"))
     np.testing.assert_array_equal(classes["cat/1.png"], BOX)
-    assert not classes["dog/2.png"].any()  # VOC knows dogs, and here is none
+    assert not classes["dog/2.png"].any()  # dog is a VOC class, but no dog is annotated
     for file in ("cat/1.png", "dog/2.png"):
         np.testing.assert_array_equal(objects[file], BOX | POINT)
 
@@ -192,38 +194,38 @@ def test_imagenet_s_pngs(tmp_path: Path, data: ImageIndex) -> None:
     number = 300 * BOX + 7 * POINT
     number[0] = 1000
     save(tmp_path / "1.png", np.stack([number % 256, number // 256, 0 * number], -1))
-    np.testing.assert_array_equal(found("imagenet-s", tmp_path, data)["cat/1.png"], BOX | POINT)
+    np.testing.assert_array_equal(read_masks("imagenet-s", tmp_path, data)["cat/1.png"], BOX | POINT)
 
 
 @pytest.mark.parametrize(
-    ("kind", "pixels", "message"),
+    ("form", "pixels", "message"),
     [
         ("imagenet-s", np.zeros((6, 8)), "one channel; ImageNet-S has RGB files"),
-        ("voc", np.zeros((6, 8, 3)), "colours; VOC has palette files"),
+        ("voc", np.zeros((6, 8, 3)), "an RGB file; VOC has palette files"),
         ("voc-objects", np.zeros((8, 6)), "made for an image of 6 x 8, but this one has 8 x 6 pixels"),
         ("voc-objects", None, "1.png: cannot identify image file"),
     ],
 )
-def test_broken_pngs_are_named(kind: str, pixels: np.ndarray, message: str, tmp_path: Path, data: ImageIndex) -> None:
+def test_invalid_pngs(form: str, pixels: np.ndarray, message: str, tmp_path: Path, data: ImageIndex) -> None:
     if pixels is None:
         (tmp_path / "1.png").write_bytes(b"no image")
     else:
         save(tmp_path / "1.png", pixels)
-    reason, words = found(kind, tmp_path, data)["cat/1.png"]
-    assert reason == "annotation-broken"
-    assert message in words
+    category, detail = read_masks(form, tmp_path, data)["cat/1.png"]
+    assert category == "annotation-broken"
+    assert message in detail
 
 
 @pytest.mark.parametrize(
-    ("kind", "make"), [("coco-boxes", lambda folder: coco(folder, {"image_id": 0, "bbox": [2, 1, 3, 3]}))]
+    ("form", "make"), [("coco-boxes", lambda folder: coco(folder, {"image_id": 0, "bbox": [2, 1, 3, 3]}))]
 )
 def test_masks_are_written_from_annotations(
-    kind: str, make: Callable[[Path], Path], tmp_path: Path, data: ImageIndex
+    form: str, make: Callable[[Path], Path], tmp_path: Path, data: ImageIndex
 ) -> None:
-    done = write_masks(tmp_path / "data", annotations=partial(FORMATS[kind], make(tmp_path)), limits=ALL)
+    done = write_masks(tmp_path / "data", annotations=partial(FORMATS[form], make(tmp_path)), limits=ALL)
     assert (done.images, done.masks, done.dropped) == (2, 1, {"no-object": 1})
     assert done.area.value == BOX.mean()
-    assert done.patches is None
+    assert done.patch_iou is None
     np.testing.assert_array_equal(np.asarray(load_mask(tmp_path / "data/masks/cat/1.png")) > 0, BOX)
 
 

@@ -1,4 +1,4 @@
-"""Cuts of patches: the eigenvector against SciPy's, objects that were planted, features with nothing to cut."""
+"""TokenCut: the eigenvector against SciPy's, planted objects, and features with nothing to cut."""
 
 import numpy as np
 import pytest
@@ -27,19 +27,19 @@ def cosines(features: Tensor) -> Tensor:
 def planted(
     grid: TokenGrid, boxes: list[tuple[slice, slice]], noise: float = 0.0, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Cosines of patches (1 x hw x hw) that point one way in the boxes and another outside; and where the boxes are."""
+    """Return cosines of patches (1 x hw x hw) of one feature inside boxes, another outside, and the boxes' mask."""
     inside = torch.zeros(grid.height, grid.width, dtype=torch.bool)
     for box in boxes:
         inside[box] = True
     generator = torch.Generator().manual_seed(seed)
-    ways = torch.linalg.qr(torch.randn(16, 2, generator=generator)).Q.T
-    features = ways[inside.flatten().long()] + noise * torch.randn(inside.numel(), 16, generator=generator)
+    directions = torch.linalg.qr(torch.randn(16, 2, generator=generator)).Q.T
+    features = directions[inside.flatten().long()] + noise * torch.randn(inside.numel(), 16, generator=generator)
     return cosines(features)[None], inside
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 40), st.integers(1, 3), st.integers(1, 8), st.floats(-0.5, 0.9), st.integers(0, 99))
-def test_the_vector_solves_the_second_smallest_of_the_generalised_problem(
+def test_the_vector_is_the_second_smallest_generalised_eigenvector(
     size: int, batch: int, channels: int, tau: float, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -54,18 +54,18 @@ def test_the_vector_solves_the_second_smallest_of_the_generalised_problem(
 
 
 @pytest.mark.parametrize("batch", [1, 5])
-def test_the_vector_is_scipys_at_196_tokens(batch: int) -> None:
+def test_the_vector_equals_scipys_at_196_tokens(batch: int) -> None:
     torch.manual_seed(0)
     blobs = torch.randn(batch, 4, 8).repeat_interleave(49, 1)
     weights = affinity(cosines(blobs + 0.7 * torch.randn(batch, 196, 8)), 0.2)
-    found = second_eigenvector(weights).numpy()
-    for w, y in zip(weights.numpy(), found, strict=True):
+    vectors = second_eigenvector(weights).numpy()
+    for w, y in zip(weights.numpy(), vectors, strict=True):
         d = np.diag(w.sum(1))
         expected = scipy.linalg.eigh(d - w, d, subset_by_index=[1, 1])[1][:, 0]
         assert y * np.sign(y @ d @ expected) == pytest.approx(expected, abs=1e-7)
 
 
-def test_the_vector_is_found_where_eigenvalues_are_equal() -> None:
+def test_the_vector_is_exact_for_equal_eigenvalues() -> None:
     weights = torch.full((1, 90, 90), WEAK, dtype=torch.float64)
     for part in (slice(0, 30), slice(30, 60), slice(60, 90)):
         weights[0, part, part] = 1
@@ -84,78 +84,78 @@ def test_a_planted_object_is_cut_out(data: st.DataObject) -> None:
         slice(top, data.draw(st.integers(top + 1, grid.height - 2))),
         slice(left, data.draw(st.integers(left + 1, grid.width - 2))),
     )
-    alike, inside = planted(grid, [box], noise=0.03, seed=data.draw(st.integers(0, 99)))
+    similarities, inside = planted(grid, [box], noise=0.03, seed=data.draw(st.integers(0, 99)))
     assume(2 * inside.sum() < inside.numel())
-    for side in ("inside", "strongest"):  # the smaller of two even parts has the larger |y|
-        (found,) = cut(alike, grid, 0.3, side)
-        np.testing.assert_array_equal(found.mask, inside)
-        assert found.values[inside].min() > 0 > found.values[~inside].max()
-        assert found.border == 0
-        assert found.agreement == 1
+    for side in ("inside", "strongest"):  # the smaller of two uniform parts has the larger |y|
+        (result,) = cut(similarities, grid, 0.3, side)
+        np.testing.assert_array_equal(result.mask, inside)
+        assert result.values[inside].min() > 0 > result.values[~inside].max()
+        assert result.border == 0
+        assert result.agreement == 1
 
 
 def published(features: np.ndarray, grid: TokenGrid) -> np.ndarray:
-    """TokenCut as its public code has it (tau 0.2, eps 1e-5), for the keys of one image, hw x D."""
+    """TokenCut as in its public code (tau 0.2, eps 1e-5), for the keys of one image, hw x D."""
     features = features / np.linalg.norm(features, axis=1, keepdims=True)
     weights = np.where(features @ features.T > 0.2, 1, 1e-5)
     degrees = np.diag(weights.sum(1))
     vector = scipy.linalg.eigh(degrees - weights, degrees, subset_by_index=[1, 2])[1][:, 0]
-    parted = vector > vector.sum() / len(vector)
+    positive = vector > vector.sum() / len(vector)
     seed = np.argmax(np.abs(vector))
-    if not parted[seed]:
-        parted = ~parted
-    objects = scipy.ndimage.label(parted.reshape(grid.height, grid.width))[0]
+    if not positive[seed]:
+        positive = ~positive
+    objects = scipy.ndimage.label(positive.reshape(grid.height, grid.width))[0]
     return objects == objects.flat[seed]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_papers_choices_give_the_papers_cut(seed: int) -> None:
+def test_the_papers_settings_give_the_papers_cut(seed: int) -> None:
     grid = TokenGrid(14, 12, 1, "cls")
     torch.manual_seed(seed)
     coarse = torch.randn(1, 24, 4, 4)
     features = F.interpolate(coarse, size=(14, 12), mode="bicubic")[0].flatten(1).T + 0.3 * torch.randn(168, 24)
-    (found,) = cut(cosines(features)[None], grid, 0.2, "strongest")
-    np.testing.assert_array_equal(found.mask, published(features.numpy(), grid))
+    (result,) = cut(cosines(features)[None], grid, 0.2, "strongest")
+    np.testing.assert_array_equal(result.mask, published(features.numpy(), grid))
 
 
-def test_the_side_is_a_choice_for_a_large_object() -> None:
+def test_the_side_decides_for_a_large_object() -> None:
     grid = TokenGrid(10, 10, 1, "cls")
-    alike, inside = planted(grid, [(slice(1, 9), slice(1, 9))])
-    np.testing.assert_array_equal(cut(alike, grid, side="inside")[0].mask, inside)
-    (other,) = cut(alike, grid, side="strongest")
+    similarities, inside = planted(grid, [(slice(1, 9), slice(1, 9))])
+    np.testing.assert_array_equal(cut(similarities, grid, side="inside")[0].mask, inside)
+    (other,) = cut(similarities, grid, side="strongest")
     np.testing.assert_array_equal(other.mask, ~inside)
     assert other.border == 1
 
 
-def test_one_connected_component_is_kept() -> None:
+def test_the_object_is_one_connected_component() -> None:
     grid = TokenGrid(12, 12, 1, "cls")
     boxes = [(slice(2, 5), slice(2, 5)), (slice(7, 10), slice(7, 10))]
-    alike, _ = planted(grid, boxes)
-    (found,) = cut(alike, grid)
-    assert found.mask.sum() == 9
-    assert any(found.mask[box].all() for box in boxes)
-    assert all((found.values[box] > 0).all() for box in boxes)
+    similarities, _ = planted(grid, boxes)
+    (result,) = cut(similarities, grid)
+    assert result.mask.sum() == 9
+    assert any(result.mask[box].all() for box in boxes)
+    assert all((result.values[box] > 0).all() for box in boxes)
 
 
-def test_an_object_is_cut_out_of_1369_patches() -> None:
+def test_an_object_is_found_among_1369_patches() -> None:
     grid = TokenGrid(37, 37, 1, "cls")
-    alike, inside = planted(grid, [(slice(5, 20), slice(8, 25))], noise=0.03)
-    np.testing.assert_array_equal(cut(alike, grid)[0].mask, inside)
+    similarities, inside = planted(grid, [(slice(5, 20), slice(8, 25))], noise=0.03)
+    np.testing.assert_array_equal(cut(similarities, grid)[0].mask, inside)
 
 
 @pytest.mark.parametrize(
     "features",
     [torch.ones(16, 8), torch.zeros(16, 8), torch.eye(16), torch.full((16, 8), torch.nan)],
-    ids=["all alike", "zero", "none alike", "nan"],
+    ids=["all similar", "zero", "none similar", "nan"],
 )
 def test_features_with_nothing_to_cut_give_an_empty_mask(features: Tensor) -> None:
-    alike, inside = planted(TokenGrid(4, 4, 1, "cls"), [(slice(1, 3), slice(1, 3))])
-    nothing, something = cut(torch.stack([cosines(features), alike[0]]), TokenGrid(4, 4, 1, "cls"))
-    assert not nothing.mask.any()
-    assert not nothing.values.any()
-    assert (nothing.border, nothing.agreement) == (0, 0)
+    similarities, inside = planted(TokenGrid(4, 4, 1, "cls"), [(slice(1, 3), slice(1, 3))])
+    empty, planted_cut = cut(torch.stack([cosines(features), similarities[0]]), TokenGrid(4, 4, 1, "cls"))
+    assert not empty.mask.any()
+    assert not empty.values.any()
+    assert (empty.border, empty.agreement) == (0, 0)
     assert not cut(cosines(features)[None], TokenGrid(4, 4, 1, "cls"))[0].mask.any()
-    np.testing.assert_array_equal(something.mask, inside)
+    np.testing.assert_array_equal(planted_cut.mask, inside)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "timm-swin"])
@@ -172,16 +172,16 @@ def test_similarity_is_the_cosine_of_the_patches_keys(name: str) -> None:
     torch.testing.assert_close(similarity(model, images), expected)
 
 
-def test_bad_arguments_are_named() -> None:
+def test_errors_name_the_argument() -> None:
     model, images = classifier(PLAIN), torch.randn(1, 3, SIZE, SIZE)
-    with pytest.raises(ValueError, match=r"layers: \[2\].*layers 0 to 1"):
+    with pytest.raises(ValueError, match=r"layers: got \[2\].*layers 0 to 1"):
         tokencut(model, images, layers=[2])
-    with pytest.raises(ValueError, match=r"layers: \[\]"):
+    with pytest.raises(ValueError, match=r"layers: got \[\]"):
         tokencut(model, images, layers=[])
-    with pytest.raises(ValueError, match=r"tau: 1; .*0\.2 in the paper"):
+    with pytest.raises(ValueError, match=r"tau: got 1; .*0\.2 in the paper"):
         tokencut(model, images, tau=1)
-    with pytest.raises(ValueError, match="side: 'left'; there is inside, strongest"):
+    with pytest.raises(ValueError, match="side: 'left' is unknown; choose from inside, strongest"):
         tokencut(model, images, side="left")  # type: ignore[arg-type]
     windowed = classifier("timm-swin")
-    with pytest.raises(ValueError, match=r"has none: a plain ViT works"):
+    with pytest.raises(ValueError, match=r"has none; a plain ViT works"):
         tokencut(windowed, images)

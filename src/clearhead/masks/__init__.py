@@ -1,4 +1,4 @@
-"""Foreground masks for images that have none: found by a model, or made from annotations."""
+"""Make foreground masks for images: with a model (TokenCut), or from annotations."""
 
 from clearhead.masks.annotations import FORMATS
 from clearhead.masks.folder import Limits, MasksWritten, write_masks
