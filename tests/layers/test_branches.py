@@ -44,7 +44,7 @@ def test_transformers_alternate_attention_and_mlp(name):
 )
 def test_other_architectures(name, types, layouts):
     branches = find_branches(small(name))
-    assert branches[0].kind == "embed"
+    assert branches[0].type == "embed"
     assert "".join(branch.type[0] for branch in branches[1:]) == types[1:]
     assert [branch.layout for branch in branches] == layouts
 
