@@ -141,7 +141,7 @@ def test_what_cannot_be_classified(seen, unseen, tmp_path):
         knn(model, shades(tmp_path / "one", classes=1, count=3, seed=0), k=[1])
     with pytest.raises(DataError, match=r"other classes than .* \(2 and 3\)"):
         knn(model, seen, bank=shades(tmp_path / "two", classes=2, count=3, seed=0))
-    with pytest.raises(ValueError, match="timm-deit-distilled has no features of its own"):
+    with pytest.raises(ValueError, match="timm-deit-distilled has no penultimate features"):
         knn(classifier("timm-deit-distilled"), seen)
     broken = classifier("timm-vit")
     with torch.no_grad():

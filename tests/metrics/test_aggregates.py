@@ -34,28 +34,28 @@ def test_corruptions_have_a_mean_and_for_imagenet_an_mce():
     classes = imagenet_names("imagenet-1k")
     labels = [classes[i] for i in rng.integers(0, 1000, 60)]
     sets = corruption_sets(folder(classes, labels), {"all": identity_mapping(1000)})
-    said = {one.name: answers([v if rng.random() < 0.7 else classes[0] for v in labels], labels) for one in sets}
-    found = aggregate_metrics(sets, said)
+    predictions = {one.name: answers([v if rng.random() < 0.7 else classes[0] for v in labels], labels) for one in sets}
+    found = aggregate_metrics(sets, predictions)
     faces = corruption_sets(
         folder([f"face {i}" for i in range(1000)], ["face 1"] * 60), {"all": identity_mapping(1000)}
     )
-    assert aggregate_metrics(faces, said).keys() == {
+    assert aggregate_metrics(faces, predictions).keys() == {
         "mean corruption accuracy"
     }  # of a thousand classes, but not ImageNet's
-    assert aggregate_metrics(sets, said, imagenet=False).keys() == {"mean corruption accuracy"}
-    accuracy = {name: [said[f"{name} {s}"].correct.mean() for s in range(1, 6)] for name in COMMON}
+    assert aggregate_metrics(sets, predictions, imagenet=False).keys() == {"mean corruption accuracy"}
+    accuracy = {name: [predictions[f"{name} {s}"].correct.mean() for s in range(1, 6)] for name in COMMON}
     assert found["mean corruption accuracy"].value == pytest.approx(np.mean(list(accuracy.values())))
     errors = {name: [1 - value for value in values] for name, values in accuracy.items()}
     assert found["mCE"].value == pytest.approx(mean_corruption_error(errors))
     assert found["mCE"].low < found["mCE"].value < found["mCE"].high
-    assert aggregate_metrics(sets[1:], said) == {}
-    broken = said[sets[7].name]
+    assert aggregate_metrics(sets[1:], predictions) == {}
+    broken = predictions[sets[7].name]
     kept = np.arange(60) != 11
     fewer = {
         name: getattr(broken, name)[kept] for name in SuitePredictions.__dataclass_fields__ if name != "unreadable"
     }
     found = aggregate_metrics(
-        sets, said | {sets[7].name: SuitePredictions(**fewer, unreadable={"11.png": "truncated"})}
+        sets, predictions | {sets[7].name: SuitePredictions(**fewer, unreadable={"11.png": "truncated"})}
     )
     assert found["mCE"].count == 59  # one that cannot be read under a corruption counts under none
 
@@ -65,8 +65,8 @@ def test_shape_bias_is_of_the_decisions_for_either():
     textures = ["dog", "dog", "dog", "dog", "cat", "cat", None]
     data = folder(classes, ["cat"] * 7, [{"texture": t} if t else {} for t in textures])
     one = ShiftedDataset("cue-conflict", data, {"4 classes": ClassMapping(identity_mapping(4).outputs, 4, pool="mean")})
-    said = answers(["cat", "cat", "dog", "car", "cat", "car", "cat"], ["cat"] * 7)
-    found = aggregate_metrics([one], {one.name: said})["shape bias"]
+    predictions = answers(["cat", "cat", "dog", "car", "cat", "car", "cat"], ["cat"] * 7)
+    found = aggregate_metrics([one], {one.name: predictions})["shape bias"]
     assert (found.value, found.count) == (pytest.approx(2 / 3), 3)
 
 
@@ -76,10 +76,10 @@ def test_the_background_gap_is_paired():
         ShiftedDataset(f"imagenet-9 ({name})", data, {"9 classes": identity_mapping(2)})
         for name in ("mixed_same", "mixed_rand")
     ]
-    said = {one.name: answers(list(found), ["a"] * 4) for one, found in zip(sets, ("aaab", "abbb"), strict=True)}
-    assert aggregate_metrics(sets, said)["background gap"].value == pytest.approx(0.5)
-    random = said[sets[1].name]
+    predictions = {one.name: answers(list(found), ["a"] * 4) for one, found in zip(sets, ("aaab", "abbb"), strict=True)}
+    assert aggregate_metrics(sets, predictions)["background gap"].value == pytest.approx(0.5)
+    random = predictions[sets[1].name]
     other = SuitePredictions(**(vars(random) | {"file": np.array([f"x{i}" for i in range(4)], dtype=object)}))
-    unpaired = aggregate_metrics(sets, said | {sets[1].name: other})["background gap"]
+    unpaired = aggregate_metrics(sets, predictions | {sets[1].name: other})["background gap"]
     assert unpaired.value == pytest.approx(0.5)
     assert unpaired.low < 0.5 < unpaired.high

@@ -87,21 +87,21 @@ def test_the_temperature_undoes_a_scale_and_changes_no_order(factor):
     assert fit_temperature(factor * logits + 100, labels) == pytest.approx(factor * once, rel=1e-6)
 
 
-def test_where_no_temperature_is_best_the_bound_is_taken_and_told():
+def test_where_no_temperature_is_best_the_bound_is_used_with_a_warning():
     logits = np.array([[3.0, 1.0], [0.0, 2.0]])
-    with pytest.warns(UserWarning, match=r"0\.05 is taken"):
+    with pytest.warns(UserWarning, match=r"using 0\.05"):
         assert fit_temperature(logits, np.array([0, 1])) == TEMPERATURES[0]
-    with pytest.warns(UserWarning, match="20 is taken"):
+    with pytest.warns(UserWarning, match="using 20"):
         assert fit_temperature(logits, np.array([1, 0])) == TEMPERATURES[1]
-    with pytest.warns(UserWarning, match="20 is taken"):
+    with pytest.warns(UserWarning, match="using 20"):
         fit_temperature(np.zeros((3, 2)), np.array([0, 1, 0]))  # tells nothing
     huge = 1e4 * drawn(50)[0]
-    with pytest.warns(UserWarning, match="is taken"):
+    with pytest.warns(UserWarning, match="using"):
         assert np.isfinite(fit_temperature(huge, drawn(50)[1]))
 
 
 @pytest.mark.parametrize(
-    ("logits", "labels", "said"),
+    ("logits", "labels", "message"),
     [
         (np.zeros((3, 2)), [0, 1], "N labels"),
         (np.zeros((0, 2)), [], "N labels"),
@@ -111,8 +111,8 @@ def test_where_no_temperature_is_best_the_bound_is_taken_and_told():
         (np.zeros((2, 2)), [-1, 0], r"0\.\.1"),
     ],
 )
-def test_logits_that_cannot_be_fitted_are_refused(logits, labels, said):
-    with pytest.raises(ValueError, match=said):
+def test_logits_that_cannot_be_fitted_are_refused(logits, labels, message):
+    with pytest.raises(ValueError, match=message):
         fit_temperature(logits, np.array(labels, dtype=int))
 
 
@@ -138,7 +138,7 @@ def test_balanced_accuracy_keeps_within_its_bounds_and_has_a_width(images):
 
 def test_balanced_accuracy_of_nothing_and_of_other_images():
     assert np.isnan(balanced_accuracy(np.zeros(0, bool), np.zeros(0, int)).value)
-    with pytest.raises(ValueError, match="one an image"):
+    with pytest.raises(ValueError, match="give one per image"):
         balanced_accuracy(np.ones(3, bool), np.zeros(2, int))
     right = np.arange(100) < 80
     one, wilson = balanced_accuracy(right, np.zeros(100)), proportion(right)

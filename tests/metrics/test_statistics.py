@@ -192,17 +192,17 @@ def test_the_bootstrap_of_a_mean_is_right_for_many_and_too_short_for_few_with_a_
 
 
 @pytest.mark.parametrize("groups", [[], ["a", "b"]])
-def test_groups_that_do_not_fit_the_images_are_refused(groups):
+def test_groups_that_do_not_fit_the_images_raise_an_error(groups):
     right = np.ones(3, bool)
-    with pytest.raises(ValueError, match="one name an image"):
+    with pytest.raises(ValueError, match="give one per image"):
         worst_group(right, groups)
-    with pytest.raises(ValueError, match="one name an image"):
+    with pytest.raises(ValueError, match="give one per image"):
         worst_group_difference(right, right, groups)
 
 
 @pytest.mark.parametrize("function", [accuracy_difference, mean_difference, mcnemar])
-def test_unpaired_numbers_are_refused(function):
-    with pytest.raises(ValueError, match="3 before, 2 after"):
+def test_unpaired_numbers_raise_an_error(function):
+    with pytest.raises(ValueError, match="got 3 and 2 numbers"):
         function(np.zeros(3, bool), np.zeros(2, bool))
 
 
@@ -233,7 +233,7 @@ def test_bins_hold_every_image_once():
 
 
 @pytest.mark.parametrize(
-    ("value", "unit", "said"),
+    ("value", "unit", "text"),
     [
         (0.8312, "%", "83.1%"),
         (0.024, "pp", "+2.4 pp"),
@@ -244,8 +244,8 @@ def test_bins_hold_every_image_once():
         (math.nan, "%", "–"),
     ],
 )
-def test_numbers_are_written_as_people_read_them(value, unit, said):
-    assert format_value(value, unit) == said
+def test_numbers_are_written_as_people_read_them(value, unit, text):
+    assert format_value(value, unit) == text
 
 
 def test_an_interval_has_no_unit_and_an_estimate_fits_json():

@@ -1,1 +1,1 @@
-"""Statistics: estimates with their intervals, calibration, verdicts, aggregates over data sets."""
+"""Statistics: estimates with their intervals, calibration, verdicts, aggregate metrics over data sets."""

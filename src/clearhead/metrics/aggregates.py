@@ -1,4 +1,4 @@
-"""One number for many sets: mean corruption accuracy and error, shape bias, the gap between backgrounds."""
+"""Aggregate metrics over several data sets: mean corruption accuracy and error, shape bias, background gap."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,63 +13,75 @@ from clearhead.shifts.sets import ShiftedDataset
 
 
 def aggregate_metrics(
-    sets: Sequence[ShiftedDataset], said: Mapping[str, SuitePredictions], seed: int = 0, imagenet: bool = True
+    sets: Sequence[ShiftedDataset], predictions: Mapping[str, SuitePredictions], seed: int = 0, imagenet: bool = True
 ) -> dict[str, Estimate]:
-    """What can be told of a model over several sets.
+    """Return the aggregate metrics of one model whose data sets are all present.
 
     Args:
-        sets: the sets.
-        said: the model's answers on each under its main scoring, by name.
+        sets: the data sets.
+        predictions: the model's predictions for each under its main class mapping, by name.
         seed: of the bootstrap.
         imagenet: whether corruptions have ImageNet-C's constants, not CIFAR-10-C's.
 
     Returns:
-        Those of these whose sets are all there:
+        By name, any of:
 
         - ``mean corruption accuracy``: over 15 corruptions and 5 severities.
-        - ``mCE``: mean corruption error, percent of AlexNet's (arXiv 1903.12261); for models of ImageNet-1k, on its
-          classes and ImageNet-C's constants only.
-        - ``shape bias``: shape decisions among those for the shape or the texture (arXiv 1811.12231).
-        - ``background gap``: accuracy with a background of the same class less that with one of another
-          (arXiv 2006.09994); paired where the files are.
+        - ``mCE``: mean corruption error, percent of AlexNet's (arXiv 1903.12261); for ImageNet-1k models on its classes
+          with ImageNet-C's constants only.
+        - ``shape bias``: shape decisions among the decisions for shape or texture (arXiv 1811.12231).
+        - ``background gap``: accuracy with a background of the same class - accuracy with that of another class (arXiv
+          2006.09994); paired if the files are the same.
     """
-    found: dict[str, Estimate] = {}
-    levels = {(one.family, one.level): one for one in sets if one.family in COMMON}
-    if len(levels) == 5 * len(COMMON):
-        each = {key: dict(zip(said[one.name].file, said[one.name].correct, strict=True)) for key, one in levels.items()}
-        # an image that could not be read under one of them counts under none
-        files = [file for file in next(iter(each.values())) if all(file in right for right in each.values())]
-        right = {
-            name: np.mean([[each[name, severity][file] for file in files] for severity in range(1, 6)], axis=0)
-            for name in COMMON
-        }
-        found["mean corruption accuracy"] = mean(np.mean(list(right.values()), axis=0), "%", seed)
-        one = next(iter(levels.values()))
-        if next(iter(one.class_mappings.values())).of == 1000 and imagenet and _of_imagenet(one.folder.classes):
-            errors = [(1 - right[name]) / ALEXNET_ERRORS[name] for name in COMMON]
-            found["mCE"] = mean(100 * np.mean(errors, axis=0), "", seed)
-    by_name = {one.name: one for one in sets}
+    metrics = _corruption_metrics(sets, predictions, seed, imagenet)
+    by_name = {dataset.name: dataset for dataset in sets}
     if "cue-conflict" in by_name:
-        found["shape bias"] = _shape_bias(by_name["cue-conflict"], said["cue-conflict"])
-    same, random = (said.get(f"imagenet-9 ({variant})") for variant in ("mixed_same", "mixed_rand"))
+        metrics["shape bias"] = _shape_bias(by_name["cue-conflict"], predictions["cue-conflict"])
+    same, random = (predictions.get(f"imagenet-9 ({variant})") for variant in ("mixed_same", "mixed_rand"))
     if same and random:
-        paired = np.array_equal(same.file, random.file)
-        difference = accuracy_difference if paired else independent_difference
-        found["background gap"] = difference(random.correct, same.correct)
-    return found
+        is_paired = np.array_equal(same.file, random.file)
+        difference = accuracy_difference if is_paired else independent_difference
+        metrics["background gap"] = difference(random.correct, same.correct)
+    return metrics
 
 
-def _of_imagenet(classes: Sequence[str]) -> bool:
-    """Whether all classes are ImageNet-1k's, by WordNet id or by the names that its models have here."""
+def _corruption_metrics(
+    sets: Sequence[ShiftedDataset], predictions: Mapping[str, SuitePredictions], seed: int, imagenet: bool
+) -> dict[str, Estimate]:
+    levels = {(dataset.family, dataset.level): dataset for dataset in sets if dataset.family in COMMON}
+    if len(levels) < 5 * len(COMMON):
+        return {}
+    correct = {
+        key: dict(zip(predictions[dataset.name].file, predictions[dataset.name].correct, strict=True))
+        for key, dataset in levels.items()
+    }
+    # an image that is unreadable under one corruption is excluded under all
+    files = [file for file in next(iter(correct.values())) if all(file in by_file for by_file in correct.values())]
+    accuracy = {
+        name: np.mean([[correct[name, severity][file] for file in files] for severity in range(1, 6)], axis=0)
+        for name in COMMON
+    }
+    metrics = {"mean corruption accuracy": mean(np.mean(list(accuracy.values()), axis=0), "%", seed)}
+    first = next(iter(levels.values()))
+    if next(iter(first.class_mappings.values())).of == 1000 and imagenet and _has_imagenet_classes(first):
+        errors = [(1 - accuracy[name]) / ALEXNET_ERRORS[name] for name in COMMON]
+        metrics["mCE"] = mean(100 * np.mean(errors, axis=0), "", seed)
+    return metrics
+
+
+def _has_imagenet_classes(dataset: ShiftedDataset) -> bool:
+    """Return whether all classes are those of ImageNet-1k, by WordNet id or by the names that its models have here."""
+    classes = dataset.folder.classes
     return {*classes} <= {*wordnet_ids()} or tuple(classes) == imagenet_names("imagenet-1k")
 
 
-def _shape_bias(one: ShiftedDataset, said: SuitePredictions) -> Estimate:
-    """Shape decisions among the decisions for shape or texture, images where both are one class left out.
+def _shape_bias(dataset: ShiftedDataset, predictions: SuitePredictions) -> Estimate:
+    """Return shape decisions among the decisions for shape or texture, without images where both are one class.
 
-    As in bethgelab/model-vs-human, plotting/analyses.py. An image of unknown texture does not count.
+    As in bethgelab/model-vs-human, plotting/analyses.py. Images of unknown texture are excluded.
     """
-    textures = {s.file: s.groups.get("texture", one.folder.classes[s.label]) for s in one.folder.samples}
-    texture = np.array([textures[file] for file in said.file], dtype=object)
-    decided = (texture != said.label) & ((said.predicted == said.label) | (said.predicted == texture))
-    return proportion(said.correct[decided])
+    textures = {s.file: s.groups.get("texture", dataset.folder.classes[s.label]) for s in dataset.folder.samples}
+    texture = np.array([textures[file] for file in predictions.file], dtype=object)
+    predicted, label = predictions.predicted, predictions.label
+    decided = (texture != label) & ((predicted == label) | (predicted == texture))
+    return proportion(predictions.correct[decided])

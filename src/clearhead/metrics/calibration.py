@@ -1,5 +1,4 @@
-"""Does the model know what it knows? Confidence against accuracy, and the one number that can mend it (Guo et al.,
-arXiv 1706.04599)."""
+"""Measure calibration (confidence compared with accuracy), fit temperature scaling (Guo et al., arXiv 1706.04599)."""
 
 import warnings
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from scipy.special import softmax
 from scipy.stats import bootstrap
 
 from clearhead.errors import ClearheadError
-from clearhead.metrics.statistics import Estimate, mean, proportion
+from clearhead.metrics.statistics import Array, Estimate, mean, proportion
 
 BINS = 15
 
@@ -18,12 +17,12 @@ CONFIDENT = 0.9
 """Confidence above which a prediction counts as confident (Park and Kim, xxxnell/how-do-vits-work, ops/tests.py)."""
 
 TEMPERATURES = 0.05, 20.0
-"""Temperatures that are looked through."""
+"""Bounds of the search for a temperature."""
 
 
 @dataclass(frozen=True)
 class Bins:
-    """Mean confidence, accuracy and number of images of each bin of confidence that is not empty, in order."""
+    """Mean confidence, accuracy and image count of each non-empty confidence bin, in increasing order."""
 
     confidence: list[float]
     accuracy: list[float]
@@ -32,12 +31,12 @@ class Bins:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far the probabilities of one model on one folder can be believed.
+    """The calibration of one model on one data set.
 
     Attributes:
         ece: expected calibration error over ``BINS`` bins of equal width.
         overconfidence: mean confidence - accuracy; the signed version of the ECE, positive for an overconfident model.
-        brier: mean Brier score: the squared distance of the probabilities from the truth, summed over classes; in 0..2.
+        brier: mean Brier score: squared distance of the probabilities from the one-hot label, in 0..2.
         loss: mean negative log-likelihood in nats.
         confident: share of the images with a confidence above ``CONFIDENT`` (Freq-90).
         confident_accuracy: accuracy on those (Acc-90).
@@ -57,12 +56,13 @@ class Calibration:
 
 @dataclass(frozen=True)
 class TemperatureScaling:
-    """A model whose logits are divided by a temperature: no prediction changes, only how sure it is.
+    """Calibration after dividing the logits by a temperature, which changes the confidence but no prediction.
 
     Attributes:
-        temperature: fitted, above 1 for a model that is too sure; one of ``TEMPERATURES`` where the best lies beyond.
-        split: fitted on, not that of `calibration`.
-        images: how many it was fitted on.
+        temperature: the fitted value, above 1 for an overconfident model; one of the bounds ``TEMPERATURES`` if the
+            optimum lies beyond it.
+        split: the split it was fitted on, which differs from that of `calibration`.
+        images: number of images it was fitted on.
         calibration: at that temperature.
     """
 
@@ -72,10 +72,8 @@ class TemperatureScaling:
     calibration: Calibration
 
 
-def calibration(
-    confidence: np.ndarray, loss: np.ndarray, brier: np.ndarray, correct: np.ndarray, seed: int = 0
-) -> Calibration:
-    """All numbers of calibration from four numbers an image, N each: see ``Predictions``; `seed` of the bootstrap."""
+def calibration(confidence: Array, loss: Array, brier: Array, correct: Array, seed: int = 0) -> Calibration:
+    """Return the calibration from per-image numbers as in ``Predictions``, N each; `seed` seeds the bootstrap."""
     confident = confidence > CONFIDENT
     return Calibration(
         ece=expected_calibration_error(confidence, correct, seed=seed),
@@ -89,18 +87,25 @@ def calibration(
     )
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature T of lowest mean negative log-likelihood of softmax(logits / T), logits N x C, labels N.
+def fit_temperature(logits: Array, labels: Array) -> float:
+    """Return the temperature T that minimises the mean negative log-likelihood of softmax(logits / T).
 
-    In 1 / T the likelihood is convex: its slope, Σ p z less the label's z averaged over images, is zero in one place,
-    found in float64. Where all images are right by far (the best T is 0) or the logits tell less than nothing (it is
-    infinite), the nearer end of ``TEMPERATURES``, with a warning. Raises ClearheadError for logits that are not
-    finite, or
-    labels that do not go with them.
+    The loss is convex in 1 / T: its slope, the mean over images of Σ p z - z_label with z the logits, has one root,
+    which is found in float64. If all images are classified correctly by a wide margin (the optimum is 0), or the logits
+    are worse than uninformative (it is infinite), the nearer bound of ``TEMPERATURES`` is returned with a warning.
+
+    Args:
+        logits: N x C.
+        labels: N class indices.
+
+    Raises:
+        ClearheadError: if a logit is not finite, or shapes or labels do not match the logits.
     """
     logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
-        raise ClearheadError(f"logits: N x C for N labels are needed, got {logits.shape} and labels {labels.shape}")
+        raise ClearheadError(
+            f"logits: got shape {logits.shape} for labels of shape {labels.shape}; give N x C for N labels"
+        )
     if not np.isfinite(logits).all():
         raise ClearheadError("logits: all must be finite")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
@@ -115,50 +120,51 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     lowest, highest = TEMPERATURES
     for end, beyond in ((highest, slope(1 / highest) >= 0), (lowest, slope(1 / lowest) <= 0)):
         if beyond:
-            warnings.warn(f"no temperature in {lowest:g}..{highest:g} is best: {end:g} is taken", stacklevel=2)
+            warnings.warn(f"the optimal temperature is outside {lowest:g}..{highest:g}: using {end:g}", stacklevel=2)
             return end
     return float(1 / brentq(slope, 1 / highest, 1 / lowest, xtol=1e-12))
 
 
-def confidence_bins(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> Bins:
-    """Images by the probability of their predicted class (N, in 0..1), in bins of equal width.
+def confidence_bins(confidence: Array, correct: Array, bins: int = BINS) -> Bins:
+    """Return confidence and accuracy in bins of equal width of the confidence (N, in 0..1).
 
-    Raises ClearheadError for a confidence outside 0..1.
+    Raises:
+        ClearheadError: if a confidence is outside 0..1.
     """
     index = _bin(confidence, bins)
     counts = np.bincount(index, minlength=bins)
     filled = counts > 0
-    sure, right = (np.bincount(index, values, bins)[filled] / counts[filled] for values in (confidence, correct))
-    return Bins(sure.tolist(), right.tolist(), counts[filled].tolist())
+    means = (np.bincount(index, values, bins)[filled] / counts[filled] for values in (confidence, correct))
+    mean_confidence, accuracy = (values.tolist() for values in means)
+    return Bins(mean_confidence, accuracy, counts[filled].tolist())
 
 
-def expected_calibration_error(
-    confidence: np.ndarray, correct: np.ndarray, bins: int = BINS, seed: int = 0
-) -> Estimate:
-    """Mean distance between confidence and accuracy over bins of equal width, weighted by their images.
+def expected_calibration_error(confidence: Array, correct: Array, bins: int = BINS, seed: int = 0) -> Estimate:
+    """Return the ECE: mean distance between confidence and accuracy over bins of equal width, weighted by image count.
 
-    The error is biased upwards, the more so the fewer images there are: a calibrated model has one above zero too. The
-    interval is the percentile interval of the bootstrap over images: it shows the spread, and inherits the bias. For
-    a nearly calibrated model or few images it lies above the true error. Raises ClearheadError for a confidence outside
-    0..1.
+    The estimate is biased upward, more so for fewer images: even a perfectly calibrated model has an ECE above zero.
+    The interval is a percentile bootstrap over images: it shows the spread and inherits the bias. For a nearly
+    calibrated model or few images it lies above the true value.
+
+    Raises:
+        ClearheadError: if a confidence is outside 0..1.
     """
     index, gap = _bin(confidence, bins), confidence.astype(np.float64) - correct
 
-    def error(drawn: np.ndarray) -> float:
-        return float(np.abs(np.bincount(index[drawn], gap[drawn], bins)).sum() / len(drawn))
+    def error(rows: Array) -> float:
+        return float(np.abs(np.bincount(index[rows], gap[rows], bins)).sum() / len(rows))
 
-    every = np.arange(len(gap))
+    all_rows = np.arange(len(gap))
     if len(gap) < 2:
         return mean(np.abs(gap), "%")
-    found = bootstrap(
-        (every,), error, vectorized=False, n_resamples=1000, method="percentile", rng=np.random.default_rng(seed)
+    interval = bootstrap(
+        (all_rows,), error, vectorized=False, n_resamples=1000, method="percentile", rng=np.random.default_rng(seed)
     ).confidence_interval
-    return Estimate(error(every), float(found.low), float(found.high), len(gap), "%")
+    return Estimate(error(all_rows), float(interval.low), float(interval.high), len(gap), "%")
 
 
-def _bin(confidence: np.ndarray, bins: int) -> np.ndarray:
+def _bin(confidence: Array, bins: int) -> Array:
     if len(confidence) and not (confidence.min() >= 0 and confidence.max() <= 1 + 1e-6):
-        raise ClearheadError(
-            f"confidence: probabilities in 0..1 are needed, got {confidence.min()}..{confidence.max()}"
-        )
-    return np.minimum((confidence * bins).astype(int), bins - 1)
+        raise ClearheadError(f"confidence: got {confidence.min()}..{confidence.max()}; give probabilities in 0..1")
+    index: Array = np.minimum((confidence * bins).astype(int), bins - 1)
+    return index

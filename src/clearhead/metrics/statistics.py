@@ -1,16 +1,20 @@
-"""Numbers with their 95% interval and count, and how people read them.
+"""Estimates with 95% confidence intervals and sample counts, paired tests, and their formatting.
 
-Which interval is made how, and why, is told in docs/statistics.md.
+docs/statistics.md describes the method of each interval and the reasons for it.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import binomtest, bootstrap, norm
 
 from clearhead.errors import ClearheadError
+
+Array = npt.NDArray[Any]
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -20,10 +24,15 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, its 95% interval and the number of samples it rests on.
+    """A point estimate with its 95% confidence interval and sample count.
 
-    ``unit`` is ``%`` for a share and ``pp`` for a difference of shares, both held as fractions; otherwise the name of
-    the unit, or nothing. A number that could not be measured is NaN.
+    Attributes:
+        value: the point estimate; NaN if it is undefined.
+        low: lower end of the interval; NaN without an interval.
+        high: upper end of the interval; NaN without an interval.
+        count: number of samples.
+        unit: ``%`` for a proportion and ``pp`` for a difference of proportions, both stored as fractions; else the
+            name of the unit, or empty.
     """
 
     value: float
@@ -48,55 +57,58 @@ class McNemar:
     p_value: float
 
 
-def proportion(correct: np.ndarray, level: float = LEVEL) -> Estimate:
-    """The share of true entries (N, bool) with Wilson's interval."""
+def proportion(correct: Array, level: float = LEVEL) -> Estimate:
+    """Return the proportion of true entries (N, bool) with the Wilson interval."""
     count = len(correct)
     if count == 0:
         return Estimate(math.nan, math.nan, math.nan, 0, "%")
-    right = int(np.count_nonzero(correct))
-    low, high = binomtest(right, count).proportion_ci(level, method="wilson")
-    return Estimate(right / count, float(low), float(high), count, "%")
+    successes = int(np.count_nonzero(correct))
+    low, high = binomtest(successes, count).proportion_ci(level, method="wilson")
+    return Estimate(successes / count, float(low), float(high), count, "%")
 
 
-def mean(values: np.ndarray, unit: str = "", seed: int = 0) -> Estimate:
-    """The mean of N numbers with the percentile interval of its bootstrap.
+def mean(values: Array, unit: str = "", seed: int = 0) -> Estimate:
+    """Return the mean of N numbers with its percentile bootstrap interval.
 
-    No interval (NaN) for fewer than two numbers; one of no width for equal numbers, whose spread nothing tells. Too
-    short for few numbers with a long tail: see docs/statistics.md.
+    Fewer than two numbers have no interval (NaN); equal numbers have one of zero width. For few numbers with a long
+    tail the interval is too short: see docs/statistics.md.
     """
     values = np.asarray(values, dtype=np.float64)
     if len(values) < 2:
         return Estimate(float(values.mean()) if len(values) else math.nan, math.nan, math.nan, len(values), unit)
-    found = bootstrap(
+    interval = bootstrap(
         (values,), np.mean, n_resamples=RESAMPLES, batch=100, method="percentile", rng=np.random.default_rng(seed)
     ).confidence_interval
-    return Estimate(float(values.mean()), float(found.low), float(found.high), len(values), unit)
+    return Estimate(float(values.mean()), float(interval.low), float(interval.high), len(values), unit)
 
 
-def by_group(correct: np.ndarray, groups: Sequence[str]) -> dict[str, Estimate]:
-    """The accuracy of each group, by name in order."""
+def by_group(correct: Array, groups: Sequence[str]) -> dict[str, Estimate]:
+    """Return the accuracy of each group, by name in alphabetical order."""
     names = np.asarray(groups)
     return {str(name): proportion(correct[names == name]) for name in np.unique(names)}
 
 
-def worst_group(correct: np.ndarray, groups: Sequence[str]) -> tuple[str, Estimate]:
-    """The group of lowest accuracy (the first by name of equals), and the accuracy of the worst group.
+def worst_group(correct: Array, groups: Sequence[str]) -> tuple[str, Estimate]:
+    """Return the name of the group with the lowest accuracy (ties: the first by name), and worst-group accuracy.
 
-    The interval is for the lowest of the true accuracies, whichever group has it: the smallest of the groups' lower
-    and the smallest of their upper ends, both exact (Clopper and Pearson). The upper ends hold for all G groups at
-    once (Bonferroni); the lower ones need not, since the truly worst group's own end already bounds the smallest.
-    The count is the group's. Raises ClearheadError if there is no group, or not one name an image.
+    The interval covers the lowest true accuracy, whichever group has it: the smallest lower end and the smallest upper
+    end of the groups' exact intervals (Clopper and Pearson). The upper ends hold for all G groups simultaneously
+    (Bonferroni); the lower ends need no correction, because that of the truly worst group already bounds the minimum.
+    The count is that of the named group.
+
+    Raises:
+        ClearheadError: if there is no group, or not one group name per image.
     """
     parts = _parts(correct, groups)
     tests = {name: binomtest(int(correct[part].sum()), int(part.sum())) for name, part in parts.items()}
     low = min(test.proportion_ci(LEVEL, method="exact").low for test in tests.values())
-    high = min(test.proportion_ci(_together(len(parts)), method="exact").high for test in tests.values())
+    high = min(test.proportion_ci(_simultaneous_level(len(parts)), method="exact").high for test in tests.values())
     worst = min(tests, key=lambda name: tests[name].statistic)
     return worst, Estimate(float(tests[worst].statistic), float(low), float(high), tests[worst].n, "%")
 
 
-def accuracy_difference(before: np.ndarray, after: np.ndarray, level: float = LEVEL) -> Estimate:
-    """Share right after minus share right before, on the same N images, with Bonett and Price's paired interval."""
+def accuracy_difference(before: Array, after: Array, level: float = LEVEL) -> Estimate:
+    """Return accuracy after - before on the same N images, with the paired interval of Bonett and Price (2012)."""
     count = _paired(before, after)
     positive, negative = _flips(before, after)
     up, down = (positive + 1) / (count + 2), (negative + 1) / (count + 2)
@@ -106,15 +118,15 @@ def accuracy_difference(before: np.ndarray, after: np.ndarray, level: float = LE
     return Estimate(value, min(low, value), max(high, value), count, "pp")
 
 
-def independent_difference(before: np.ndarray, after: np.ndarray) -> Estimate:
-    """Share right after minus share right before, on other images, with Newcombe's interval from Wilson's."""
+def independent_difference(before: Array, after: Array) -> Estimate:
+    """Return accuracy after - before on different images, with Newcombe's interval based on Wilson's."""
     return newcombe_difference(proportion(before), proportion(after))
 
 
 def newcombe_difference(before: Estimate, after: Estimate) -> Estimate:
-    """After less before, of numbers on other images, with Newcombe's interval from theirs.
+    """Return after - before for estimates on different images, with Newcombe's interval based on theirs.
 
-    For numbers on the same images it is too wide where they go up and down together.
+    For estimates on the same images the interval is too wide if they are positively correlated.
     """
     value = after.value - before.value
     low = value - math.hypot(after.value - after.low, before.high - before.value)
@@ -122,26 +134,27 @@ def newcombe_difference(before: Estimate, after: Estimate) -> Estimate:
     return Estimate(value, low, high, min(before.count, after.count), "pp" if before.unit == "%" else before.unit)
 
 
-def mean_difference(before: np.ndarray, after: np.ndarray, unit: str = "", seed: int = 0) -> Estimate:
-    """The mean of after - before over the same N images, with the interval of its bootstrap."""
+def mean_difference(before: Array, after: Array, unit: str = "", seed: int = 0) -> Estimate:
+    """Return the mean of after - before over the same N images, with its bootstrap interval."""
     _paired(before, after)
     return mean(np.asarray(after, dtype=np.float64) - before, unit, seed)
 
 
-def worst_group_difference(before: np.ndarray, after: np.ndarray, groups: Sequence[str]) -> Estimate:
-    """Worst-group accuracy after minus before, on the same N images; the two worst groups may differ.
+def worst_group_difference(before: Array, after: Array, groups: Sequence[str]) -> Estimate:
+    """Return worst-group accuracy after - before on the same N images; the two worst groups may differ.
 
     With A_g the accuracy of group g after and B_h that of group h before, min A - min B is the smallest over g of the
-    largest over h of A_g - B_h, and as well the largest over h of the smallest over g. The interval takes the first
-    of the lower ends of all A_g - B_h and the second of their upper ends: paired within a group (Bonett and Price),
-    Newcombe's for independent samples between groups, all at Bonferroni's level. A bootstrap of the minimum is not
-    used: it takes the luck of near equals for a difference.
+    largest over h of A_g - B_h, and equally the largest over h of the smallest over g. The interval applies the first
+    form to the lower ends of all A_g - B_h and the second form to their upper ends: paired within a group (Bonett and
+    Price), Newcombe's for independent samples between groups, all at Bonferroni's level. A bootstrap of the minimum is
+    not used: it mistakes chance among nearly equal groups for a difference.
 
-    Raises ClearheadError if the images are not paired, there is no group, or not one name an image.
+    Raises:
+        ClearheadError: if the images are not paired, there is no group, or not one group name per image.
     """
     count, parts = _paired(before, after), _parts(before, groups).values()
-    level = _together(len(parts))
-    a, b = ([proportion(right[part], level) for part in parts] for right in (after, before))
+    level = _simultaneous_level(len(parts))
+    a, b = ([proportion(correct[part], level) for part in parts] for correct in (after, before))
     (a_value, a_low, a_high), (b_value, b_low, b_high) = (
         np.array([(e.value, e.low, e.high) for e in estimates]).T for estimates in (a, b)
     )
@@ -155,7 +168,7 @@ def worst_group_difference(before: np.ndarray, after: np.ndarray, groups: Sequen
     return Estimate(value, float(low.max(1).min()), float(high.min(0).max()), count, "pp")
 
 
-def mcnemar(before: np.ndarray, after: np.ndarray) -> McNemar:
+def mcnemar(before: Array, after: Array) -> McNemar:
     """Run McNemar's exact test on paired correctness (N, bool); p is 1 where no prediction flipped."""
     _paired(before, after)
     positive, negative = _flips(before, after)
@@ -163,25 +176,25 @@ def mcnemar(before: np.ndarray, after: np.ndarray) -> McNemar:
     return McNemar(positive, negative, p_value)
 
 
-def _flips(before: np.ndarray, after: np.ndarray) -> tuple[int, int]:
+def _flips(before: Array, after: Array) -> tuple[int, int]:
     """Count the positive flips (wrong before, correct after) and the negative flips."""
     return int(np.sum(~before & after)), int(np.sum(before & ~after))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of one family of tests, each adjusted by Holm's step-down rule (1979), in the order given.
+    """Return the p-values of one family of tests adjusted by Holm's step-down method (1979), in the same order.
 
-    Rejecting those below a level makes a false rejection anywhere in the family at most that likely.
+    Rejecting the adjusted p-values below a level bounds the family-wise error rate by that level.
     """
     p = np.asarray(p_values, dtype=np.float64)
     order = p.argsort(kind="stable")
     adjusted = np.empty_like(p)
     adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
-    return adjusted.tolist()
+    return [float(value) for value in adjusted]
 
 
 def format_value(value: float, unit: str = "") -> str:
-    """A number as people read it: '83.1%', '+2.4 pp', '0.0412', '1.20×10⁻⁵', '12,400'; '–' where it is NaN."""
+    """Return a number as text: '83.1%', '+2.4 pp', '0.0412', '1.20×10⁻⁵', '12,400'; '–' if it is NaN."""
     if math.isnan(value):
         return "–"
     if unit == "%":
@@ -194,7 +207,7 @@ def format_value(value: float, unit: str = "") -> str:
 
 
 def format_interval(estimate: Estimate) -> str:
-    """The 95% interval without its unit, '[81.0, 85.2]'; empty where an end is NaN."""
+    """Return the 95% interval without its unit, '[81.0, 85.2]'; empty if an end is NaN."""
     if math.isnan(estimate.low) or math.isnan(estimate.high):
         return ""
     ends = (
@@ -215,22 +228,22 @@ def _three_digits(value: float) -> str:
     return f"{value:,.0f}" if abs(rounded) >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
-def _paired(before: np.ndarray, after: np.ndarray) -> int:
+def _paired(before: Array, after: Array) -> int:
     if len(before) != len(after) or len(before) == 0:
         raise ClearheadError(
-            f"paired numbers of the same images are needed, got {len(before)} before, {len(after)} after"
+            f"before, after: got {len(before)} and {len(after)} numbers; give one per image, of the same images"
         )
     return len(before)
 
 
-def _together(count: int) -> float:
-    """The level at which so many intervals hold together at LEVEL (Bonferroni)."""
+def _simultaneous_level(count: int) -> float:
+    """Return the level at which `count` intervals hold simultaneously at LEVEL (Bonferroni)."""
     return 1 - (1 - LEVEL) / count
 
 
-def _parts(correct: np.ndarray, groups: Sequence[str]) -> dict[str, np.ndarray]:
-    """Which images are in each group (N, bool), by name in order."""
+def _parts(correct: Array, groups: Sequence[str]) -> dict[str, Array]:
+    """Return which images are in each group (N, bool), by name in alphabetical order."""
     names = np.asarray(groups)
     if len(names) != len(correct) or len(names) == 0:
-        raise ClearheadError(f"groups: one name an image is needed, got {len(names)} names for {len(correct)} images")
+        raise ClearheadError(f"groups: got {len(names)} names for {len(correct)} images; give one per image")
     return {str(name): names == name for name in np.unique(names)}
