@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from clearhead.repairs import GroupDRO as GroupDRO
     from clearhead.repairs import RelevanceLoss as RelevanceLoss
     from clearhead.repairs import RRRLoss as RRRLoss
+    from clearhead.repairs import repair as repair
     from clearhead.repairs import select_heads as select_heads
     from clearhead.training.config import TrainConfig as TrainConfig
     from clearhead.training.loop import fit as fit
@@ -79,6 +80,7 @@ _MODULES = {
     "load_model": "models",
     "predict": "prediction.predict",
     "read_images": "data.images",
+    "repair": "repairs",
     "save_model": "models",
     "score_heads": "analyses.head_scores",
     "select_heads": "repairs",

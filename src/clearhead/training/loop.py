@@ -19,14 +19,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import send_to_device, set_seed
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from clearhead.data.augment import augmentation, mix_batch
 from clearhead.data.dataset import ImageIndex, shared_columns
+from clearhead.data.images import as_image_index
 from clearhead.data.loading import ImageDataset, SeededSampler, loader
 from clearhead.errors import ClearheadError
-from clearhead.models import Classifier
+from clearhead.models import Classifier, as_classifier
 from clearhead.models.classifier import copied, require_device
 from clearhead.progress import Progress, log, track
 from clearhead.training import optimizers
@@ -70,10 +71,10 @@ class DivergedError(TrainingError):
 
 
 def fit(
-    model: Classifier,
+    model: Classifier | nn.Module | str | Path,
     loss: Loss,
-    train: ImageIndex,
-    validation: ImageIndex,
+    train: ImageIndex | str | Path,
+    validation: ImageIndex | str | Path,
     config: TrainConfig,
     state: Path | None = None,
     progress: Progress | None = None,
@@ -88,12 +89,12 @@ def fit(
     Logs one line per epoch to ``logging.getLogger("clearhead")`` at level INFO.
 
     Args:
-        model: the model to start from; it is not changed.
+        model: the model to start from: a classifier, a module or a name. It is not changed.
         loss: what to minimise: returns ``loss``, ``logits`` and any parts to record. If it has ``state_dict`` and
             ``load_state_dict``, its state is saved in `state` too. Where the config has soft targets, training batches
             have a ``target`` (B x classes), which the loss has to use, as ``cross_entropy`` does.
-        train: the training images.
-        validation: the images that select the epoch.
+        train: the training images, or where to read them.
+        validation: the images that select the epoch, or where to read them.
         config: optimizer, schedule, augmentation and so on.
         state: a folder for the state of the last epoch. If it has one, training resumes, and ends with the same weights
             as an uninterrupted training.
@@ -108,12 +109,14 @@ def fit(
             interrupted in it or soon after, it is called again for the same epoch.
 
     Raises:
-        DataError: for a group column that does not exist.
+        DataError: for images that cannot be read, or have other classes, or a group column that does not exist.
         ClearheadError: for an unknown `monitor`, or an optimizer that is unavailable.
         TrainingError: if the loss is not finite (DivergedError), or the model has no parameter to train.
     """
     if monitor not in get_args(Monitor):
         raise ClearheadError(f"monitor: {monitor!r} is unknown; choose from {', '.join(get_args(Monitor))}")
+    model = as_classifier(model)
+    train, validation = (as_image_index(images, classes=model.classes) for images in (train, validation))
     accelerator = _accelerator(device, config)
     set_seed(config.seed)
     module = copied(model.module).to(accelerator.device)
