@@ -9,9 +9,10 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 # isort: split
-import clearhead  # noqa: F401
 
 # isort: split
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from PIL import Image
 
 from clearhead.models import load_model, save_model
+from tests import command
 
 CLASSES = ["bird", "cat", "fish"]
 
@@ -49,3 +51,15 @@ def place(tmp_path_factory) -> Path:
             rows.append(f"{name}/{i:02d}.png,{['train', 'val', 'test'][i // 4]},{ground}")
     (root / "data" / "metadata.csv").write_text("\n".join(rows) + "\n")
     return root
+
+
+@pytest.fixture(scope="session")
+def maskless(place) -> Path:
+    """The data without masks."""
+    return Path(shutil.copytree(place / "data", place / "maskless", ignore=shutil.ignore_patterns("masks")))
+
+
+@pytest.fixture(scope="session")
+def repaired(place) -> subprocess.CompletedProcess:
+    """The command that has repaired the model, in the folder repair."""
+    return command.clearhead("repair", "model", "data", "--out", "repair", "--epochs", 2, "--lr", 1e-3, cwd=place)

@@ -1,0 +1,84 @@
+"""Repairs, as commands and as the function behind them."""
+
+import pytest
+import timm
+import torch
+import yaml
+
+from clearhead.models import load_model
+from clearhead.repairs import REPAIRS
+from tests.command import clearhead, error, result
+from tests.conftest import CLASSES
+
+
+def test_a_repair_leaves_an_ordinary_checkpoint_that_compare_judges(place, repaired):
+    assert repaired.returncode == 0, repaired.stderr
+    assert "checkpoint: repair/checkpoint" in repaired.stdout
+    assert "epoch 2/2: loss" in repaired.stderr
+    assert not (place / "repair" / "state").exists()
+    module = timm.create_model(f"local-dir:{place / 'repair' / 'checkpoint'}", pretrained=True).eval()
+    image = torch.rand(1, 3, 32, 32)
+    model = load_model(str(place / "repair" / "checkpoint"))
+    torch.testing.assert_close(module(model.normalize(image)), model(image))
+    assert model.classes == tuple(CLASSES)
+    assert result(place / "repair")["validation"]["before"]["accuracy"]["count"] == 12
+    assert result(place / "repair")["test"] is None
+
+    run = clearhead("compare", "model", "repair", "data", "--split", "test", "--out", "compare", cwd=place)
+    assert run.returncode == 0, run.stderr
+    assert any(word in run.stdout for word in ("improved", "regressed", "inconclusive"))
+    comparison = result(place / "compare")["comparison"]
+    change = comparison["after"]["accuracy"]["value"] - comparison["before"]["accuracy"]["value"]
+    assert comparison["differences"]["average accuracy"]["value"] == pytest.approx(change)
+    flips = comparison["mcnemar"]
+    assert (flips["positive_flips"] - flips["negative_flips"]) / 12 == pytest.approx(change)
+    changed = any(difference["value"] for difference in comparison["classes"].values())
+    page = (place / "compare" / "report.html").read_text()
+    assert ("Most improved classes" in page or "Most regressed classes" in page) == changed
+
+
+@pytest.mark.parametrize("method", [name for name in REPAIRS if name != "relevance"])
+def test_every_repair_leaves_a_checkpoint_and_both_comparisons(place, method):
+    options = ["--method", method, "--epochs", 1, "--test-split", "test", "--out", f"by-{method}"]
+    if method == "heads":
+        options += ["--search", "greedy", "--objective", "accuracy"]
+    run = clearhead("repair", "model", "data", *options, cwd=place)
+    assert run.returncode == 0, run.stderr
+    numbers = result(place / f"by-{method}")
+    assert (numbers["outcome"]["method"], numbers["test"]["before"]["accuracy"]["count"]) == (method, 12)
+    page = (place / f"by-{method}" / "report.html").read_text()
+    assert "data, test images" in page  # the verdict
+    assert "Validation images" in page
+    model = timm.create_model(f"local-dir:{place / f'by-{method}' / 'checkpoint'}", pretrained=True).eval()
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3)
+    if method == "heads":
+        selection = numbers["outcome"]["report"]
+        assert selection["after"] >= selection["before"]
+        assert numbers["validation"]["after"]["accuracy"]["value"] == pytest.approx(selection["after"])
+
+
+def test_terms_are_switched_and_recorded(place):
+    options = ["--preset", "DeiT-S", "--epochs", 1, "--background", 0, "--target", "truth", "--attribution", "rollout"]
+    run = clearhead("repair", "model", "data", *options, "--out", "terms", cwd=place)
+    assert run.returncode == 0, run.stderr
+    arguments = yaml.safe_load((place / "terms" / "config.yaml").read_text())["arguments"]
+    chosen = {"preset": "DeiT-S", "epochs": 1, "background": 0.0, "target": "truth", "attribution": "rollout"}
+    assert chosen.items() <= arguments.items()
+    parts = result(place / "terms")["outcome"]["history"][1]["validation"]
+    assert parts["loss"] == pytest.approx(0.8 * 0.3 * parts["foreground"] + 0.2 * parts["classification"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["maskless"], "foreground masks"),
+        (["data", "--method", "heads", "--test-split", "val"], "trains or selects"),
+        (["data", "--validation-split", "train"], "selection needs other images"),
+        (["data", "--method", "dfr", "--background", "1"], "not an option of the method dfr"),
+        (["data", "--method", "lrp"], "relevance"),
+        (["data", "--preset", "ViT-Z"], "choose from ViT-B"),
+        (["data", "--device", "cuda:7"], "device: 'cuda:7' cannot be used here"),
+    ],
+)
+def test_bad_input_ends_with_one_message(place, maskless, arguments, message):
+    assert message in error(clearhead("repair", "model", *arguments, cwd=place))
