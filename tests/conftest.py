@@ -9,6 +9,7 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 # isort: split
+import clearhead  # noqa: F401
 
 # isort: split
 import shutil
