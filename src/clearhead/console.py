@@ -15,12 +15,10 @@ from clearhead.masks import MasksWritten
 from clearhead.metrics.statistics import Estimate, format_interval, format_value
 from clearhead.progress import Progress, show_progress
 from clearhead.report.calibration import calibration_rows
-from clearhead.report.suites import verdicts
 from clearhead.report.trainings import CHOSEN_BY
 from clearhead.results import (
     AuditResults,
     ComparisonResults,
-    SuiteResults,
     TrainingResults,
 )
 from clearhead.training.loop import best_epoch
@@ -128,36 +126,6 @@ def _tell_epoch(results: TrainingResults) -> None:
     )
     if kept.number == 0:
         out.print(f"No epoch lowered the {CHOSEN_BY[by]}: the checkpoint is the model as it was given.")
-
-
-def tell_suite(results: SuiteResults, folder: Path) -> None:
-    """The accuracy on every set that is not a level of a curve, of curves the means, and what changed for certain."""
-    tell_problems(results.issues)
-    alone = len(results.models) == 1
-    table = _table("top-1", "95% interval", "top-5", "n") if alone else _table(*results.models)
-    top1 = {(row.model, row.set, row.scoring): row for row in results.rows}
-    for row in results.rows:
-        if not row.family and row.model == results.models[0]:
-            rows = [top1[model, row.set, row.scoring] for model in results.models]
-            cells = [format_value(r.top1.value, "%") for r in rows]
-            if alone:
-                top5 = format_value(row.top5.value, "%") if row.top5 else ""
-                cells += [format_interval(row.top1), top5, f"{row.images:,}"]
-            table.add_row(escape(f"{row.set}, {row.scoring}"), *cells)
-    for family in dict.fromkeys(row.family for row in results.rows if row.family):
-        each = [[r.top1.value for r in results.rows if (r.model, r.family) == (m, family)] for m in results.models]
-        table.add_row(escape(f"{family}, mean of {len(each[0])}"), *(format_value(sum(v) / len(v), "%") for v in each))
-    for name in dict.fromkeys(name for found in results.summaries.values() for name in found):
-        each_one = [found.get(name) for found in results.summaries.values()]
-        cells = [format_value(e.value, e.unit) if e else "" for e in each_one]
-        table.add_row(name, *cells, *([format_interval(e) for e in each_one if e] if alone else []))
-    out.print(table)
-    for verdict in verdicts(results):
-        out.print(f"[bold {_COLOURS[verdict.word]}]{verdict.word}[/]: {escape(verdict.sentence)}")
-    if results.absent:
-        err.print(f"[yellow]not there:[/] {escape(', '.join(results.absent))}")
-    out.print(f"tables: {escape(str(folder / 'table.csv'))}, .parquet, .md, .tex")
-    _tell_page(folder)
 
 
 def tell_masks(written: MasksWritten) -> None:

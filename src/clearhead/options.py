@@ -39,6 +39,9 @@ ARGUMENTS = {
     "data": "Folder of class folders (masks/, metadata.csv optional); .parquet, .tar or .npz files; hf-dataset:NAME.",
     "images": "Image files, or folders of images.",
     "run": "Folder of a finished run.",
+    "before_run": "Folder of the baseline's finished run.",
+    "after_run": "Folder of the finished run to compare with it.",
+    "table": "table.csv of other models, as clearhead evaluate writes it.",
     "plan": "YAML file that describes the study.",
 }
 """Help of positional arguments, by name."""

@@ -6,10 +6,8 @@ from typing import Literal
 from clearhead.analyses.audit import Audit
 from clearhead.analyses.compare import Comparison
 from clearhead.analyses.head_scores import HeadScores
-from clearhead.analyses.robustness import SeedRow, SetChange, SetRow
 from clearhead.data.dataset import DataIssue
 from clearhead.metrics.calibration import TemperatureScaling
-from clearhead.metrics.statistics import Estimate
 from clearhead.repairs import RetrainedHead
 from clearhead.repairs.head_selection import Selection
 from clearhead.training.linear_probe import LinearProbe
@@ -92,40 +90,7 @@ class ComparisonResults:
     provenance: dict[str, str]
 
 
-@dataclass(frozen=True)
-class SuiteResults:
-    """Models on shifted sets; the first is what the others are held against.
-
-    Attributes:
-        kind: which results these are.
-        models: their names, each once.
-        data: what the sets are of.
-        reference: the set whose accuracy effective robustness is measured from.
-        constants: of the corruptions made on the fly: ``imagenet`` or ``cifar``.
-        rows: a model, set and scoring each.
-        summaries: of each model over several sets.
-        seeds: means over models of one label.
-        changes: models but the first against it, set by set.
-        absent: sets of the suites that were not there.
-        problems: with the data; images that could not be read among them.
-        facts: for the foot of the page.
-    """
-
-    kind: Literal["suite"]
-    models: list[str]
-    data: str
-    reference: str
-    rows: list[SetRow]
-    summaries: dict[str, dict[str, Estimate]] = field(default_factory=dict)
-    seeds: list[SeedRow] = field(default_factory=list)
-    changes: list[SetChange] = field(default_factory=list)
-    constants: str = "imagenet"
-    absent: list[str] = field(default_factory=list)
-    issues: list[DataIssue] = field(default_factory=list)
-    provenance: dict[str, str] = field(default_factory=dict)
-
-
-Results = AuditResults | TrainingResults | ComparisonResults | SuiteResults
+Results = AuditResults | TrainingResults | ComparisonResults
 
 
 def once(names: list[str]) -> list[str]:

@@ -66,8 +66,8 @@ FOLDER = Path("runs")
 LONGEST_NAME = 100
 """Bytes of a default folder's name before its digest; file systems take 255."""
 
-SPEED_ONLY = ("batch_size", "workers", "jobs")
-"""Arguments that change how fast a run is, not its numbers, unless the analysis lists them in ``DECIDES``."""
+SPEED_ONLY = ("batch_size", "workers", "jobs", "most_unreadable")
+"""Arguments that change how fast a run is or when it gives up, not its numbers, unless ``DECIDES`` lists them."""
 
 MODELS = ("model", "models", "before", "after")
 """Arguments that name models."""

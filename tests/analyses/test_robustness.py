@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit
 
 from clearhead.analyses.robustness import baseline_line, changes, effective_robustness, over_seeds, set_row
+from clearhead.analyses.suite_tables import read_baselines, write_tables
 from clearhead.data.image_io import DataError
 from clearhead.metrics.statistics import holm, proportion
 from clearhead.prediction.suite_predictions import SuitePredictions
-from clearhead.report.tables import read_baselines, write_tables
 
 
 def said(right, seed=0) -> SuitePredictions:
@@ -74,7 +74,7 @@ def test_a_set_is_flagged_only_where_it_stands_out_among_all():
 
 def test_answers_to_other_images_are_not_compared():
     a, b = said([True, False]), said([True, False, True])
-    with pytest.raises(ValueError, match="different images of v2"):
+    with pytest.raises(ValueError, match="predictions of v2 are of different images"):
         changes({("m", "v2", "s"): (a, b)})
 
 
@@ -124,5 +124,5 @@ def test_the_tables_hold_the_rows_and_can_be_read_back(tmp_path):
 
 def test_a_file_that_is_no_table_is_refused(tmp_path):
     (tmp_path / "x.csv").write_text("set,model\nval,a\n")
-    with pytest.raises(DataError, match=r"x\.csv: a table with the columns model, set, scoring, top1"):
+    with pytest.raises(DataError, match=r"x\.csv cannot be read.* columns model, set, scoring and top1"):
         read_baselines(tmp_path / "x.csv")

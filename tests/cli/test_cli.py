@@ -7,7 +7,6 @@ import json
 import subprocess
 
 import numpy as np
-import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -81,86 +80,6 @@ def test_nothing_of_the_users_is_written_over(place, tmp_path):
 )
 def test_bad_input_ends_with_one_message(place, maskless, arguments, said):
     assert said in error(clearhead(*arguments, cwd=place))
-
-
-def test_evaluate_a_suite_leaves_one_table_and_compares_from_what_it_kept(place, repaired):
-    assert repaired.returncode == 0, repaired.stderr
-    suite = ("--suite", "occlusion,rotation", "--sets", "occlusion,rotation 90")
-    run = clearhead(
-        "evaluate", "model", "again=model", "again=repair/checkpoint", "data", *suite, "--out", "suite", cwd=place
-    )
-    assert run.returncode == 0, run.stderr
-    results = json.loads((place / "suite" / "results.json").read_text())
-    assert results["models"] == ["model", "again (1)", "again (2)"]
-    sets = [row["set"] for row in results["rows"] if row["model"] == "model"]
-    assert sets[0] == "clean"
-    assert "rotation 90" in sets
-    assert "rotation 45" not in sets
-    table = pyarrow.parquet.read_table(place / "suite" / "table.parquet").to_pylist()
-    count = len(results["rows"])
-    assert [row["top1"] for row in table[:count]] == [row["top1"]["value"] for row in results["rows"]]
-    assert {row["model"] for row in table[count:]} == {"again, mean of 2"}
-    kept = pyarrow.parquet.read_table(place / "suite" / "predictions" / "model" / "as-it-is.parquet").to_pylist()
-    assert table[0]["top1"] == np.mean([row["label"] == row["predicted"] for row in kept])
-    same = [row for row in results["changes"] if row["model"] == "again (1)"]
-    assert {(row["positive_flips"], row["negative_flips"], row["word"]) for row in same} == {
-        (0, 0, "no difference detected")
-    }
-    assert {row["label"] for row in results["seeds"]} == {"again"}
-
-    for name, model in (("a", "model"), ("b", "repair/checkpoint")):
-        clearhead("evaluate", model, "data", *suite, "--out", f"suite-{name}", cwd=place)
-    run = clearhead("compare", "suite-a", "suite-b", "--out", "suites", cwd=place)
-    assert run.returncode == 0, run.stderr
-    found = json.loads((place / "suites" / "results.json").read_text())["changes"]
-    assert [{**row, "model": "b"} for row in found] == [
-        {**row, "model": "b"} for row in results["changes"] if row["model"] == "again (2)"
-    ]
-    assert "(Holm)" in (place / "suites" / "report.html").read_text()
-
-
-def test_effective_robustness_is_from_a_baseline_table(place, repaired):
-    rows = [f"m{i},{name},3 classes,{x}" for i, x in enumerate((0.3, 0.6, 0.9)) for name in ("clean", "rotation 90")]
-    (place / "baseline.csv").write_text("model,set,scoring,top1\n" + "\n".join(rows) + "\n")
-    suite = ("--suite", "rotation", "--sets", "rotation 90", "--baseline", "baseline.csv")
-    run = clearhead("evaluate", "repair/checkpoint", "data", *suite, "--out", "line", cwd=place)
-    assert run.returncode == 0, run.stderr
-    before, after = json.loads((place / "line" / "results.json").read_text())["rows"]
-    assert before["effective"] is None
-    expected = min(max(before["top1"]["value"], 1e-6), 1 - 1e-6)  # the baselines lose nothing
-    assert after["effective"]["value"] == pytest.approx(after["top1"]["value"] - expected)
-    (place / "worse.csv").write_text(
-        (place / "baseline.csv").read_text().replace("rotation 90,3 classes,0.9", "x,y,0.9")
-    )
-    again = clearhead("evaluate", "repair/checkpoint", "data", *suite[:-1], "worse.csv", "--out", "line", cwd=place)
-    assert again.returncode == 0, again.stderr  # nothing is answered anew
-    results = json.loads((place / "line" / "results.json").read_text())
-    assert results["rows"][1]["effective"]["value"] == pytest.approx(after["effective"]["value"])
-    assert results["provenance"]["baseline"] == "worse.csv"
-    options = ("--suite", "rotation", "--sets", "rotation 90")
-    run = clearhead("evaluate", "model", "data", *options, "--baseline", "baseline.csv", "--out", "other", cwd=place)
-    assert run.returncode == 0, run.stderr
-    run = clearhead("compare", "line", "other", "--out", "lines", cwd=place)
-    assert run.returncode == 0, run.stderr
-    rows = json.loads((place / "lines" / "results.json").read_text())["rows"]
-    assert all(row["effective"] is None for row in rows)  # from two lines
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("evaluate", "model", "data", "--suite", "rotatoin"), "suite 'rotatoin': there is rotation"),
-        (("evaluate", "model", "data", "--suite", "rotation", "--sets", "rotation 1"), "set 'rotation 1' is not of"),
-        (("evaluate", "model", "--suite", "imagenet", "--root", "data"), "none of imagenet, imagenet-v2"),
-        (("evaluate", "data", "--suite", "rotation"), "a model and data are needed"),
-        (("compare", "model", "repair"), "no results.json"),
-        (("evaluate", "a b=model", "a-b=model", "data", "--suite", "rotation"), "cannot be told apart as files"),
-        (("evaluate", "model", "--suite", "imagenet-a", "--root", "data"), "not there: imagenet-a"),
-        (("evaluate", "model", "data", "--suite", "rotation", "--baseline", "no.csv"), "no.csv"),
-    ],
-)
-def test_suites_that_cannot_be_are_refused(place, repaired, arguments, message):
-    assert message in error(clearhead(*arguments, "--out", "refused", cwd=place))
 
 
 def test_landscape_hessian_tells_models_side_by_side(place, repaired):

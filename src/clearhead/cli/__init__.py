@@ -12,7 +12,7 @@ import typer
 from clearhead import __version__
 from clearhead.cli.analyses import add_analyses
 from clearhead.cli.data import data_app
-from clearhead.cli.evaluation import evaluate, report
+from clearhead.cli.evaluation import report
 from clearhead.cli.options import Device
 from clearhead.cli.output import log_to_stderr, print_error
 from clearhead.cli.reproduce import reproduce_app
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="See what a vision transformer relies on, repair it cheaply, and prove that the repair helped.",
 )
-for command in (evaluate, report):
+for command in (report,):
     app.command()(command)
 landscape_app = typer.Typer(no_args_is_help=True, help="Measure the loss landscape around the weights of a model.")
 layers_app = typer.Typer(no_args_is_help=True, help="Measure feature maps through the depth of a model.")

@@ -95,7 +95,7 @@ def _function(command: str, module: str) -> Callable[..., None]:
 
 def _argument(name: str) -> inspect.Parameter:
     several = {"models": list[str], "images": list[Path]}
-    paths = ("run", "plan", "before_run", "after_run")
+    paths = ("run", "plan", "before_run", "after_run", "table")
     base: Any = several.get(name, Path if name in paths else str)
     metavar = f"{name.upper().removesuffix('S')}..." if name in several else name.upper()
     annotation = Annotated[base, typer.Argument(metavar=metavar, help=ARGUMENTS[name], show_default=False)]

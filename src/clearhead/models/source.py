@@ -80,11 +80,16 @@ def require_same_classes(models: Sequence[ModelLike]) -> tuple[str, ...]:
         classes.append((model.load(hold=hold) if isinstance(model, ModelSource) else as_classifier(model)).classes)
     for name, other in zip(names[1:], classes[1:], strict=True):
         if other != classes[0]:
-            raise ModelError(
-                f"models: the classes differ: {names[0]} has {_listed(classes[0])}, {name} has {_listed(other)}; "
-                "give models of the same classes"
-            )
+            raise ModelError(different_classes(names[0], classes[0], name, other))
     return classes[0]
+
+
+def different_classes(name: str, classes: Sequence[str], other: str, other_classes: Sequence[str]) -> str:
+    """Return the message about two models of different classes."""
+    return (
+        f"models: the classes differ: {name} has {_listed(classes)}, {other} has {_listed(other_classes)}; give models of "
+        "the same classes"
+    )
 
 
 def _listed(classes: Sequence[str]) -> str:

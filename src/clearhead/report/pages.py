@@ -8,8 +8,7 @@ from clearhead.analyses.compare import Comparison
 from clearhead.data.dataset import DataIssue
 from clearhead.report.page import Page, Row, Section, Table, write
 from clearhead.report.renderers import KINDS
-from clearhead.report.suites import verdicts
-from clearhead.results import ComparisonResults, Results, SuiteResults, TrainingResults, once
+from clearhead.results import ComparisonResults, Results, TrainingResults, once
 
 
 def write_page(runs: Sequence[tuple[Results, Path]], path: Path, title: str = "") -> None:
@@ -39,8 +38,7 @@ def page(runs: Sequence[tuple[Results, Path]], title: str = "") -> Page:
     return Page(
         title=title or kind.title(main),
         lead=kind.lead(main),
-        verdicts=[replace(c.verdict, data=data) for c, data in _judged([r for r, _ in runs])]
-        + [verdict for run, _ in runs if isinstance(run, SuiteResults) for verdict in verdicts(run)],
+        verdicts=[replace(c.verdict, data=data) for c, data in _judged([r for r, _ in runs])],
         headline=kind.headline(main),
         sections=sections,
         provenance=provenance,

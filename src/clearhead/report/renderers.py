@@ -10,12 +10,10 @@ from clearhead.metrics.statistics import Estimate
 from clearhead.report.audits import audit_sections
 from clearhead.report.comparisons import comparison_sections
 from clearhead.report.page import Section
-from clearhead.report.suites import suite_sections
 from clearhead.report.trainings import training_sections
 from clearhead.results import (
     AuditResults,
     ComparisonResults,
-    SuiteResults,
     TrainingResults,
 )
 
@@ -92,11 +90,5 @@ KINDS: dict[type, Kind] = {
         _trained,
         lambda run, folder, of: training_sections(run),
         lambda run: _compared(run.test),
-    ),
-    SuiteResults: Kind(
-        lambda run: f"{_listed(run.models)} on shifted data",
-        lambda run: f"{len({row.set for row in run.rows})} sets of {run.data}.",
-        lambda run, folder, of: suite_sections(run),
-        lambda run: [(f"{row.model}, {row.set}", row.top1) for row in run.rows if row.set == run.reference][:4],
     ),
 }

@@ -11,12 +11,10 @@ from clearhead.workflows.evaluation import (
     run_report,
 )
 from clearhead.workflows.pieces import Progress, load_backbone, model_name
-from clearhead.workflows.suites import compare_suites, run_suite
 from clearhead.workflows.training import run_repair, run_select, run_train
 
 __all__ = [
     "Progress",
-    "compare_suites",
     "load_backbone",
     "model_name",
     "on_device",
@@ -25,6 +23,5 @@ __all__ = [
     "run_repair",
     "run_report",
     "run_select",
-    "run_suite",
     "run_train",
 ]

@@ -70,7 +70,12 @@ def reproduce(
         runs_new.run(f"layers {name}", probed, out=out / name, device=device).result for name in ("fourier", "lesion")
     )
     noise, corruptions = (
-        workflows.run_suite(checkpoints, [suite], data / of, out / suite, split="test", seed=seed, **run)
+        runs_new.run(
+            "evaluate",
+            {"models": checkpoints, "data": str(data / of), "suite": [suite], "split": "test", "seed": seed},
+            out=out / suite,
+            device=device,
+        ).result
         for suite, of in (("frequency-noise", "100"), ("corruptions", CORRUPTED))
     )
     # how well training fits is told by its end: the epoch that is kept was chosen not to overfit

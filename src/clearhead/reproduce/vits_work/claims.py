@@ -10,9 +10,10 @@ from scipy.stats import t
 
 from clearhead.analyses.fourier import Fourier
 from clearhead.analyses.hessian import Spectrum
+from clearhead.analyses.robustness import SuiteResult
 from clearhead.metrics.statistics import Estimate, newcombe_difference
 from clearhead.reproduce.vits_work.sizes import BLOCKS, FRACTIONS, Size
-from clearhead.results import AuditResults, ComparisonResults, SuiteResults
+from clearhead.results import AuditResults, ComparisonResults
 
 Sentence = tuple[str, str, str, Literal[-1, 1]]
 """What is said, of which model, against which (or of which kind of unit), and on which side of zero it lies."""
@@ -38,8 +39,8 @@ class Found:
     size: Size
     spectra: dict[str, dict[int, Spectrum]]
     maps: Fourier
-    noise: SuiteResults
-    corruptions: SuiteResults
+    noise: SuiteResult
+    corruptions: SuiteResult
     audits: dict[tuple[str, str], AuditResults]
     against: dict[tuple[str, str], ComparisonResults]
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
+from clearhead.analyses.robustness import SuiteResult
 from clearhead.metrics.statistics import Estimate, format_interval, format_value
 from clearhead.reproduce.vits_work.claims import CORRUPTION, Claim, Found
-from clearhead.results import SuiteResults
 
 _READ = """Errors and test losses are of the epoch of lowest validation loss. Training losses, of the last epoch, are on
 the model's own training images as they are; spectra are of the loss that it was trained on, augmentation and all, but
@@ -39,11 +39,11 @@ def series_tables(found: Found) -> str:
     return "\n".join(told)
 
 
-def noise_table(noise: SuiteResults) -> str:
+def noise_table(noise: SuiteResult) -> str:
     """Accuracy under noise of each frequency."""
     levels = sorted({row.level for row in noise.rows if row.level is not None})
     rows = []
-    for model in noise.models:
+    for model in noise.subject.models:
         by_level = {row.level: row.top1.value for row in noise.rows if row.model == model}
         rows.append([model, *(format_value(by_level[level], "%") for level in (None, *levels))])
     return _table(["accuracy under noise of", "none", *(f"{level:g} π" for level in levels)], rows)
