@@ -156,7 +156,7 @@ def test_the_first_table_has_means_over_levels_and_metrics_over_sets(place):
         (("evaluate", "model", "data", "--suite", "imagenet"), "none of imagenet, imagenet-v2"),
         (("evaluate", "model", "nowhere", "--suite", "imagenet"), "data: nowhere: no such folder or file"),
         (("evaluate", "model", "model", "data", "--labels", "a b,a-b", "--suite", "scale"), "cannot be told apart"),
-        (("evaluate", "model", "data", "--suite", "imagenet-a"), "none of imagenet-a"),
+        (("evaluate", "model", "data", "--suite", "imagenet-a"), "not there: imagenet-a"),
         (("evaluate", "model", "data", "--suite", "rotation", "--out", "data"), "out: data holds other files"),
         (("compare-suites", "model", "data"), "before_run: model has no results.json"),
         (("compare-suites", "nowhere", "data"), "before_run: nowhere: no such file or folder"),

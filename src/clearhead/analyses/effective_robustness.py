@@ -85,8 +85,8 @@ def page(result: EffectiveRobustnessResult) -> Page:
     ]
     text = (
         f"Effective robustness: accuracy minus that expected from the accuracy on {result.reference}, by the line of "
-        "the baselines (linear in logits); its interval treats the line as exact. Sets of fewer than two usable baselines "
-        "have none."
+        "the baselines (linear in logits); its interval treats the line as exact. Sets of fewer than two usable "
+        "baselines have none."
     )
     columns = ["top-1", "effective robustness"]
     return Page(

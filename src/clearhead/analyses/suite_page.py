@@ -1,6 +1,7 @@
 """The page of models on shifted sets: the verdict over all sets, the accuracies, the curves, the numbers."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from clearhead.analyses.robustness import ALPHA, SetChange, SetRow, SuiteResult
@@ -85,19 +86,21 @@ def _overview(result: SuiteResult) -> Table:
     models = result.subject.models
     accuracy = {(row.model, row.set, row.scoring): row.top1 for row in result.rows}
     several = _with_several_mappings(result.rows)
+    first = [row for row in result.rows if row.model == models[0]]
+    levels = Counter(row.family for row in first if row.family)
     rows = [
         Row(
             row.set,
             [accuracy[model, row.set, row.scoring] for model in models],
             row.scoring if row.set in several else "",
         )
-        for row in result.rows
-        if not row.family and row.model == models[0]
+        for row in first
+        if levels[row.family] < 2
     ]
-    for family in dict.fromkeys(row.family for row in result.rows if row.family):
-        levels = [[r.top1.value for r in result.rows if (r.model, r.family) == (m, family)] for m in models]
-        cells = [format_value(sum(values) / len(values), "%") for values in levels]
-        rows.append(Row(family.replace("_", " "), cells, f"mean of {len(levels[0])} levels"))
+    for family in (family for family, count in levels.items() if count > 1):
+        values = [[r.top1.value for r in result.rows if (r.model, r.family) == (m, family)] for m in models]
+        cells = [format_value(sum(of_model) / len(of_model), "%") for of_model in values]
+        rows.append(Row(family.replace("_", " "), cells, f"mean of {levels[family]} levels"))
     names = list(dict.fromkeys(name for summary in result.summaries.values() for name in summary))
     rows += [Row(name, [result.summaries[model].get(name, "") for model in models]) for name in names]
     text = ["Top-1 accuracy.", *(_SUMMARIES[name] for name in names)]

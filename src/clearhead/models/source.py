@@ -87,8 +87,8 @@ def require_same_classes(models: Sequence[ModelLike]) -> tuple[str, ...]:
 def different_classes(name: str, classes: Sequence[str], other: str, other_classes: Sequence[str]) -> str:
     """Return the message about two models of different classes."""
     return (
-        f"models: the classes differ: {name} has {_listed(classes)}, {other} has {_listed(other_classes)}; give models of "
-        "the same classes"
+        f"models: the classes differ: {name} has {_listed(classes)}, {other} has {_listed(other_classes)}; give "
+        "models of the same classes"
     )
 
 
