@@ -1,0 +1,135 @@
+"""Overlays, outlines and images as data URIs."""
+
+import base64
+import io
+import math
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from clearhead.report.overlay import data_uri, outline, overlay
+
+NAN = math.nan
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_an_overlay_shows_the_greyed_image_where_there_is_no_relevance_and_the_colour_where_there_is_all() -> None:
+    image = noise(16, 24)
+    kept = image.copy()
+    ground = 0.5 * image + 0.5 * image.mean(2, keepdims=True)
+    np.testing.assert_allclose(overlay(image, np.zeros((16, 24))), ground, atol=0.51)
+    np.testing.assert_allclose(overlay(image, np.ones((16, 24)), strength=0), ground, atol=0.51)
+    full = overlay(image, np.ones((4, 6)), strength=1)
+    assert full.shape == image.shape
+    assert full.dtype == np.uint8
+    assert (full == full[0, 0]).all()
+    red, green, blue = full[0, 0].astype(int)
+    assert red > green > blue, "warm"
+    np.testing.assert_array_equal(image, kept)
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))
+def test_an_overlay_changes_more_where_relevance_is_more(height: int, width: int, h: int, w: int, seed: int) -> None:
+    image = np.full((height, width, 3), 100, np.uint8)
+    heat = np.random.default_rng(seed).random((h, w))
+    assert overlay(image, heat).shape == (height, width, 3)
+    heat = np.random.default_rng(seed).random((height, width))
+    red = overlay(image, heat)[..., 0].astype(int)
+    assert (np.diff(red.ravel()[np.argsort(heat, axis=None)]) >= -1).all()  # the colours come in 256 steps
+
+
+@pytest.mark.parametrize(
+    ("heat", "message"),
+    [
+        (np.full((4, 4), 1.01), r"0\.\.1, got 1\.01\.\.1\.01: scale it"),
+        (np.full((4, 4), -0.5), r"0\.\.1, got -0\.5"),
+        (np.full((4, 4), NAN), r"0\.\.1, got nan"),
+        (np.zeros((1, 4, 4)), r"H x W, got shape \(1, 4, 4\): give one map"),
+    ],
+)
+def test_a_map_out_of_range_is_refused(heat: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        overlay(noise(4, 4), heat)
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((3, 4, 4), np.uint8)])
+@pytest.mark.parametrize(
+    "draw",
+    [lambda i: overlay(i, np.zeros((4, 4))), lambda i: outline(i, np.zeros((4, 4), bool)), data_uri],
+    ids=["overlay", "outline", "data_uri"],
+)
+def test_what_is_no_image_is_refused(image: np.ndarray, draw: Callable[[np.ndarray], object]) -> None:
+    with pytest.raises(ValueError, match=rf"image must be H x W x 3 of uint8, got shape {re.escape(str(image.shape))}"):
+        draw(image)
+
+
+def test_an_outline_is_white_inside_the_edge_and_dark_around() -> None:
+    image = np.full((12, 14, 3), 200, np.uint8)
+    mask = np.zeros((12, 14), bool)
+    mask[3:9, 4:11] = True
+    drawn = outline(image, mask)
+    rim = mask.copy()
+    rim[4:8, 5:10] = False
+    np.testing.assert_array_equal((drawn == 255).all(2), rim)
+    assert (drawn[2, 4:11] == 70).all()  # just outside
+    assert (drawn[4, 5:10] == 70).all()  # just inside the line
+    np.testing.assert_array_equal(drawn[5:7, 6:9], image[5:7, 6:9])
+    np.testing.assert_array_equal(drawn[[0, -1]], image[[0, -1]])
+    assert (image == 200).all(), "the image given must stay as it was"
+
+
+@given(st.integers(0, 999), st.integers(2, 30), st.integers(2, 30))
+def test_an_outline_is_drawn_only_near_the_edge_and_accepts_masks_of_numbers(
+    seed: int, height: int, width: int
+) -> None:
+    mask = np.random.default_rng(seed).random((height, width)) > 0.5
+    image = noise(height, width, seed)
+    drawn = outline(image, mask)
+    np.testing.assert_array_equal(outline(image, mask.astype(np.int64) * 3), drawn)
+    near = np.zeros_like(mask)
+    for y, x in np.argwhere(mask):
+        around = mask[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
+        near[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3] |= not around.all()
+    np.testing.assert_array_equal(drawn[~near], image[~near])
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_a_mask_without_an_edge_draws_nothing(value: bool) -> None:
+    np.testing.assert_array_equal(outline(noise(9, 9), np.full((9, 9), value)), noise(9, 9))
+
+
+def test_a_mask_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"mask must be H x W like the image, got \(4, 5\) for an image of \(4, 4\)"):
+        outline(noise(4, 4), np.zeros((4, 5), bool))
+
+
+def decoded(uri: str) -> Image.Image:
+    kind, _, data = uri.partition(";base64,")
+    assert kind == "data:image/webp"
+    return Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+
+
+@given(st.integers(1, 96), st.integers(1, 96), st.integers(0, 99))
+def test_a_tiny_image_survives_a_data_uri_to_the_bit(height: int, width: int, seed: int) -> None:
+    image = noise(height, width, seed)
+    np.testing.assert_array_equal(np.asarray(decoded(data_uri(image)).convert("RGB")), image)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [(97, 20, (20, 97)), (320, 320, (320, 320)), (640, 320, (160, 320)), (480, 1280, (320, 120)), (2000, 3, (1, 320))],
+)
+def test_a_large_image_is_made_smaller_and_keeps_its_shape(height: int, width: int, size: tuple[int, int]) -> None:
+    y, x = np.mgrid[:height, :width]
+    image = np.stack([255 * y / height, 255 * x / width, 0 * x + 128], 2).astype(np.uint8)
+    picture = decoded(data_uri(image)).convert("RGB")
+    assert picture.size == size
+    np.testing.assert_allclose(np.asarray(picture).mean((0, 1)), image.mean((0, 1)), atol=4)
