@@ -88,8 +88,9 @@ def test_calibration_is_given_without_and_with_a_temperature_of_another_split(pl
     assert scaled.audit.calibration.loss == plain.audit.calibration.loss
     assert scaled.scaled.calibration.loss != scaled.audit.calibration.loss
     assert scaled.scaled.calibration.brier.count == 12
-    scaled_sections = [s for s in audit.page(scaled).sections if s.title.startswith("Calibration at temperature")]
-    assert any("12 images of the split val" in section.text for section in scaled_sections)
+    sections = audit.page(scaled).sections
+    assert any(section.title.startswith("Calibration at temperature") for section in sections)
+    assert any("12 images of the split val" in section.text for section in sections)
 
 
 @pytest.mark.parametrize("split", [None, "val"])
