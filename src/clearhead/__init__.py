@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from clearhead.attention_tap import NoAttentionError as NoAttentionError
     from clearhead.attention_tap import tap as tap
     from clearhead.attribution import explain as explain
+    from clearhead.attribution.sis import sufficient_subset as sufficient_subset
     from clearhead.data.images import read_images as read_images
     from clearhead.data.loading import ImageDataset as ImageDataset
     from clearhead.errors import ClearheadError as ClearheadError
@@ -84,6 +85,7 @@ _MODULES = {
     "save_model": "models",
     "score_heads": "analyses.head_scores",
     "select_heads": "repairs",
+    "sufficient_subset": "attribution.sis",
     "tap": "attention_tap",
 }
 """Public name -> module that defines it. A name needs a line here, and one above for type checkers."""
