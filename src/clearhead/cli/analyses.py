@@ -135,6 +135,8 @@ def _is_bool(kind: Any) -> bool:
 
 def parse(parameter: Parameter, value: Any) -> Any:
     """Return an option's value as ``measure`` takes it. Raises ClearheadError for text that is no list of its items."""
+    if value is None:
+        return parameter.default
     if not isinstance(value, str):
         return value
     if value in literals(parameter.type) or get_origin(parameter.type) is Literal:
