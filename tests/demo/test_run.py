@@ -1,6 +1,5 @@
 """The whole demo, run as a new user runs it."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 import timm
 
 from clearhead.demo.run import MODEL
+from tests.command import result
 
 
 def test_the_shipped_weights_are_small_and_timm_loads_them():
@@ -24,7 +24,9 @@ def test_the_repair_improves_the_worst_group_on_shifted_images(tmp_path):
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("improved")
     assert (tmp_path / "demo" / "report.html").is_file()
-    results = json.loads((tmp_path / "demo" / "compare" / "results.json").read_text())["comparison"]
+    results = result(tmp_path / "demo" / "compare")["comparison"]
+    assert results["before"]["worst_group"][1]["value"] == pytest.approx(0.093, abs=0.001)  # the published numbers
+    assert results["after"]["worst_group"][1]["value"] == pytest.approx(0.907, abs=0.001)
     assert results["before"]["worst_group"][1]["high"] < 0.5  # the model relied on the shortcut
     assert results["differences"]["worst-group accuracy"]["low"] > 0.2
     assert results["differences"]["average accuracy"]["low"] > 0

@@ -69,7 +69,7 @@ def measure(
         Option("By masks (relevance, gradmask, rrr), heads, or groups (dfr, groupdro, reweight)."),
     ] = "relevance",
     preset: Annotated[
-        str | None, Option("The paper's settings for ViT-B, ViT-L, AR-S, AR-B, AR-L, DeiT-S or DeiT-B.")
+        str | None, Option("The paper's settings for ViT-B, ViT-L, AR-S, AR-B, AR-L, DeiT-S or DeiT-B; or demo.")
     ] = None,
     epochs: Annotated[
         int | None, Option("Passes over the training images. Default: 10, or the preset's.", min=1)

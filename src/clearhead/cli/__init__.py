@@ -45,18 +45,18 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit()
 
 
-@app.command()
+@app.command(epilog="Example: clearhead demo --out clearhead-demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demo's data, runs and page.")] = Path("clearhead-demo"),
     device: Device = None,
 ) -> None:
-    """Audit, repair and compare a small model that ships with clearhead, on generated pictures; no download."""
-    from clearhead import console
+    """Audit, repair and compare a small model that ships with clearhead, on generated images; no download."""
     from clearhead.demo.run import run_demo
+    from clearhead.report.terminal import print_page
 
-    comparison, page = run_demo(out, device=device, progress=console.progress)
-    console.tell_verdict(comparison)
-    console.out.print(f"page: {page}", markup=False)
+    comparison, page = run_demo(out, device=device)
+    print_page(comparison.page())
+    print(f"page: {page}")
 
 
 def main() -> None:

@@ -2,12 +2,13 @@
 
 All models use the weights 2, 0.3, 0.8 and 0.2 of the loss (the defaults of ``RelevanceLoss``), AdamW with weight decay
 1e-4, and 50 epochs with batch size 8 on 3 images of each of 500 classes. They differ in learning rate and temperature.
+``demo`` has the settings of ``clearhead demo``.
 """
 
 from dataclasses import dataclass
 
 from clearhead.errors import ClearheadError
-from clearhead.training.config import TrainConfig
+from clearhead.training.config import Schedule, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,16 @@ class Preset:
         temperature: T, which divides the logits; None is 1.
         epochs: passes over the training images.
         weights: timm's name of the weights that match the paper's description, where timm has them.
+        schedule: of the learning rate.
+        min_crop_area: smallest area of a random crop, as a fraction of the image.
     """
 
     lr: float
     temperature: float | None = None
     epochs: int = 50
     weights: str | None = None
+    schedule: Schedule = "decay"
+    min_crop_area: float = 0.75
 
 
 PRESETS = {
@@ -35,6 +40,7 @@ PRESETS = {
     "AR-L": Preset(9e-7, weights="vit_large_patch16_224.augreg_in21k_ft_in1k"),
     "DeiT-S": Preset(1e-6, 0.55, weights="deit_small_patch16_224.fb_in1k"),
     "DeiT-B": Preset(8e-7, 0.65, weights="deit_base_patch16_224.fb_in1k"),
+    "demo": Preset(5e-4, epochs=3, schedule="cosine", min_crop_area=0.8),
 }
 
 
@@ -53,4 +59,6 @@ def default_config(preset: str | None = None) -> TrainConfig:
     Raises ClearheadError for an unknown preset.
     """
     chosen = preset_named(preset)
-    return TrainConfig(chosen.epochs, chosen.lr, batch_size=8, schedule="decay", min_crop_area=0.75)
+    return TrainConfig(
+        chosen.epochs, chosen.lr, batch_size=8, schedule=chosen.schedule, min_crop_area=chosen.min_crop_area
+    )
