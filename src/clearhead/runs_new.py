@@ -446,9 +446,8 @@ def _require_free(folder: Path) -> None:
     if folder.is_file():
         raise RunError(f"out: {folder} is a file; give a new or an empty folder")
     if folder.is_dir() and _config(folder) is None:
-        strangers = [
-            e.name for e in folder.iterdir() if e.name not in _TRACES and not e.name.startswith(".config.yaml.")
-        ]
+        traces = (".lock", ".config.yaml.")  # of a run that stopped before it wrote config.yaml
+        strangers = [entry.name for entry in folder.iterdir() if not entry.name.startswith(traces)]
         if strangers:
             raise RunError(
                 f"out: {folder} holds other files (such as {strangers[0]}) and is not a run folder; give a new or an "

@@ -49,9 +49,8 @@ def test_nothing_of_the_users_is_written_over(place, tmp_path):
     mine.mkdir()
     for content in ("learning: 3\n", "!!python/object:x.Y {}\n"):
         (mine / "config.yaml").write_text(content)
-        assert "not the folder of a run" in error(
-            clearhead("audit", model, place / "data", "--out", mine, cwd=tmp_path)
-        )
+        message = error(clearhead("audit", model, place / "data", "--out", mine, cwd=tmp_path))
+        assert "holds other files (such as config.yaml) and is not a run folder" in message
         assert (mine / "config.yaml").read_text() == content
 
 
