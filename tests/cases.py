@@ -96,8 +96,9 @@ def images(batch: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32) ->
 
 
 def pixels(batch: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Pixels that ``classifier`` normalises to ``images``: that noise, halved, around 0.5."""
-    return images(batch, seed, dtype) / 2 + 0.5
+    """Pixels in 0..1, uniform noise, batch x 3 x 32 x 32."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, 3, SIZE, SIZE, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def logits(model: nn.Module, batch: Tensor) -> Tensor:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from clearhead.attention_tap import NoAttentionError as NoAttentionError
     from clearhead.attention_tap import tap as tap
     from clearhead.attribution import explain as explain
+    from clearhead.attribution import list_methods as list_methods
+    from clearhead.attribution import overlay as overlay
+    from clearhead.attribution import register_method as register_method
+    from clearhead.attribution import show as show
     from clearhead.attribution.sis import sufficient_subset as sufficient_subset
     from clearhead.data.images import read_images as read_images
     from clearhead.data.loading import ImageDataset as ImageDataset
@@ -78,13 +82,17 @@ _MODULES = {
     "hessian": "landscape",
     "knn": "analyses.knn",
     "lesions": "analyses.lesion",
+    "list_methods": "attribution",
     "load_model": "models",
+    "overlay": "attribution",
     "predict": "prediction.predict",
     "read_images": "data.images",
+    "register_method": "attribution",
     "repair": "repairs",
     "save_model": "models",
     "score_heads": "analyses.head_scores",
     "select_heads": "repairs",
+    "show": "attribution",
     "sufficient_subset": "attribution.sis",
     "tap": "attention_tap",
 }

@@ -2,18 +2,24 @@
 
 import copy
 import importlib
+import os
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from clearhead.attention_tap import NoAttentionError, tap
-from clearhead.attribution import METHODS, explain, explain_with_logits, scale
-from clearhead.models import Classifier, Preprocessing, from_module
+from clearhead.attribution import METHODS, explain, explain_with_logits, list_methods, register_method, scale
+from clearhead.errors import ClearheadError
+from clearhead.models import Classifier, Preprocessing, as_classifier, from_module, save_model
 from tests import reference
-from tests.cases import CLASSES, MODELS, SIZE, images
+from tests.cases import CLASSES, MODELS, SIZE
+from tests.cases import pixels as images
 
 import timm  # isort: skip  (after clearhead, which lets torchvision import)
 
@@ -146,7 +152,7 @@ def test_images_of_another_size_are_refused(method):
     )
     wide = Preprocessing((32, 64), (32, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     model = from_module(module, preprocess=wide, classes=[f"c{i}" for i in range(CLASSES)])
-    batch = torch.randn(1, 3, 32, 64)
+    batch = torch.rand(1, 3, 32, 64)
     assert explain(model, batch, method=method).shape == (1, 32, 64)
     with pytest.raises(ValueError, match="images: 64 x 32 pixels, but the model's tokens lie on 32 x 64"):
         explain(model, batch.transpose(2, 3), method=method)
@@ -198,3 +204,89 @@ def test_a_class_that_does_not_exist_is_named(target, said):
 def test_an_unknown_method_is_named():
     with pytest.raises(ValueError, match=r"'lrp'.*gae"):
         explain(classifier("timm-vit"), images(), method="lrp")
+
+
+# What people pass
+
+
+def test_images_are_taken_as_people_have_them(tmp_path):
+    model = classifier("timm-vit")
+    image = np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "1.png")
+    tensor = model.preprocess.image(Image.fromarray(image))
+    expected = explain(model, tensor[None], 2)
+    for same in (tensor, image, Image.fromarray(image), tmp_path / "1.png", str(tmp_path / "1.png"), [image]):
+        assert torch.equal(explain(model, same, 2), expected)
+    several = [image, Image.fromarray(image), tensor, tmp_path / "1.png"]
+    torch.testing.assert_close(explain(model, several, 2), expected.expand(4, -1, -1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_plain_module_a_class_name_and_another_precision():
+    module = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2).eval()
+    batch = images(2)
+    expected = explain(module, batch, 817)
+    assert torch.equal(explain(module, batch, "sports car"), expected)
+    assert torch.equal(explain(as_classifier(module), batch, "817"), expected)
+    torch.testing.assert_close(explain(module.double(), batch, 817).float(), expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r"class 'sport car' is not one of the model's 1000 classes: .*sports car"):
+        explain(module, batch, "sport car")
+
+
+def test_a_name_is_a_model(tmp_path):
+    model = classifier("hf-vit")
+    model = replace(model, library="hf", preprocess=replace(model.preprocess, odd_margin="down"))
+    save_model(model, tmp_path / "m")
+    assert torch.equal(explain(str(tmp_path / "m"), images(1), 1), explain(model, images(1), 1))
+    assert list_methods(tmp_path / "m") == list(METHODS)
+
+
+def test_a_module_of_unknown_preprocessing_is_explained_on_its_own_tensors_alone():
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 30 * 30, 2))
+    tensors = 3 * torch.randn(2, 3, 32, 32)
+    assert explain(module, tensors, method="input-gradient").shape == (2, 32, 32)
+    with pytest.raises(ValueError, match=r"preprocessing of Sequential is unknown.*transform="):
+        explain(as_classifier(module, image_size=(32, 32)), Image.new("RGB", (40, 40)), method="input-gradient")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (3 * torch.randn(1, 3, 32, 32), r"pixels in 0\.\.1 are needed, got -.*before normalisation"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), r"of torch.uint8; floats .*images / 255"),
+        (torch.zeros(32, 32, 3), r"got a tensor \(32, 32, 3\)"),
+        (np.zeros((32, 32, 3)), "of float64; H x W x 3 of uint8"),
+        ([], "got list of no images"),
+        (7, "got int; pass a PIL image, a path"),
+        ("no/file.jpg", "no/file.jpg"),
+    ],
+)
+def test_images_that_cannot_be_are_named(wrong, message):
+    with pytest.raises(ClearheadError, match=message):
+        explain(classifier("timm-vit"), wrong)
+
+
+def test_methods_are_listed_by_what_works_and_can_be_added(monkeypatch):
+    monkeypatch.setattr("clearhead.attribution.METHODS", dict(METHODS))
+    register_method("mine", lambda model, images, target: (images.mean(1), model(images)))
+    register_method("mine", lambda model, images, target: (images.amax(1), model(images)))
+    assert list_methods()[-1] == "mine"
+    assert list_methods(classifier("timm-swin")) == ["input-gradient", "input-x-gradient", "mine"]
+    assert explain(classifier("timm-swin"), images(2), method="mine").shape == (2, SIZE, SIZE)
+    with pytest.raises(ValueError, match="name: 'gae' is a method of clearhead"):
+        register_method("gae", lambda model, images, target: (images.mean(1), model(images)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("CLEARHEAD_DATA" not in os.environ, reason="CLEARHEAD_DATA names no folder of real data")
+def test_the_deit_in_twelve_lines(tmp_path):
+    data = Path(os.environ["CLEARHEAD_DATA"])
+    photo = next(path for path in sorted((data / "nips17").rglob("*")) if path.suffix in (".png", ".jpg", ".jpeg"))
+    import clearhead
+
+    model = clearhead.load_model(f"timm:deit_tiny_patch16_224@{data / 'models' / 'deit_tiny_patch16_224.safetensors'}")
+    for target in (None, "sports car"):
+        maps = clearhead.explain(model, photo, target)
+        assert maps.shape == (1, 224, 224)
+        clearhead.show(photo, maps, model=model).savefig(tmp_path / "map.png")
+    few = clearhead.sufficient_subset(model, photo, steps=5)
+    assert 0 < few.share.item() < 1

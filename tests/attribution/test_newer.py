@@ -14,7 +14,8 @@ from clearhead.attribution import METHODS, explain
 from clearhead.attribution.lrp import libragrad
 from clearhead.models import Classifier, Preprocessing, TokenGrid, from_module
 from tests import reference
-from tests.cases import CLASSES, MODELS, SIZE, classifier, images, logits
+from tests.cases import CLASSES, MODELS, SIZE, classifier, logits
+from tests.cases import pixels as images
 
 GLOBAL = [name for name in MODELS if name != "timm-swin"]
 LRP = ["attnlrp", "libragrad"]

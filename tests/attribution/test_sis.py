@@ -11,7 +11,8 @@ from torch import nn
 from clearhead.attribution.sis import sufficient_subset
 from clearhead.models import Classifier, Preprocessing, from_module
 from tests.attribution.test_explain import classifier
-from tests.cases import CLASSES, SIZE, images
+from tests.cases import CLASSES, SIZE
+from tests.cases import pixels as images
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -64,7 +65,7 @@ def written_out(model, image, target, confidence, steps, memory, fill):
 def test_of_a_linear_model_it_is_the_smallest_of_all_subsets(seed, size, fill):
     generator = torch.Generator().manual_seed(seed)
     model = linear(size * torch.randn(3, 3, 3, generator=generator), bias=-1.0)
-    image = torch.randn(1, 3, 3, 3, generator=generator)
+    image = torch.rand(1, 3, 3, 3, generator=generator)
     found = sufficient_subset(model, image, 1, steps=20, fill=fill)  # so many that they take one pixel at a time
     ground = torch.zeros(3) if fill == "black" else torch.tensor(MEAN)
     masks = torch.tensor(list(product([False, True], repeat=9))).view(-1, 1, 3, 3)
@@ -144,19 +145,19 @@ def test_a_constant_picture_has_no_pixel_that_counts():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"confidence": 90}, "confidence: 90; a probability"),
         ({"confidence": float("nan")}, "confidence: nan"),
         ({"steps": 0}, "steps: 0; at least 1"),
-        ({"memory": 1}, "memory: 1; a share"),
+        ({"memory": 1}, "memory: 1; a weight"),
         ({"fill": "grey"}, "fill: 'grey' is unknown; choose from mean, black"),
         ({"target": 5}, "target: class 5"),
         ({"images": torch.full((1, 3, SIZE, SIZE), torch.nan)}, "images: some pixels are NaN"),
     ],
 )
-def test_what_cannot_be_asked(changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_what_cannot_be_asked(changes, message):
+    with pytest.raises(ValueError, match=message):
         sufficient_subset(**{"model": classifier("timm-vit"), "images": images(1)} | changes)
 
 

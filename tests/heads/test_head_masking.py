@@ -25,7 +25,7 @@ def masked(model: Classifier, images: torch.Tensor, scales: dict[str, torch.Tens
 @pytest.mark.parametrize("name", cases.MODELS)
 @pytest.mark.parametrize("position", [0, -1])
 def test_logits_equal_one_full_pass_per_mask(name: str, position: int) -> None:
-    model, images = cases.classifier(name), cases.images(3)
+    model, images = cases.classifier(name), cases.pixels(3)
     layer = attention_layers(model, images)[position]
     ready = head_mask_runner(model, layer, images)
     assert (ready.block is None) == (name in SLOW)
@@ -37,7 +37,7 @@ def test_logits_equal_one_full_pass_per_mask(name: str, position: int) -> None:
 
 @pytest.mark.parametrize("name", sorted(READS_CLS))
 def test_only_prefix_tokens_continue_after_the_last_layer(name: str) -> None:
-    model, images = cases.classifier(name), cases.images(2)
+    model, images = cases.classifier(name), cases.pixels(2)
     ready = head_mask_runner(model, attention_layers(model, images)[-1], images)
     if name == "timm-dinov3":  # its rotary embedding wants all patches
         assert ready.block is not None
@@ -46,7 +46,7 @@ def test_only_prefix_tokens_continue_after_the_last_layer(name: str) -> None:
 
 
 def test_chunks_give_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images = cases.classifier("timm-vit"), cases.images(5)
+    model, images = cases.classifier("timm-vit"), cases.pixels(5)
     layer = attention_layers(model, images)[-1]
     ready, scales = head_mask_runner(model, layer, images), torch.rand(7, 4)
     whole = ready.logits(images, HeadMask(scales))
@@ -56,7 +56,7 @@ def test_chunks_give_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_masks_of_other_layers_apply() -> None:
-    model, images = cases.classifier("hf-vit"), cases.images(2)
+    model, images = cases.classifier("hf-vit"), cases.pixels(2)
     first, last = attention_layers(model, images)
     fixed, scales = torch.tensor([0.0, 2.0, 1.0, 0.5]), torch.rand(3, 4)
     ready = replace(head_mask_runner(model, last, images), others={first.name: HeadMask(fixed[None])})
@@ -66,7 +66,7 @@ def test_masks_of_other_layers_apply() -> None:
 
 
 def test_fill_replaces_a_removed_head() -> None:
-    model, images = cases.classifier("timm-vit"), cases.images(2)
+    model, images = cases.classifier("timm-vit"), cases.pixels(2)
     layer = attention_layers(model, images)[-1]
     scales, fill = torch.tensor([[1.0, 0.0, 1.0, 0.0]]), torch.randn(4, layer.head_dim)
 
@@ -84,7 +84,7 @@ def test_fill_replaces_a_removed_head() -> None:
 
 @pytest.mark.parametrize("name", cases.MODELS)
 def test_folding_is_exact(name: str) -> None:
-    model, images = cases.classifier(name), cases.images(3)
+    model, images = cases.classifier(name), cases.pixels(3)
     layers = attention_layers(model, images)
     scales = {
         layer.name: torch.where(torch.arange(layer.num_heads) % 2 == 0, 2.0, 0.0) for layer in (layers[0], layers[-1])
@@ -99,7 +99,7 @@ def test_folding_is_exact(name: str) -> None:
 
 
 def test_folding_a_plain_module() -> None:
-    model, images = cases.classifier("hf-vit"), cases.images(3)
+    model, images = cases.classifier("hf-vit"), cases.pixels(3)
     layer, scales = attention_layers(model, images)[0].name, torch.tensor([0.0, 2.0, 1.0, 1.0])
     folded = fold_heads(model.module, {layer: scales}, images)
     with torch.no_grad(), tap(model.module, heads={layer: scales}):
@@ -109,7 +109,7 @@ def test_folding_a_plain_module() -> None:
 
 @pytest.mark.parametrize("name", ["timm-vit", "torchvision-vit", "hf-vit"])
 def test_maps_and_gradients_of_masked_and_folded_model_agree(name: str) -> None:
-    model, images = cases.classifier(name), cases.images(3)
+    model, images = cases.classifier(name), cases.pixels(3)
     layer, scales = attention_layers(model, images)[0].name, torch.tensor([0.0, 2.0, 1.0, 1.0])
     folded = fold_heads(model, {layer: HeadMask(scales[None])}, images)
     for method in ("gae", "legrad", "attnlrp", "libragrad"):
@@ -126,7 +126,7 @@ def test_maps_and_gradients_of_masked_and_folded_model_agree(name: str) -> None:
 
 
 def test_norm_after_the_heads_raises() -> None:
-    model, images = cases.classifier("timm-vit"), cases.images(1)
+    model, images = cases.classifier("timm-vit"), cases.pixels(1)
     attn = model.module.blocks[-1].attn
     attn.norm = torch.nn.LayerNorm(attn.attn_dim)
     with pytest.raises(ValueError, match=r"no Linear takes the heads of 'blocks\.1\.attn'"):
@@ -134,7 +134,7 @@ def test_norm_after_the_heads_raises() -> None:
 
 
 def test_removing_all_heads_of_a_layer_raises() -> None:
-    model, images = cases.classifier("timm-vit"), cases.images(1)
+    model, images = cases.classifier("timm-vit"), cases.pixels(1)
     with pytest.raises(ValueError, match=r"nothing is left of 'blocks\.0\.attn'"):
         fold_heads(model, {"blocks.0.attn": HeadMask(torch.zeros(1, 4))}, images)
 
@@ -143,7 +143,7 @@ def test_folded_model_is_an_ordinary_checkpoint(tmp_path) -> None:
     import timm
 
     model = load_model("timm:vit_tiny_patch16_224", pretrained=False, num_classes=3, image_size=32)
-    images = cases.images(2)
+    images = cases.pixels(2)
     layer = attention_layers(model, images)[-1]
     keep = torch.tensor([0.0, 1.5, 1.5])
     save_model(fold_heads(model, {layer.name: HeadMask(keep[None])}, images), tmp_path / "folded")

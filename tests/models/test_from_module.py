@@ -166,6 +166,14 @@ def test_a_transform_that_is_more_than_preprocessing_is_an_error(transform, mess
         from_module(torchvision.models.resnet18(), transform=transform)
 
 
+def test_a_module_whose_library_cannot_express_the_preprocessing_is_saved_as_a_module(tmp_path):
+    preprocess = Preprocessing((48, 48), (50, 61), **NORM)
+    for module in (hf_model("vit")[0], timm.create_model("resnet18", num_classes=3)):
+        model = from_module(module, preprocess=preprocess)
+        assert (model.library, model.preprocess) == ("module", preprocess)
+        save_model(model, tmp_path / "m")
+
+
 def test_a_transform_or_a_preprocessing_but_not_both():
     with pytest.raises(ModelError, match="preprocess, transform: pass one of the two"):
         from_module(Patches(lambda x: x[:, 0]), preprocess=PLAIN, transform=TRANSFORMS["v1"])

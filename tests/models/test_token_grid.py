@@ -67,7 +67,7 @@ def test_tokens_of_several_runs_or_without_a_graph_are_no_grid(around):
     model = from_module(around(cases.MODELS["timm-vit"]()), preprocess=preprocess, classes=classes)
     assert model.grid is None
     with pytest.raises(ValueError, match="of several branches"):
-        explain(model, cases.images())
+        explain(model, cases.pixels())
 
 
 def test_the_probe_leaves_a_module_that_is_used_twice_as_it_was():

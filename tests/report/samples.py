@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 
+from clearhead.attribution import overlay
 from clearhead.metrics.statistics import Estimate
 from clearhead.metrics.verdict import Verdict
 from clearhead.report import plots
-from clearhead.report.overlay import outline, overlay
+from clearhead.report.overlay import outline
 from clearhead.report.page import ExampleImages, Figure, Gallery, Page, Row, Table
 
 NAN = math.nan

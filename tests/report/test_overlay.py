@@ -12,52 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clearhead.report.overlay import data_uri, outline, overlay
+from clearhead.attribution import overlay
+from clearhead.report.overlay import data_uri, outline
 
 NAN = math.nan
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def test_an_overlay_shows_the_greyed_image_where_there_is_no_relevance_and_the_colour_where_there_is_all() -> None:
-    image = noise(16, 24)
-    kept = image.copy()
-    ground = 0.5 * image + 0.5 * image.mean(2, keepdims=True)
-    np.testing.assert_allclose(overlay(image, np.zeros((16, 24))), ground, atol=0.51)
-    np.testing.assert_allclose(overlay(image, np.ones((16, 24)), strength=0), ground, atol=0.51)
-    full = overlay(image, np.ones((4, 6)), strength=1)
-    assert full.shape == image.shape
-    assert full.dtype == np.uint8
-    assert (full == full[0, 0]).all()
-    red, green, blue = full[0, 0].astype(int)
-    assert red > green > blue, "warm"
-    np.testing.assert_array_equal(image, kept)
-
-
-@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))
-def test_an_overlay_changes_more_where_relevance_is_more(height: int, width: int, h: int, w: int, seed: int) -> None:
-    image = np.full((height, width, 3), 100, np.uint8)
-    heat = np.random.default_rng(seed).random((h, w))
-    assert overlay(image, heat).shape == (height, width, 3)
-    heat = np.random.default_rng(seed).random((height, width))
-    red = overlay(image, heat)[..., 0].astype(int)
-    assert (np.diff(red.ravel()[np.argsort(heat, axis=None)]) >= -1).all()  # the colours come in 256 steps
-
-
-@pytest.mark.parametrize(
-    ("heat", "message"),
-    [
-        (np.full((4, 4), 1.01), r"0\.\.1, got 1\.01\.\.1\.01: scale it"),
-        (np.full((4, 4), -0.5), r"0\.\.1, got -0\.5"),
-        (np.full((4, 4), NAN), r"0\.\.1, got nan"),
-        (np.zeros((1, 4, 4)), r"H x W, got shape \(1, 4, 4\): give one map"),
-    ],
-)
-def test_a_map_out_of_range_is_refused(heat: np.ndarray, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        overlay(noise(4, 4), heat)
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((3, 4, 4), np.uint8)])

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clearhead.inputs import checkpoint_run, model_name, number_duplicates
-from clearhead.models.source import ModelLike, ModelSource
+from clearhead.models.source import ModelLike, ModelSource, display_names
 
 
 def saved_epochs(run: Path) -> list[Path]:
@@ -21,8 +21,9 @@ def expand_epochs(models: Sequence[ModelLike]) -> dict[str, ModelLike]:
     """
     parts: list[tuple[Path, str, ModelLike]] = []  # the run, which part of it, the model
     for model in models:
+        model = str(model) if isinstance(model, Path) else model
         if not isinstance(model, str | ModelSource):
-            parts.append((Path(model.name), "", model))
+            parts.append((Path(display_names([model])[0]), "", model))
             continue
         name = model if isinstance(model, str) else model.name
         epochs, checkpoint = saved_epochs(Path(name)), Path(name) / "checkpoint"

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clearhead.attribution import explain_with_logits
+from clearhead.attribution import explain_with_logits, overlay
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.models.classifier import Classifier
 from clearhead.models.preprocessing import to_uint8
 from clearhead.prediction.predict import Predictions
-from clearhead.report.overlay import outline, overlay
+from clearhead.report.overlay import outline
 from clearhead.report.page import ExampleImages
 
 SHOWN = 8

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from clearhead.analyses.subject import Subject
-from clearhead.attribution import explain_with_logits, known_method, methods_for
+from clearhead.attribution import explain_with_logits, list_methods, overlay, require_method
 from clearhead.data.dataset import Sample
 from clearhead.data.image_files import index_files
 from clearhead.data.loading import ImageDataset, loader
@@ -24,7 +24,6 @@ from clearhead.models.source import ModelLike, as_classifier, display_names
 from clearhead.options import BatchSize, Methods, Option, Seed, Workers
 from clearhead.prediction.predict import default_method
 from clearhead.progress import Progress, track
-from clearhead.report.overlay import overlay
 from clearhead.report.page import ExampleImages, Gallery, Page, Row, Section, Table
 from clearhead.report.sheet import colour_bar, draw_sheet
 from clearhead.storage import NotSaved, Pixels, read_arrays, replace_path, write_arrays, write_image
@@ -183,7 +182,7 @@ def _methods(model: Classifier, method: Sequence[str] | None) -> list[str]:
     methods = [method] if isinstance(method, str) else list(dict.fromkeys(method))
     if not methods:
         raise ClearheadError("method: got no name; pass one or more, such as gae")
-    return methods_for(model) if methods == ["all"] else [known_method(name) for name in methods]
+    return list_methods(model) if methods == ["all"] else [require_method(name) for name in methods]
 
 
 def _explain(

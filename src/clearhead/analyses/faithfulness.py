@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from clearhead.analyses.subject import Subject, subject_of
-from clearhead.attribution import explain, explain_with_logits, methods_for
+from clearhead.attribution import explain, explain_with_logits, list_methods
 from clearhead.data.images import DataLike, as_image_index
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.data.splits import sample_n
@@ -277,7 +277,7 @@ def methods_of(model: Classifier, methods: Sequence[str] | None) -> Sequence[str
     """Return the methods requested: the model's default for None, all that it supports for ``["all"]``."""
     if methods is None:
         return [default_method(model)]
-    return methods_for(model) if list(methods) == ["all"] else methods
+    return list_methods(model) if list(methods) == ["all"] else methods
 
 
 def randomised(model: Classifier, seed: int = 0) -> Classifier:

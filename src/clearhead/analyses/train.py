@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+from torch import nn
+
 from clearhead.analyses.subject import Subject, subject_of
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.splits import require_apart, train_and_validation
@@ -16,7 +18,7 @@ from clearhead.metrics.statistics import format_value
 from clearhead.models import save_model
 from clearhead.models.classifier import Classifier
 from clearhead.models.errors import NoHeadError
-from clearhead.models.source import ModelLike, ModelSource, display_names
+from clearhead.models.source import ModelLike, ModelSource, as_classifier, display_names
 from clearhead.options import BatchSize, Layers, Option, Precision, Seed, TrainSplit, ValidationSplit, Workers
 from clearhead.progress import Progress
 from clearhead.report import plots
@@ -198,14 +200,15 @@ def measure(
 
 def _start(model: ModelLike, train: ImageIndex, pretrained: bool, seed: int) -> Classifier:
     """Return the classifier that training starts from, with a fresh head where its classes are not the data's."""
-    if isinstance(model, Classifier):
+    if isinstance(model, Classifier | nn.Module):
+        model = as_classifier(model)
         if model.classes != train.classes:
             raise ClearheadError(
                 f"model: its classes are not the data's ({len(model.classes)} and {len(train.classes)}); give its "
                 "name, so that it gets a fresh classifier head"
             )
         return model
-    source = model if isinstance(model, ModelSource) else ModelSource(model)
+    source = model if isinstance(model, ModelSource) else ModelSource(str(model))
     source = replace(source, options={**source.options, "pretrained": pretrained}, seed=seed)
     try:
         classifier = source.load()

@@ -10,6 +10,7 @@ does not (as in arXiv 2206.01161, figure 1). Pixels that suffice alone need not 
 image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from clearhead.errors import ClearheadError
 from clearhead.models.classifier import Classifier, chosen_logit, evaluation_mode
+from clearhead.models.inputs import ImageLike, class_to_explain, classifier_and_pixels
+from clearhead.models.source import ModelLike
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,16 @@ class SufficientSubset:
 
 
 def sufficient_subset(
-    model: Classifier,
-    images: Tensor,
-    target: Tensor | int | None = None,
+    model: ModelLike,
+    images: ImageLike | Sequence[ImageLike],
+    target: Tensor | int | str | None = None,
     *,
     confidence: float = 0.9,
     steps: int = 50,
     memory: float = 0.9,
     fill: Literal["mean", "black"] = "mean",
 ) -> SufficientSubset:
-    """Return sufficient input subsets of a batch; one forward and one backward pass per step.
+    """Return sufficient input subsets of images; one forward and one backward pass per step.
 
     Each step removes the pixels with the lowest gradient of the log odds of the class: the order of the gradient of its
     probability p, which is p (1 - p) times as large and is lost in rounding where p is near 0 or 1.
@@ -66,9 +69,10 @@ def sufficient_subset(
     (`memory`), without which so few steps follow the noise of a single gradient to subsets several times as large.
 
     Args:
-        model: the classifier; it runs in eval mode, and is left in its own.
-        images: B x 3 x H x W, pixels in 0..1.
-        target: the class: one for all, one per image (B), or None for the predicted class.
+        model: a classifier, a plain module, or a name that ``load_model`` takes. It runs in eval mode, and is in its
+            own mode afterwards.
+        images: as for ``explain``.
+        target: the class, by name or index; a tensor of one index per image (B); or None for the predicted class.
         confidence: the probability that suffices, in 0..1.
         steps: from the whole image to no pixels.
         memory: weight of the gradients of the last step at the next, of the one before its square, and so on; 0 to use
@@ -84,7 +88,8 @@ def sufficient_subset(
     if steps < 1:
         raise ClearheadError(f"steps: {steps}; at least 1 is needed")
     if not 0 <= memory < 1:
-        raise ClearheadError(f"memory: {memory}; a share in 0..1 is needed, 0 for none")
+        raise ClearheadError(f"memory: {memory}; a weight from 0 to below 1 is needed, 0 for none")
+    model, images = classifier_and_pixels(model, images)
     if not images.isfinite().all():
         raise ClearheadError("images: some pixels are NaN or infinite")
     with evaluation_mode(model.module), torch.inference_mode(False), torch.enable_grad():
@@ -93,7 +98,7 @@ def sufficient_subset(
         batch, _, height, width = images.shape
         with torch.no_grad():
             logits, empty = model(images).float(), model(background.expand(1, -1, height, width)).float()
-        label = _labels(logits, target)
+        label = _labels(logits, class_to_explain(model, target))
         counts = _counts(height * width, steps)
         left = torch.ones(batch, height * width, dtype=torch.bool, device=images.device)
         lasted, evidence = torch.zeros_like(left, dtype=torch.long), torch.zeros_like(left, dtype=images.dtype)

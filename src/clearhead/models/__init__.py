@@ -22,9 +22,10 @@ do not offer: how the tokens of a vision transformer cover the image (`TokenGrid
 from clearhead.models.classifier import Classifier, TokenGrid
 from clearhead.models.errors import ModelError, NoHeadError
 from clearhead.models.from_module import from_module
-from clearhead.models.load import as_classifier, load_model
+from clearhead.models.load import load_model
 from clearhead.models.preprocessing import Preprocessing
 from clearhead.models.save import save_model
+from clearhead.models.source import as_classifier
 
 __all__ = [
     "Classifier",

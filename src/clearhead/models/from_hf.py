@@ -122,10 +122,11 @@ def save_hf(classifier: Classifier, folder: Path) -> None:
     config = read_json(folder / CONFIG) | {"id2label": names, "label2id": {n: i for i, n in names.items()}}
     write_json(folder / CONFIG, config)
     if not isinstance(classifier.preprocess, UnknownPreprocessing):
-        write_json(folder / "preprocessor_config.json", _processor_config(classifier.preprocess))
+        write_json(folder / "preprocessor_config.json", processor_config(classifier.preprocess))
 
 
-def _processor_config(preprocess: Preprocessing) -> dict[str, Any]:
+def processor_config(preprocess: Preprocessing) -> dict[str, Any]:
+    """Return the config of the image processor that applies a preprocessing. Raises ModelError if none does."""
     (height, width), (tall, wide) = preprocess.size, preprocess.resize
     processor = {
         "image_processor_type": "CLIPImageProcessor",  # the plain one: resize, centre crop, normalisation

@@ -9,8 +9,8 @@ from torch import nn
 from clearhead.models.class_names import class_names, imagenet_names, numbered
 from clearhead.models.classifier import Classifier
 from clearhead.models.errors import ModelError, cause
-from clearhead.models.from_hf import describe_hf
-from clearhead.models.from_timm import describe_timm
+from clearhead.models.from_hf import describe_hf, processor_config
+from clearhead.models.from_timm import data_config, describe_timm
 from clearhead.models.preprocessing import Preprocessing, unknown_preprocessing
 from clearhead.models.token_grid import probe
 from clearhead.models.transforms import preprocessing_of
@@ -59,10 +59,21 @@ def from_module(
         size = (size, size) if isinstance(size, int) else image_size or _DEFAULT_SIZE
         unknown = unknown_preprocessing(size, f"the preprocessing of {architecture} is unknown")
         described = Classifier(module, architecture, "module", unknown, ())
-    return complete(
-        replace(described, name=name or described.name, preprocess=preprocess or described.preprocess),
-        None if classes is None else class_names(classes),
-    )
+    if preprocess is not None:
+        described = _with_preprocessing(described, preprocess)
+    return complete(replace(described, name=name or described.name), None if classes is None else class_names(classes))
+
+
+def _with_preprocessing(model: Classifier, preprocess: Preprocessing) -> Classifier:
+    """Return a classifier with another preprocessing; to be saved by its library where that can express it."""
+    configs = {"hf": processor_config, "timm": data_config}
+    library = model.library
+    try:
+        if library in configs:
+            configs[library](preprocess)
+    except ModelError:
+        library = "module"
+    return replace(model, library=library, preprocess=preprocess)
 
 
 def complete(classifier: Classifier, classes: tuple[str, ...] | None) -> Classifier:

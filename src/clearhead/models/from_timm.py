@@ -159,18 +159,9 @@ def save_timm(classifier: Classifier, folder: Path) -> None:
     rebuild = classifier.rebuild or _recovered(classifier)
     if rebuild is None:
         return save_state(replace(classifier, library="module"), folder)
-    preprocess = classifier.preprocess
     module: Any = classifier.module
     config = module.pretrained_cfg
-    data = {
-        "input_size": (3, *preprocess.size),
-        "interpolation": preprocess.interpolation,
-        "crop_pct": _crop_pct(preprocess),
-        "crop_mode": preprocess.crop_mode,
-        "mean": preprocess.mean,
-        "std": preprocess.std,
-    }
-    require_same(_timm_preprocessing(data), preprocess, "timm")
+    data = data_config(classifier.preprocess)
     copied = ("fixed_input_size", "min_input_size", "pool_size", "first_conv", "classifier", "license")
     content = {
         "architecture": rebuild["architecture"],
@@ -184,6 +175,20 @@ def save_timm(classifier: Classifier, folder: Path) -> None:
     write_json(folder / CONFIG, content)
     write_weights(classifier.module, folder)
     return None
+
+
+def data_config(preprocess: Preprocessing) -> dict[str, Any]:
+    """Return the entries of a pretrained_cfg that describe a preprocessing. Raises ModelError if none do."""
+    data = {
+        "input_size": (3, *preprocess.size),
+        "interpolation": preprocess.interpolation,
+        "crop_pct": _crop_pct(preprocess),
+        "crop_mode": preprocess.crop_mode,
+        "mean": preprocess.mean,
+        "std": preprocess.std,
+    }
+    require_same(_timm_preprocessing(data), preprocess, "timm")
+    return data
 
 
 def _recovered(classifier: Classifier) -> Mapping[str, Any] | None:

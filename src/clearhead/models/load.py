@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from torch import nn
 
 from clearhead.models.checkpoint_io import CONFIG, WEIGHTS, read_json
 from clearhead.models.class_names import class_names
 from clearhead.models.classifier import Classifier, LoadOptions
 from clearhead.models.errors import ModelError, close_matches, library_errors
 from clearhead.models.from_hf import load_hf
-from clearhead.models.from_module import complete, from_module
+from clearhead.models.from_module import complete
 from clearhead.models.from_timm import create_timm, fused_attention, load_timm
 from clearhead.models.from_torchvision import create_torchvision, load_torchvision
 from clearhead.models.from_zoo import load_zoo
@@ -71,26 +70,6 @@ def load_model(
         loaded = load(target, LoadOptions(num_classes, size, pretrained))
         chosen = preprocess or _with_changes(loaded.preprocess, mean, std, crop_pct)
     return complete(replace(loaded, name=name, module=loaded.module.eval(), preprocess=chosen), names)
-
-
-def as_classifier(
-    model: Classifier | nn.Module | str | Path, *, image_size: tuple[int, int] | None = None
-) -> Classifier:
-    """Return a classifier from whatever a user has: a classifier, a name that `load_model` takes, or a plain module.
-
-    A module is described by itself where possible; see `from_module`, which also takes the preprocessing of modules
-    that cannot. `image_size` (H, W) is the input size of a module that has no fixed one. Raises ModelError.
-    """
-    if isinstance(model, Classifier):
-        return model
-    if isinstance(model, nn.Module):
-        return from_module(model, image_size=image_size)
-    if isinstance(model, str | Path):
-        return load_model(model)
-    raise ModelError(
-        f"model: got {type(model).__name__}; pass a Classifier, a torch.nn.Module, or a name such as "
-        "'timm:deit_tiny_patch16_224'"
-    )
 
 
 def _with_changes(

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from clearhead.inputs import model_name, number_duplicates
-from clearhead.models import load_model
 from clearhead.models.classifier import Classifier, on_device
 from clearhead.models.errors import ModelError, NoHeadError
+from clearhead.models.from_module import from_module
+from clearhead.models.load import load_model
 
 
 @dataclass
@@ -47,26 +50,47 @@ class ModelSource:
             return on_device(load_model(self.name, **{**self.options, "num_classes": 1}), self.device)
 
 
-ModelLike = Classifier | ModelSource | str
+ModelLike = Classifier | ModelSource | nn.Module | str | Path
+"""Whatever a user has: a classifier, a plain module, or a name that ``load_model`` takes."""
 
 
-def as_classifier(model: ModelLike) -> Classifier:
-    """Return any of the ways to name a model as a classifier."""
+def as_classifier(model: ModelLike, *, image_size: tuple[int, int] | None = None) -> Classifier:
+    """Return a classifier from whatever a user has.
+
+    A name is loaded, on a GPU if there is one. A plain module stays on its device; it is described by itself where
+    possible: see `from_module`, which also takes the preprocessing of modules that cannot. `image_size` (H, W) is the
+    input size of a module that has no fixed one. Raises ModelError.
+    """
+    if isinstance(model, Classifier):
+        return model
     if isinstance(model, ModelSource):
         return model.load()
-    return on_device(load_model(model), None) if isinstance(model, str) else model
+    if isinstance(model, nn.Module):
+        return from_module(model, image_size=image_size)
+    if isinstance(model, str | Path):
+        return on_device(load_model(model), None)
+    raise ModelError(
+        f"model: got {type(model).__name__}; pass a Classifier, a torch.nn.Module, or a name such as "
+        "'timm:deit_tiny_patch16_224'"
+    )
 
 
 def as_backbone(model: ModelLike) -> Classifier:
     """Return a classifier for its features alone: weights without a head get one that is not used."""
-    if isinstance(model, str):
-        model = ModelSource(model)
-    return model.load_backbone() if isinstance(model, ModelSource) else model
+    if isinstance(model, str | Path):
+        model = ModelSource(str(model))
+    return model.load_backbone() if isinstance(model, ModelSource) else as_classifier(model)
 
 
 def display_names(models: Sequence[ModelLike]) -> list[str]:
     """Return how people call some models, numbered where several have the same name."""
-    return number_duplicates([model_name(m if isinstance(m, str) else m.name) for m in models])
+    return number_duplicates([_name(model) for model in models])
+
+
+def _name(model: ModelLike) -> str:
+    if isinstance(model, nn.Module):
+        return type(model).__name__
+    return model_name(str(model) if isinstance(model, str | Path) else model.name)
 
 
 def require_same_classes(models: Sequence[ModelLike]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clearhead.attribution import explain_with_logits, known_method
+from clearhead.attribution import explain_with_logits, require_method
 from clearhead.data.dataset import ImageIndex, group_labels
 from clearhead.data.images import DataLike, as_image_index
 from clearhead.data.interventions import INTERVENTIONS, intervene
@@ -114,7 +114,7 @@ def predict(
     """
     model = as_classifier(model)
     index = as_image_index(data, classes=model.classes)
-    method = known_method(method or default_method(model))
+    method = require_method(method or default_method(model))
 
     def measure(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         image, label, mask, has_mask = (batch[key] for key in ("image", "label", "mask", "has_mask"))

@@ -1,46 +1,15 @@
-"""Pictures for people: a relevance map over its image, a mask's outline, an image as a data URI."""
+"""Images for pages: the outline of a mask, an image as a data URI."""
 
 import base64
 import io
 
 import numpy as np
-from matplotlib import colormaps
 from PIL import Image
 
 from clearhead.errors import ClearheadError
 
 _LARGEST_SIDE = 320
 _SMALL_SIDE = 96
-
-
-def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.7) -> np.ndarray:
-    """Lay a map over its image: the more relevant, the less transparent and the warmer; at 0 the image shows.
-
-    The image is first drained of half its colour, so that colour speaks of the map.
-
-    Args:
-        image: H x W x 3, uint8.
-        heat: h x w, float in 0..1 (scaling is the caller's choice); enlarged to H x W if smaller.
-        strength: opacity in 0..1 at relevance 1.
-
-    Returns:
-        H x W x 3, uint8.
-    """
-    _check_image(image)
-    if heat.ndim != 2:
-        raise ClearheadError(f"heat must be H x W, got shape {heat.shape}: give one map at a time")
-    if not (np.isfinite(heat).all() and heat.min() >= 0 and heat.max() <= 1):
-        raise ClearheadError(
-            f"heat must lie in 0..1, got {heat.min():.3g}..{heat.max():.3g}: scale it, for instance heat / heat.max()"
-        )
-    height, width = image.shape[:2]
-    enlarged = Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
-    relevance = np.clip(np.asarray(enlarged), 0, 1)
-    grey = image.mean(axis=2, keepdims=True)
-    ground = 0.5 * image + 0.5 * grey
-    warm = 255 * colormaps["inferno"](0.35 + 0.55 * relevance)[..., :3]
-    alpha = strength * (relevance**0.8)[..., None]
-    return np.rint((1 - alpha) * ground + alpha * warm).astype(np.uint8)
 
 
 def outline(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from clearhead.report.overlay import overlay
+from clearhead.attribution import overlay
 from clearhead.report.svg import short
 
 Pixels = npt.NDArray[np.uint8]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clearhead.attribution import explain_with_logits
+from clearhead.attribution import explain_with_logits, overlay
 from clearhead.data.dataset import ImageIndex, Sample
 from clearhead.data.image_io import DataError
 from clearhead.data.images import plain_source, source_name
@@ -24,7 +24,7 @@ from clearhead.models.classifier import fingerprint, on_device
 from clearhead.models.preprocessing import to_uint8
 from clearhead.prediction.predict import Predictions
 from clearhead.progress import Progress
-from clearhead.report.overlay import outline, overlay
+from clearhead.report.overlay import outline
 from clearhead.report.pages import write_page
 from clearhead.results import ExampleImages, Results
 from clearhead.runs import read_results, versions, write_results, written
