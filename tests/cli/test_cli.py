@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command import COMMAND, clearhead, error
+from tests.command import COMMAND, clearhead, error, result
 from tests.conftest import CLASSES
 
 
@@ -60,7 +60,7 @@ def test_nothing_of_the_users_is_written_over(place, tmp_path):
         (["report", "data"], "not the folder of a finished run"),
         (["data", "masks", "data", "--model", "model"], "exists"),
         (["data", "masks", "maskless", "--from", "sky=x"], "there is"),
-        (["data", "masks", "maskless"], "give one of the two"),
+        (["data", "masks", "maskless"], "exactly one of the two is needed"),
         (["reproduce", "relevance", "--model", "ViT-L", "--images", "data", "--test", "A=data"], "no weights of ViT-L"),
         (["study", "repairs", "nothing.yaml"], "plan: nothing.yaml: no such file"),
         (
@@ -85,8 +85,8 @@ def test_landscape_hessian_tells_models_side_by_side(place, repaired):
     command = ("landscape", "hessian", "model", "repair/checkpoint", "data", "--split", "train", "--batch-size", 4)
     run = clearhead(*command, "--top", 2, "--out", "hessian", cwd=place)
     assert run.returncode == 0, run.stderr
-    results = json.loads((place / "hessian" / "results.json").read_text())
-    assert results["models"] == ["model", "repair"]
+    results = result(place / "hessian")
+    assert results["subject"]["models"] == ["model", "repair"]
     for found in results["spectra"].values():
         assert [len(batch["values"]) for batch in found["batches"]] == [2, 2, 2]
         for batch in found["batches"]:
