@@ -1,4 +1,4 @@
-"""Work in several processes: independent pieces that this one hands out, or this command started several times."""
+"""Work in several processes: independent calls spread over a pool, or one command started several times."""
 
 import multiprocessing
 import os
@@ -13,65 +13,64 @@ import torch
 from torch import Tensor
 
 from clearhead.errors import ClearheadError
-from clearhead.progress import Progress
+from clearhead.progress import Progress, track
 
-_PATIENCE = timedelta(days=7)  # the first process may have to measure and draw while the others wait
+_TIMEOUT = timedelta(days=7)  # the first process may compute for long while the others wait
 
 
 class ProcessError(ClearheadError, OSError):
-    """A process that ended without an answer; the message says what to try."""
+    """A process ended without a result; the message says what to try."""
 
 
 def run_all(
     function: Callable[..., None],
-    pieces: Sequence[tuple[Any, ...]],
+    calls: Sequence[tuple[Any, ...]],
     jobs: int = 1,
     progress: Progress | None = None,
     title: str = "runs",
 ) -> None:
-    """Call a function of a module with the arguments of each piece, in so many processes.
+    """Call a module-level function with each tuple of arguments, in `jobs` processes that share the CPU's threads.
 
-    Each process has its share of the threads. The first error stops what has not begun and is raised.
+    The first error cancels the calls that have not started, and is raised. Raises ProcessError if a process is killed.
     """
     if jobs == 1:
-        for piece in progress(pieces, len(pieces), title) if progress else pieces:
-            function(*piece)
+        for arguments in track(calls, progress, title):
+            function(*arguments)
         return
-    # spawned: a process forked after CUDA was asked for cannot use it
+    # spawned, because a process that is forked after CUDA was initialised cannot use it
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, _share_threads, (jobs,)) as pool:
-        futures = [pool.submit(function, *piece) for piece in pieces]
+    with ProcessPoolExecutor(jobs, context, _limit_threads, (jobs,)) as pool:
+        futures = [pool.submit(function, *arguments) for arguments in calls]
         try:
-            done = as_completed(futures)
-            for future in progress(done, len(pieces), title) if progress else done:
+            for future in track(as_completed(futures), progress, title, total=len(futures)):
                 future.result()
         except BrokenProcessPool as error:
-            raise ProcessError("a process was killed, for want of memory perhaps: try fewer jobs") from error
+            raise ProcessError("jobs: a process was killed, perhaps for lack of memory; try fewer jobs") from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _share_threads(jobs: int) -> None:
+def _limit_threads(jobs: int) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
 
 
 def rank_and_size() -> tuple[int, int]:
-    """The number of this process and how many run this command together (``torchrun``, ``accelerate launch``)."""
+    """Return the rank of this process and how many run the command together (``torchrun``, ``accelerate launch``)."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def barrier() -> None:
-    """Go on when all processes that run this command have come here."""
+    """Wait until all processes that run this command have called it."""
     if rank_and_size()[1] > 1:
         from accelerate import PartialState
 
-        cpu = not torch.cuda.is_available()  # else Accelerate takes the processes for single ones
-        PartialState(cpu=cpu, timeout=_PATIENCE).wait_for_everyone()
+        cpu = not torch.cuda.is_available()  # otherwise Accelerate takes each process for a single one
+        PartialState(cpu=cpu, timeout=_TIMEOUT).wait_for_everyone()
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """The mean of a tensor over the processes that run this command; without a gradient."""
+    """Return the mean of a tensor over the processes that run this command, without a gradient."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         values = values.detach().clone()
         torch.distributed.all_reduce(values)
@@ -81,10 +80,10 @@ def mean_over_processes(values: Tensor) -> Tensor:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """A block that the first of several processes goes through before the others do."""
-    first = rank_and_size()[0] == 0
-    if not first:
+    """Run the block in the main process before the others enter it."""
+    is_main = rank_and_size()[0] == 0
+    if not is_main:
         barrier()
     yield
-    if first:
+    if is_main:
         barrier()
