@@ -1,4 +1,4 @@
-"""What does a training step of clearhead cost, against a bare PyTorch loop over the same batches?
+"""Compare the cost of a training step of clearhead with a bare PyTorch loop over the same batches.
 
     python benchmarks/training.py [--model zoo:vit_mini_patch4_32] [--batch-size 96] [--optimizer adamw]
 
@@ -53,7 +53,7 @@ def measure(model: Classifier, folder: ImageIndex, config: TrainConfig) -> dict[
         for batch in batches:
             images, labels = (batch[name].to(device, non_blocking=True) for name in ("image", "label"))
             optimizer.zero_grad()
-            F.cross_entropy(module(images), labels).backward()
+            F.cross_entropy(module(model.normalize(images)), labels).backward()
             optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -80,11 +80,11 @@ def main(name: str, size: int, batch_size: int, optimizer: str, count: int, epoc
     options = {} if name.startswith("zoo:") else {"image_size": size}
     model = load_model(name, num_classes=2, classes=["a", "b"], pretrained=False, **options)
     config = TrainConfig(epochs=epochs, lr=1e-4, batch_size=batch_size, optimizer=optimizer, augment="none")
-    with tempfile.TemporaryDirectory() as place:
-        times = measure(model, noise(Path(place), count, size), config)
+    with tempfile.TemporaryDirectory() as folder:
+        times = measure(model, noise(Path(folder), count, size), config)
     steps, load = -(-count // batch_size), times["loader alone"]
     print(f"{name}, {sum(p.numel() for p in model.module.parameters()):,} parameters, {optimizer}, {size} px\n")
-    print(f"| | ms a batch of {batch_size} | images/s |\n|---|---|---|")
+    print(f"| | ms per batch of {batch_size} | images/s |\n|---|---|---|")
     for what, value in times.items():
         print(f"| {what} | {1000 * value / steps:.1f} | {count / value:.0f} |")
     print(
@@ -100,5 +100,12 @@ if __name__ == "__main__":
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--images", type=int, default=960)
     parser.add_argument("--epochs", type=int, default=8)
-    given = parser.parse_args()
-    main(given.model, given.image_size, given.batch_size, given.optimizer, given.images, given.epochs)
+    arguments = parser.parse_args()
+    main(
+        arguments.model,
+        arguments.image_size,
+        arguments.batch_size,
+        arguments.optimizer,
+        arguments.images,
+        arguments.epochs,
+    )

@@ -19,8 +19,8 @@ from clearhead.data.folder import read_folder
 from clearhead.data.image_io import DataError
 from clearhead.models import Classifier, Preprocessing, from_module
 from clearhead.repairs.group_losses import GroupDRO, Reweight
-from clearhead.training import loop
 from clearhead.training.loop import TrainConfig, cross_entropy, fit
+from tests.training.interrupt import interrupted_after
 
 NAMES = tuple(f"class={c}, ground={g}" for c in "ab" for g in ("land", "water"))
 
@@ -144,7 +144,7 @@ def weights(net: Classifier) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in net.module.parameters()])
 
 
-def test_a_resumed_group_dro_ends_with_the_same_weights(grounds, tmp_path, monkeypatch):
+def test_a_resumed_group_dro_ends_with_the_same_weights(grounds, tmp_path):
     options = {"group_columns": ["ground"], "monitor": "worst_group_loss"}
 
     def run(state=None):
@@ -154,16 +154,8 @@ def test_a_resumed_group_dro_ends_with_the_same_weights(grounds, tmp_path, monke
 
     whole, history, q = run()
     assert q.max() > 0.3
-    save_state = loop.save_state
-
-    def stop(*arguments):
-        save_state(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "save_state", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_after(1):
         run(tmp_path / "state")
-    monkeypatch.setattr(loop, "save_state", save_state)
     resumed, again, q_again = run(tmp_path / "state")
     assert torch.equal(weights(resumed), weights(whole))
     assert torch.equal(q_again, q)

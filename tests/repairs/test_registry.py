@@ -102,7 +102,9 @@ def test_adding_a_repair_takes_one_line(images: tuple[ImageIndex, ImageIndex], m
         ({"sky": 1}, "sky: not an option of the method relevance; choose from background, foreground"),
         ({"method": "dfr", "background": 1}, "background: not an option of the method dfr; it has none"),
         ({"config": replace(CONFIG, mixup=1.0)}, "label_smoothing, mixup, cutmix: unsupported by the method relevance"),
+        ({"method": "reweight", "config": replace(CONFIG, label_smoothing=0.1)}, "unsupported by the method reweight"),
         ({"config": replace(CONFIG, augment="strong")}, "augment: strong changes images without their masks"),
+        ({"method": "rrr", "config": replace(CONFIG, augment="strong")}, "masks, which the method rrr needs"),
         ({"attribution": "lime"}, "attribution: 'lime' is unknown; choose from gae"),
     ],
 )

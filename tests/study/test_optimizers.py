@@ -23,8 +23,8 @@ from clearhead.landscape.sharpness import sharpness
 from clearhead.models import ModelError
 from clearhead.study.optimizers import Cell, read_plan, run, run_study
 from clearhead.study.plan_files import StudyError
-from clearhead.training import loop as train
 from tests.command import clearhead, error, result
+from tests.training.interrupt import interrupted_after
 
 SMALL = "{epochs: 3, batch_size: 4, eigenvalue_batches: 2, data: DATA, models: {ViT: MODEL}, target: 0.5, "
 
@@ -152,20 +152,10 @@ def test_what_cannot_be_had_is_told_before_anything_is_trained(plan_of, tmp_path
 
 
 @pytest.mark.slow
-def test_a_stopped_run_that_goes_on_is_looked_at_from_its_first_epoch(plan_of, tmp_path, monkeypatch):
+def test_a_stopped_run_that_goes_on_is_looked_at_from_its_first_epoch(plan_of, tmp_path):
     plan = plan_of("optimizers: {SGD: {optimizer: sgd, lr: [1.0e-3, 1.0e-2]}}").model_copy(update={"epochs": 4})
-    keep, calls = train.save_state, []
-
-    def keep_two(*args):
-        keep(*args)
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "save_state", keep_two)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_after(2):
         run_study(plan, tmp_path / "study", device="cpu")
-    monkeypatch.setattr(train, "save_state", keep)
     found = run_study(plan, tmp_path / "study", device="cpu")
     whole = run_study(plan, tmp_path / "whole", device="cpu")
     assert [(t.lr, t.ended, t.accuracy) for t in found.trials] == [(t.lr, t.ended, t.accuracy) for t in whole.trials]

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from clearhead.analyses import train
 from clearhead.data.folder import read_folder
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.models import Preprocessing, from_module, load_model
-from clearhead.training import loop
 from clearhead.training.loop import DivergedError, Epoch, TrainConfig, TrainingError, best_epoch, cross_entropy, fit
-from clearhead.workflows import run_repair, run_train
 from tests.command import clearhead, error
+from tests.training.interrupt import interrupted_after
 
 
 @pytest.fixture
@@ -69,21 +69,11 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_a_resumed_training_ends_with_the_same_weights(folder, tmp_path, monkeypatch, recipe):
+def test_a_resumed_training_ends_with_the_same_weights(folder, tmp_path, recipe):
     config = replace(SETTINGS, **recipe)
     whole, history = fit(model(), cross_entropy, folder, folder, config)
-    save_state, calls = loop.save_state, []
-
-    def stop_after_two(*arguments):
-        save_state(*arguments)
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "save_state", stop_after_two)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_after(2):
         fit(model(), cross_entropy, folder, folder, config, tmp_path / "state")
-    monkeypatch.setattr(loop, "save_state", save_state)
     resumed, again = fit(model(), cross_entropy, folder, folder, config, tmp_path / "state")
     assert torch.equal(weights(resumed), weights(whole))
     assert again == history
@@ -268,27 +258,26 @@ def test_a_state_of_an_earlier_version_resumes(folder, tmp_path):
     assert [epoch.images for epoch in resumed] == [0, 0, 0, 16, 16]
 
 
-def test_saved_epochs_are_ordinary_checkpoints_and_survive_an_interruption(place, monkeypatch):
-    config = TrainConfig(epochs=3, lr=1e-3, batch_size=4)
-    data, out = place / "data", place / "snapshots"
-    save_state = loop.save_state
-
-    def stop(*arguments):
-        save_state(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "save_state", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run_train(str(place / "model"), data, out, config, save_epochs=(0, 1, 3), device="cpu")
+def test_saved_epochs_are_ordinary_checkpoints_and_survive_an_interruption(place):
+    out = place / "snapshots"
+    options = {
+        "epochs": 3,
+        "lr": 1e-3,
+        "batch_size": 4,
+        "save_epochs": (0, 1, 3),
+        "folder": out,
+        "state": out / "state",
+    }
+    with interrupted_after(1):
+        train.measure(str(place / "model"), place / "data", **options)
     assert sorted(path.name for path in (out / "epochs").iterdir()) == ["0", "1"]
-    monkeypatch.setattr(loop, "save_state", save_state)
-    results = run_train(str(place / "model"), data, out, config, save_epochs=(0, 1, 3), device="cpu")
+    result = train.measure(str(place / "model"), place / "data", **options)
     assert sorted(path.name for path in (out / "epochs").iterdir()) == ["0", "1", "3"]
     assert torch.equal(weights(load_model(str(out / "epochs" / "0"))), weights(load_model(str(place / "model"))))
-    best = best_epoch(results.history).number
+    best = best_epoch(result.history).number
     if best != 2:
         saved = load_model(str(out / "epochs" / str(best)))
-        assert torch.equal(weights(saved), weights(load_model(str(out / "checkpoint"))))
+        assert torch.equal(weights(saved), weights(result.model))
 
 
 def test_training_options_of_the_command(place):
@@ -307,29 +296,15 @@ def test_training_options_of_the_command(place):
         ("--optimizer sam-sgd --mixed-precision fp16", "use bf16 or no"),
         ("--max-grad-norm 0", "max_grad_norm: got 0.0"),
         ("--epochs 3 --warmup 4", "warmup: got 4"),
-        ("--epochs 3 --save-epochs 1,4", "there is no epoch 4 in 0..3"),
-        ("--save-epochs first", "whole numbers with commas"),
+        ("--epochs 3 --save-epochs 1,4", "save_epochs: got 4; choose from 0..3"),
+        ("--save-epochs first", "comma-separated whole numbers"),
         ("--mixup 1 --diversity 1", "for plain cross-entropy"),
-        ("--linear --save-epochs 1", "not trained in epochs"),
+        ("--linear --save-epochs 1", "a linear probe has no epochs"),
     ],
 )
 def test_invalid_training_options_exit_with_an_error(place, arguments, message):
     assert message in error(clearhead("train", "model", "data", *arguments.split(), "--out", "not-trained", cwd=place))
     assert not (place / "not-trained").exists()
-
-
-@pytest.mark.parametrize(
-    ("config", "method", "message"),
-    [
-        ({"mixup": 0.8}, "reweight", "unsupported by the method reweight"),
-        ({"label_smoothing": 0.1}, "relevance", "unsupported by the method relevance"),
-        ({"augment": "strong"}, "rrr", "strong changes images without their masks"),
-    ],
-)
-def test_options_that_a_repair_ignores_raise_an_error(place, tmp_path, config, method, message):
-    with pytest.raises(ValueError, match=message):
-        run_repair(str(place / "model"), place / "data", tmp_path / "out", replace(SETTINGS, **config), method=method)
-    assert not (tmp_path / "out").exists()
 
 
 def test_training_that_never_improves_returns_the_original_model(folder):

@@ -95,18 +95,18 @@ def test_muon_leaves_the_embeddings_a_model_names():
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lion", "lamb", "muon", "adopt", "schedulefree-adamw"])
-@pytest.mark.parametrize("kind", ["", "sam-", "asam-"])
-def test_the_loss_falls(name, kind):
-    if kind and name.startswith("schedulefree"):
+@pytest.mark.parametrize("family", ["", "sam-", "asam-"])
+def test_the_loss_falls(name, family):
+    if family and name.startswith("schedulefree"):
         with pytest.raises(ValueError, match="unknown"):
-            optimizers.make_optimizer(kind + name, Quadratic(), 0.01)
+            optimizers.make_optimizer(family + name, Quadratic(), 0.01)
         return
     module = Quadratic()
-    first, optimizer = module().item(), optimizers.make_optimizer(kind + name, module, 0.02)
+    first, optimizer = module().item(), optimizers.make_optimizer(family + name, module, 0.02)
     for _ in range(20):
         again = gradients(module, optimizer)
         again()
-        optimizer.step(again if kind else None)
+        optimizer.step(again if family else None)
     assert module().item() < 0.9 * first
 
 
