@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 from clearhead import _torchvision  # noqa: F401  (its hook must be in place before anything imports torchvision)
 
 if TYPE_CHECKING:
+    from clearhead.analyses.audit import measure as audit  # noqa: F401
     from clearhead.analyses.cka import cka as cka
+    from clearhead.analyses.compare import measure as compare  # noqa: F401
+    from clearhead.analyses.evaluate import measure as evaluate_suite  # noqa: F401
     from clearhead.analyses.faithfulness import faithfulness as faithfulness
     from clearhead.analyses.fourier import feature_maps as feature_maps
     from clearhead.analyses.head_scores import score_heads as score_heads
@@ -50,10 +53,11 @@ if TYPE_CHECKING:
     from clearhead.repairs import RRRLoss as RRRLoss
     from clearhead.repairs import repair as repair
     from clearhead.repairs import select_heads as select_heads
+    from clearhead.runs_new import render_report as render_report
     from clearhead.training.config import TrainConfig as TrainConfig
     from clearhead.training.loop import fit as fit
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     "AttentionCall": "attention_tap",
@@ -70,7 +74,10 @@ _MODULES = {
     "TokenGrid": "models",
     "TrainConfig": "training.config",
     "as_classifier": "models",
+    "audit": "analyses.audit:measure",
     "cka": "analyses.cka",
+    "compare": "analyses.compare:measure",
+    "evaluate_suite": "analyses.evaluate:measure",
     "explain": "attribution",
     "faithfulness": "analyses.faithfulness",
     "feature_maps": "analyses.fourier",
@@ -88,6 +95,7 @@ _MODULES = {
     "predict": "prediction.predict",
     "read_images": "data.images",
     "register_method": "attribution",
+    "render_report": "runs_new",
     "repair": "repairs",
     "save_model": "models",
     "score_heads": "analyses.head_scores",
@@ -96,7 +104,7 @@ _MODULES = {
     "sufficient_subset": "attribution.sis",
     "tap": "attention_tap",
 }
-"""Public name -> module that defines it. A name needs a line here, and one above for type checkers."""
+"""Public name -> module that defines it, under the same name or that after a colon; a line above for type checkers."""
 
 __all__ = ["__version__", *_MODULES]
 
@@ -104,7 +112,8 @@ __all__ = ["__version__", *_MODULES]
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'clearhead' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"clearhead.{_MODULES[name]}"), name)
+    module, _, own_name = _MODULES[name].partition(":")
+    value = getattr(importlib.import_module(f"clearhead.{module}"), own_name or name)
     globals()[name] = value
     return value
 

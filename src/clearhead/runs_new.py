@@ -196,6 +196,11 @@ def merge_pages(runs: Sequence[Run], title: str = "") -> Page:
     return replace(main, title=title or main.title, verdicts=verdicts, sections=sections, provenance=provenance)
 
 
+def render_report(runs: Sequence[Path], out: Path, title: str = "") -> None:
+    """Write several finished runs as one page. Raises RunError for a folder that is not a finished run."""
+    write_text(out, render(merge_pages([read_run(folder) for folder in runs], title)))
+
+
 def issue_table(issues: Sequence[DataIssue], shown: int = 20) -> Table:
     """Return the problems of the data as a table."""
     rows = [Row(issue.file, [issue.category, issue.action, issue.detail]) for issue in issues[:shown]]

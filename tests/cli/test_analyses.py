@@ -60,7 +60,7 @@ def test_an_analysis_is_one_module_and_one_line(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(ANALYSES, "brightness", "brightness")
     app = typer.Typer()
-    add_analyses(app, {group: typer.Typer() for group in ("layers", "landscape", "study")})
+    add_analyses(app)
     runner = CliRunner()
     text = runner.invoke(app, ["brightness", "--help"]).output
     assert "Measure the mean brightness of the images." in text

@@ -12,11 +12,11 @@ import typer
 from clearhead import __version__
 from clearhead.cli.analyses import add_analyses
 from clearhead.cli.data import data_app
-from clearhead.cli.evaluation import report
 from clearhead.cli.options import Device
 from clearhead.cli.output import log_to_stderr, print_error
 from clearhead.cli.reproduce import reproduce_app
 from clearhead.errors import ClearheadError
+from clearhead.inputs import require_files
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,16 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="See what a vision transformer relies on, repair it cheaply, and prove that the repair helped.",
 )
-for command in (report,):
-    app.command()(command)
-landscape_app = typer.Typer(no_args_is_help=True, help="Measure the loss landscape around the weights of a model.")
-layers_app = typer.Typer(no_args_is_help=True, help="Measure feature maps through the depth of a model.")
-study_app = typer.Typer(no_args_is_help=True, help="Train and measure grids of models described by one YAML file.")
-add_analyses(app, {"layers": layers_app, "landscape": landscape_app, "study": study_app})
+add_analyses(app)
 app.add_typer(data_app, name="data")
-app.add_typer(landscape_app, name="landscape")
-app.add_typer(layers_app, name="layers")
-app.add_typer(study_app, name="study")
 app.add_typer(reproduce_app, name="reproduce")
 
 
@@ -57,6 +49,20 @@ def demo(
     comparison, page = run_demo(out, device=device)
     print_page(comparison.page())
     print(f"page: {page}")
+
+
+@app.command(epilog="Example: clearhead report runs/audit-... runs/compare-... --out report.html")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "",
+) -> None:
+    """Put several finished runs on one page."""
+    require_files("runs", runs)
+    from clearhead.runs_new import render_report
+
+    render_report(runs, out, title)
+    print(f"page: {out}")
 
 
 def main() -> None:

@@ -47,12 +47,24 @@ _MODEL_OPTIONS = {
 }
 
 
-def add_analyses(app: typer.Typer, groups: dict[str, typer.Typer]) -> None:
+GROUPS = {
+    "layers": "Measure feature maps through the depth of a model.",
+    "landscape": "Measure the loss landscape around the weights of a model.",
+    "study": "Run a grid of trainings or repairs described in one file.",
+}
+"""Help of the first word of commands of two words."""
+
+
+def add_analyses(app: typer.Typer) -> None:
     """Add a command for every entry of ``ANALYSES``; one of two words goes into the group of the first."""
+    groups: dict[str, typer.Typer] = {}
     for command, module in ANALYSES.items():
         group, _, name = command.rpartition(" ")
         signature = read_signature(module)
         epilog = "\n\n".join(f"Example: {example}" for example in signature.examples)
+        if group and group not in groups:
+            groups[group] = typer.Typer(no_args_is_help=True, help=GROUPS.get(group, ""))
+            app.add_typer(groups[group], name=group)
         parent = groups[group] if group else app
         parent.command(name, help=signature.summary, epilog=epilog)(_function(command, module))
 
