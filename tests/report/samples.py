@@ -8,7 +8,7 @@ from clearhead.attribution import overlay
 from clearhead.metrics.statistics import Estimate
 from clearhead.metrics.verdict import Verdict
 from clearhead.report import plots
-from clearhead.report.overlay import outline
+from clearhead.report.images import outline
 from clearhead.report.page import ExampleImages, Figure, Gallery, Page, Row, Table
 
 NAN = math.nan
@@ -191,7 +191,7 @@ def some_plots() -> dict[str, str]:
         "curves": plots.curves(
             {"training": [NAN, 0.5, 0.25], "validation": [0.6, 0.45, NAN]}, "Loss", "loss", chosen=2
         ),
-        "heat": plots.heat([[0.02, -0.101], [NAN]], "Lost", ["0", "1"], "head", "pp", "layer"),
+        "heat": plots.heatmap([[0.02, -0.101], [NAN]], "Lost", ["0", "1"], "head", "pp", "layer"),
         "scatter": plots.scatter({"last": [(0.4, 0.8)], "before": [(0.6, 0.5)]}, "Heads", "follows", "accuracy"),
         "no estimates": plots.intervals([], "Nothing"),
         "no bins": plots.reliability([], [], []),

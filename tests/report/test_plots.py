@@ -18,15 +18,17 @@ def words(svg: str) -> list[str]:
 
 
 def test_plots_repeat_their_values_in_words() -> None:
-    told = {name: html.unescape(re.search("<desc[^>]*>(.*?)</desc>", svg)[1]) for name, svg in some_plots().items()}
-    assert told["intervals"] == (
+    described = {
+        name: html.unescape(re.search("<desc[^>]*>(.*?)</desc>", svg)[1]) for name, svg in some_plots().items()
+    }
+    assert described["intervals"] == (
         "average: before 81.0% [79.2, 82.8], after –; worst group: before 42.0% [40.2, 43.8], after 66.0%"
     )
-    assert told["reliability"] == (
+    assert described["reliability"] == (
         "confidence 40.0%: accuracy 30.0%, 10 samples; confidence 90.0%: accuracy 85.0%, 1,200 samples"
     )
-    assert told["curves"] == (
-        "training: from 0.500 to 0.250 in 2 epochs; validation: from 0.600 to 0.450 in 2 epochs; epoch 2 kept"
+    assert described["curves"] == (
+        "training: from 0.500 to 0.250 in 2 epochs; validation: from 0.600 to 0.450 in 2 epochs; epoch 2 selected"
     )
 
 
@@ -36,12 +38,12 @@ def test_text_in_plots_stays_text_in_the_units_asked_for() -> None:
     assert any(re.fullmatch(r"\d+%", word) for word in shown), "ticks in per cent"
     points = plots.intervals([("gain", [("a", Estimate(0.02, -0.01, 0.05, 9, "pp"))])], "Gain", unit="pp")
     assert {"+2.0 pp", "+4", "−1"} & set(words(points)) >= {"+2.0 pp"}
-    assert "epoch 2 kept" in words(some_plots()["curves"])
+    assert "epoch 2 selected" in words(some_plots()["curves"])
 
 
 def test_epochs_are_counted_from_where_they_begin() -> None:
     from_zero = plots.curves({"loss": [0.3, 0.2, 0.1]}, "Loss", "loss", chosen=2, first=0)
-    assert {"0", "2", "epoch 2 kept"} <= set(words(from_zero))
+    assert {"0", "2", "epoch 2 selected"} <= set(words(from_zero))
     assert "3" not in {w for w in words(from_zero) if w.isdigit()}
 
 

@@ -11,7 +11,7 @@ from clearhead.data.loading import ImageDataset, loader
 from clearhead.models.classifier import Classifier
 from clearhead.models.preprocessing import to_uint8
 from clearhead.prediction.predict import Predictions
-from clearhead.report.overlay import outline
+from clearhead.report.images import outline
 from clearhead.report.page import ExampleImages
 
 SHOWN = 8

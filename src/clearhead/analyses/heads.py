@@ -161,14 +161,14 @@ def head_sections(scores: HeadScores, suffix: str = "") -> list[Section]:
         "Change of accuracy in points when a head is removed and the others of its layer are scaled up; with all heads "
         f"it is {100 * accuracy:.1f}%. A head whose removal raises accuracy may rely on the wrong feature."
     )
-    plot = plots.heat(lost, "Change of accuracy without each head", names, "head", "pp", "layer")
+    plot = plots.heatmap(lost, "Change of accuracy without each head", names, "head", "pp", "layer")
     sections: list[Section] = [Figure(f"Accuracy without each head{suffix}", text, plot)]
     for attribute, classes in scores.attributes.items():
         sections.append(_attribute_figure(scores, attribute, classes, layers[-1], suffix))
     if any(head.contribution is not None for head in scores.heads):
         inside = grid([math.nan if h.contribution is None else h.contribution for h in scores.heads])
         text = f"Percent of what raises the predicted class that comes from patches in the foreground.{_area(scores)}"
-        plot = plots.heat(inside, "Foreground share of each head's contribution", names, "head", "%", "layer")
+        plot = plots.heatmap(inside, "Foreground share of each head's contribution", names, "head", "%", "layer")
         sections.append(Figure(f"Foreground share of each head's contribution{suffix}", text, plot))
     sections.append(_table(scores, suffix))
     cosines = scores.similarity[str(layers[-1])]
@@ -179,7 +179,7 @@ def head_sections(scores: HeadScores, suffix: str = "") -> list[Section]:
         )
         title, names = f"Similarity of heads, layer {layers[-1]}", [str(head) for head in range(len(cosines))]
         sections.append(
-            Figure(f"Similarity of heads{suffix}", text, plots.heat(cosines, title, names, "head", "", "head"))
+            Figure(f"Similarity of heads{suffix}", text, plots.heatmap(cosines, title, names, "head", "", "head"))
         )
     return sections
 

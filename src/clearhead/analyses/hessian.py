@@ -255,7 +255,7 @@ def page(result: HessianResult) -> Page:
             )
             label = "magnitude of the eigenvalue" if log and sign < 0 else "eigenvalue"
             points = {name: _density(v, log) for name, v in one.items()}
-            plot = plots.lines(points, title, label, "density", unit="", markers=False, log=log)
+            plot = plots.lines(points, title, label, "density", unit="", markers=False, log_x=log)
             sections.append(Figure(title, text, plot))
     pooled = {
         name: pool_densities(b.density for b in spectrum.batches if b.density)
@@ -268,7 +268,7 @@ def page(result: HessianResult) -> Page:
             "Density of all eigenvalues, mean over mini-batches, by stochastic Lanczos quadrature; smooth_labels by a "
             f"Gaussian of 1% of the range, in powers of ten: most eigenvalues are near 0.{note}"
         )
-        plot = plots.lines(_smooth(pooled), title, "eigenvalue", "density", unit="", markers=False, log_up=True)
+        plot = plots.lines(_smooth(pooled), title, "eigenvalue", "density", unit="", markers=False, log_y=True)
         sections.append(Figure(title, text, plot))
     subject = result.subject
     return Page(

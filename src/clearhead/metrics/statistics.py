@@ -63,8 +63,13 @@ def proportion(correct: Array, level: float = LEVEL) -> Estimate:
     if count == 0:
         return Estimate(math.nan, math.nan, math.nan, 0, "%")
     successes = int(np.count_nonzero(correct))
+    return Estimate(successes / count, *wilson_interval(successes, count, level), count, "%")
+
+
+def wilson_interval(successes: int, count: int, level: float = LEVEL) -> tuple[float, float]:
+    """Return the Wilson interval of a proportion."""
     low, high = binomtest(successes, count).proportion_ci(level, method="wilson")
-    return Estimate(successes / count, float(low), float(high), count, "%")
+    return float(low), float(high)
 
 
 def mean(values: Array, unit: str = "", seed: int = 0) -> Estimate:

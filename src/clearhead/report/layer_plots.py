@@ -1,4 +1,4 @@
-"""Plots of what is measured unit by unit through the depth of a model; they take their colours from the page."""
+"""Draw plots of measurements per residual branch through the depth of a model, as inline SVG."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,51 +9,66 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from clearhead.metrics.statistics import Estimate, format_value
-from clearhead.report.svg import INK, MARKERS, SERIES, axes_at, drawing, legend_at, svg, tick, ticks
+from clearhead.report.svg import (
+    INK,
+    MARKERS,
+    SERIES,
+    axes_at,
+    format_tick,
+    label_axes,
+    new_figure,
+    place_legend,
+    set_ticks,
+    to_svg,
+)
 
 _KINDS = {"embed": 0, "attention": 1, "mlp": 2, "conv": 4, "block": 3}
-"""Colour and marker of each kind of unit, the same in all plots."""
+"""Colour and marker of each type of branch, the same in all plots."""
 _KIND_NAMES = {"embed": "embedding", "attention": "attention", "mlp": "MLP", "conv": "convolution", "block": "block"}
 
 
 def amplitudes(lines: Sequence[tuple[float, Sequence[float], Sequence[float]]], title: str) -> str:
-    """Relative log amplitude against frequency, a line a unit: the deeper the unit, the deeper the colour.
+    """Draw relative log amplitude against frequency, one line per branch; the opacity is the depth.
 
     Args:
-        lines: (depth in 0..1, frequencies in units of π, amplitudes) of each unit.
-        title: what is shown, for those who cannot see it.
+        lines: (depth in 0..1, frequencies in units of π, amplitudes) of each branch.
+        title: accessible name of the plot.
     """
     shown = [0.0, 0.25, 0.5, 0.75, 1.0]
-    with drawing(2.9, ["depth"]) as figure:
+    with new_figure(2.9, ["depth"]) as figure:
         axes = axes_at(figure, left=0.7, right=4.5, low=0.5, high=2.9)
         for depth, x, y in lines:
             axes.plot(x, y, color=SERIES[1], alpha=_opacity(depth), linewidth=1.4)
-        axes.set(xlabel="frequency", ylabel="Δ log amplitude")
+        label_axes(axes, "frequency", "Δ log amplitude")
         axes.set_xlim(0, 1)
-        ticks(axes.yaxis, "")
+        set_ticks(axes.yaxis, "")
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == 0 else f"{tick(value, '')}π"))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: "0" if value == 0 else f"{format_tick(value, '')}π")
+        )
         key = [Line2D([], [], color=SERIES[1], alpha=_opacity(d), linewidth=2.4, label=f"{d:g}") for d in shown]
-        legend_at(figure, axes, [Line2D([], [], linestyle="", label="depth"), *key], 1 + len(key), spacing=1.2)
-        told = "; ".join(f"depth {tick(round(d, 3), '')}: {format_value(y[-1])} at {x[-1]:.3g}π" for d, x, y in lines)
-        return svg(figure, title, told)
+        place_legend(figure, axes, [Line2D([], [], linestyle="", label="depth"), *key], 1 + len(key), spacing=1.2)
+        description = "; ".join(
+            f"depth {format_tick(round(d, 3), '')}: {format_value(y[-1])} at {x[-1]:.3g}π" for d, x, y in lines
+        )
+        return to_svg(figure, title, description)
 
 
 def through_depth(
-    units: Sequence[tuple[str, float, Estimate]], title: str, up: str, unit: str = "", steps: bool = False
+    units: Sequence[tuple[str, float, Estimate]], title: str, y_label: str, unit: str = "", steps: bool = False
 ) -> str:
-    """A number with its interval for each unit against depth, coloured by kind.
+    """Draw an estimate with its interval per branch against depth, coloured by type.
 
     Args:
-        units: (kind, depth in 0..1, estimate) of each unit, in order.
-        title: what is shown, for those who cannot see it.
-        up: what the number is.
-        unit: of the numbers, as in `Estimate.unit`.
-        steps: the way from each unit to the next is drawn in the colour of the next, as it is what made the step.
+        units: (type, depth in 0..1, estimate) of each branch, in order.
+        title: accessible name of the plot.
+        y_label: label of y.
+        unit: of the numbers, as in ``Estimate.unit``.
+        steps: draw the line from each branch to the next in the colour of the next, which caused the change.
     """
     units = [u for u in units if u[2].value == u[2].value]
     kinds = [kind for kind in _KINDS if any(kind == u[0] for u in units)]
-    with drawing(2.9, kinds) as figure:
+    with new_figure(2.9, kinds) as figure:
         axes = axes_at(figure, left=0.8, right=4.5, low=0.5, high=2.9)
         if not steps:
             axes.axhline(0, color=INK, alpha=0.5, linewidth=1)
@@ -67,32 +82,33 @@ def through_depth(
             if estimate.low == estimate.low:
                 axes.plot([x, x], [estimate.low, estimate.high], color=colour, linewidth=1.2)
             axes.plot([x], [estimate.value], MARKERS[_KINDS[kind]], color=colour, markersize=4.5)
-        axes.set(xlabel="depth", ylabel=up)
+        label_axes(axes, "depth", y_label)
         axes.set_xlim(-0.02, 1.02)
-        ticks(axes.yaxis, unit)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value, "")))
+        set_ticks(axes.yaxis, unit)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value, "")))
         handles = [
             Line2D([], [], color=SERIES[i], marker=MARKERS[i], markersize=6, linewidth=1.8, label=_KIND_NAMES[kind])
             for kind, i in _KINDS.items()
             if kind in kinds
         ]
-        legend_at(figure, axes, handles, len(kinds))
-        told = "; ".join(f"{kind} at depth {x:.3g}: {format_value(e.value, e.unit)}" for kind, x, e in units)
-        return svg(figure, title, told)
+        place_legend(figure, axes, handles, len(kinds))
+        description = "; ".join(f"{kind} at depth {x:.3g}: {format_value(e.value, e.unit)}" for kind, x, e in units)
+        return to_svg(figure, title, description)
 
 
 def matrix(values: Sequence[Sequence[float]], title: str, rows: str, columns: str) -> str:
-    """Numbers of 0 to 1 as square cells, the deeper the colour the larger; the first row is at the bottom.
+    """Draw a matrix of values in 0..1 as cells; the opacity is the value, the first row is at the bottom.
 
     Args:
         values: rows x columns.
-        title: what is shown, for those who cannot see it.
-        rows, columns: what they are, counted from 0.
+        title: accessible name of the plot.
+        rows: label of the rows, which are numbered from 0.
+        columns: label of the columns, which are numbered from 0.
     """
     high, wide = len(values), len(values[0])
     cell = min(3.8 / wide, 0.4)
     size = cell * wide, min(cell * high, 7.0)
-    with drawing(0.55 + size[1]) as figure:
+    with new_figure(0.55 + size[1]) as figure:
         axes = axes_at(figure, left=0.7, right=0.7 + size[0], low=0.5, high=0.5 + size[1])
         for y, row in enumerate(values):
             for x, value in enumerate(row):
@@ -100,16 +116,17 @@ def matrix(values: Sequence[Sequence[float]], title: str, rows: str, columns: st
                 axes.add_patch(
                     Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=SERIES[1], alpha=share**1.5, edgecolor="none")
                 )
-        axes.set(xlim=(-0.5, wide - 0.5), ylim=(-0.5, high - 0.5), xlabel=columns, ylabel=rows)
+        axes.set(xlim=(-0.5, wide - 0.5), ylim=(-0.5, high - 0.5))
+        label_axes(axes, columns, rows)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        return svg(
+        return to_svg(
             figure, title, "; ".join(f"{y}: {', '.join(format_value(v) for v in row)}" for y, row in enumerate(values))
         )
 
 
 def kind_name(kind: str) -> str:
-    """A kind of unit as people call it."""
+    """Return the name of a type of branch for people."""
     return _KIND_NAMES[kind]
 
 

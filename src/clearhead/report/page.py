@@ -18,7 +18,7 @@ from markupsafe import Markup
 from clearhead.errors import ClearheadError
 from clearhead.metrics.statistics import Estimate, format_interval, format_value
 from clearhead.metrics.verdict import Verdict
-from clearhead.report.overlay import data_uri
+from clearhead.report.images import data_uri
 from clearhead.storage import Pixels, write_text
 
 Cell = Estimate | str | int

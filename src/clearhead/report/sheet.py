@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from clearhead.attribution import overlay
-from clearhead.report.svg import short
+from clearhead.report.svg import shorten
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -52,7 +52,7 @@ def draw_sheet(images: Sequence[tuple[str, Pixels]], title: str, *, bar: bool = 
     for i, (caption, pixels) in enumerate(images):
         left = _GAP + i * (width + _GAP)
         sheet.paste(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST), (left, top))
-        draw.text((left, top + height + 4), short(caption, width // 8), "black", _font())
+        draw.text((left, top + height + 4), shorten(caption, width // 8), "black", _font())
     if bar:
         left = total - bar_width
         sheet.paste(Image.fromarray(colour_bar(height, _TEXT)), (left, top))

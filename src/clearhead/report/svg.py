@@ -1,13 +1,14 @@
-"""What plots are drawn on: inline SVG that takes its colours from the page it stands in, in light and in dark.
+"""The canvas of plots: inline SVG that takes its colours from the page, in light and dark mode.
 
-Matplotlib draws with marker colours; `svg` then puts `currentColor` for the ink and the page's `--series-*` for the
-lines. Text stays text. Numbers are repeated in words in each plot's description, for those who cannot see it.
+Matplotlib draws with placeholder colours, which ``to_svg`` replaces by ``currentColor`` and the page's ``--series-*``.
+Text remains text. Each plot has a description that repeats its numbers in words, for screen readers.
 """
 
 import hashlib
 import io
 import math
 import re
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,20 +16,22 @@ from html import escape
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import Bbox
 
 from clearhead.metrics.statistics import format_value
 
 INK = "#010203"
 SERIES = ("#5d6168", "#1f6fa8", "#b4530f", "#7a4fa3", "#17784a", "#ab2f5c")
-MARKERS = ("o", "s", "D", "^", "v", "P", "X")  # one more than colours: no two of many lines look alike
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")  # one more than colours, so that many lines differ
 DASHED = (0, (4, 3))
 WIDTH = 4.7
-"""Width of every plot in inches: on a phone it shrinks by a quarter, so that its text can still be read."""
+"""Width of every plot in inches: on a phone it shrinks by a quarter, so its text remains legible."""
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "clearhead",
@@ -48,8 +51,8 @@ _STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def drawing(height: float, names: Sequence[str] = ()) -> Iterator[Figure]:
-    """A transparent figure outside pyplot's state, `height` inches and above that room for a legend."""
+def new_figure(height: float, names: Sequence[str] = ()) -> Iterator[Figure]:
+    """Open a transparent figure outside pyplot's state, `height` inches high plus the height of a legend of `names`."""
     columns = _legend_columns(names)
     legend = 0.15 + 0.21 * math.ceil(len(names) / columns)
     with matplotlib.rc_context(_STYLE):
@@ -57,24 +60,24 @@ def drawing(height: float, names: Sequence[str] = ()) -> Iterator[Figure]:
 
 
 def axes_at(figure: Figure, left: float, right: float, low: float, high: float) -> Axes:
-    """Axes at a place given in inches from the lower left."""
+    """Add axes at a position in inches from the lower left corner."""
     width, height = figure.get_size_inches()
     return figure.add_axes((left / width, low / height, (right - left) / width, (high - low) / height))
 
 
-def legend(figure: Figure, axes: Axes, names: Sequence[str], dashed: Sequence[str] = ()) -> None:
-    """The legend above the axes, flush left with the figure."""
+def add_legend(figure: Figure, axes: Axes, names: Sequence[str], dashed: Sequence[str] = ()) -> None:
+    """Add a legend above the axes, aligned to the left of the figure."""
     handles = [
-        Line2D([], [], color=look(i)[0], marker=look(i)[1], markersize=6, linewidth=1.8, label=short(name))
-        for i, name in enumerate(names)
+        Line2D([], [], color=colour, marker=marker, markersize=6, linewidth=1.8, label=shorten(name))
+        for (colour, marker), name in zip(map(series_style, range(len(names))), names, strict=True)
     ]
     handles += [Line2D([], [], color=INK, alpha=0.6, linewidth=1, linestyle=DASHED, label=name) for name in dashed]
     if handles:
-        legend_at(figure, axes, handles, _legend_columns([*names, *dashed]))
+        place_legend(figure, axes, handles, _legend_columns([*names, *dashed]))
 
 
-def legend_at(figure: Figure, axes: Axes, handles: Sequence[Line2D], columns: int, spacing: float = 1.6) -> None:
-    """The lines' labels above the axes, flush left with the figure; `spacing` in letters."""
+def place_legend(figure: Figure, axes: Axes, handles: Sequence[Line2D], columns: int, spacing: float = 1.6) -> None:
+    """Add a legend of handles above the axes, left-aligned with the figure; `spacing` in units of the font size."""
     width, height = figure.get_size_inches()
     figure.legend(
         handles=handles,
@@ -89,48 +92,64 @@ def legend_at(figure: Figure, axes: Axes, handles: Sequence[Line2D], columns: in
 
 
 def _legend_columns(names: Sequence[str]) -> int:
-    longest = max((len(short(name)) for name in names), default=0)
+    longest = max((len(shorten(name)) for name in names), default=0)
     return max(1, min(len(names), int(WIDTH / (0.5 + 0.085 * longest))))
 
 
-def short(name: str, letters: int = 46) -> str:
-    """The name, with its middle left out where it is too long for the plot."""
+def label_axes(axes: Axes, x: str, y: str) -> None:
+    """Label both axes; long labels take several lines."""
+    axes.set_xlabel(textwrap.fill(x, 48))
+    axes.set_ylabel(textwrap.fill(y, 32))
+
+
+def shorten(name: str, letters: int = 46) -> str:
+    """Return a name with an ellipsis in its middle if it is longer than `letters`."""
     return name if len(name) <= letters else f"{name[: letters // 2]}…{name[-(letters // 2 - 1) :]}"
 
 
-def look(i: int) -> tuple[str, str]:
-    """Colour and marker of the i-th line."""
+def series_style(i: int) -> tuple[str, str]:
+    """Return colour and marker of the i-th line."""
     return SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]
 
 
-def ticks(axis: Axis, unit: str, at_most: int = 5) -> None:
-    """Ticks written in the unit, with faint lines behind the plot."""
+def set_ticks(axis: Axis, unit: str, at_most: int = 5) -> None:
+    """Format the ticks of an axis in a unit, with faint grid lines."""
     axis.set_major_locator(MaxNLocator(at_most, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value, unit)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value, unit)))
     axis.grid(True, color=INK, alpha=0.14, linewidth=0.8)
     axis.axes.set_axisbelow(True)
 
 
-def tick(value: float, unit: str) -> str:
-    """A number at a tick, at its shortest."""
+def format_tick(value: float, unit: str) -> str:
+    """Return the shortest text of a number at a tick."""
     if unit in ("%", "pp"):
         sign = "+" if unit == "pp" and value > 0 else ""
         return f"{sign}{100 * value:.3g}{'%' if unit == '%' else ''}".replace("-", "−")
     return f"{value:,.6g}".replace("-", "−")
 
 
-def power(value: float) -> str:
-    """A power of ten at its shortest: 0.001, 10⁻⁵."""
-    return tick(value, "") if 1e-3 <= value < 1e6 else format_value(value).removeprefix("1.00×")
+def format_power(value: float) -> str:
+    """Return the shortest text of a power of ten: 0.001, 10⁻⁵."""
+    return format_tick(value, "") if 1e-3 <= value < 1e6 else format_value(value).removeprefix("1.00×")
 
 
-def svg(figure: Figure, title: str, told: str) -> str:
-    """The figure as an SVG element with a name, a description, colours of the page and ids of its own."""
+def _whole(figure: Figure) -> Bbox | None:
+    """Return the area of a figure and of everything that extends beyond it, in inches; None if nothing does."""
+    content = figure.get_tightbbox()
+    area = Bbox.union([figure.bbox_inches, content])
+    return None if np.allclose(area.get_points(), figure.bbox_inches.get_points()) else area.padded(0.05)
+
+
+def to_svg(figure: Figure, title: str, description: str) -> str:
+    """Return a figure as an SVG element with accessible name and description, the page's colours and unique ids.
+
+    Text that extends beyond the figure enlarges the image: nothing is clipped.
+    """
     buffer = io.StringIO()
-    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    no_metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the page's own font draws the text
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata, bbox_inches=_whole(figure))
     drawn = buffer.getvalue()
     drawn = drawn[drawn.index("<svg") :].strip()
     drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
@@ -140,14 +159,16 @@ def svg(figure: Figure, title: str, told: str) -> str:
         drawn = drawn.replace(colour, f"var(--series-{i}, {colour})")
     drawn = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", drawn)
     prefix = hashlib.sha256((title + drawn).encode()).hexdigest()[:8]
-    used = set(re.findall(r"#([\w-]+)", drawn))
-    drawn = re.sub(r' id="([^"]+)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", drawn)
+    references = set(re.findall(r"#([\w-]+)", drawn))
+    drawn = re.sub(
+        r' id="([^"]+)"', lambda match: f' id="{prefix}-{match[1]}"' if match[1] in references else "", drawn
+    )
     drawn = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", drawn)
-    name = f'<title id="{prefix}-title">{escape(title)}</title><desc id="{prefix}-desc">{escape(told)}</desc>'
+    name = f'<title id="{prefix}-title">{escape(title)}</title><desc id="{prefix}-desc">{escape(description)}</desc>'
     return re.sub(
         r"<svg ([^>]*)>",
-        lambda found: (
-            f'<svg role="img" aria-labelledby="{prefix}-title" aria-describedby="{prefix}-desc" {found[1]}>{name}'
+        lambda match: (
+            f'<svg role="img" aria-labelledby="{prefix}-title" aria-describedby="{prefix}-desc" {match[1]}>{name}'
         ),
         drawn,
         count=1,

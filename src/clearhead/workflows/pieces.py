@@ -24,7 +24,7 @@ from clearhead.models.classifier import fingerprint, on_device
 from clearhead.models.preprocessing import to_uint8
 from clearhead.prediction.predict import Predictions
 from clearhead.progress import Progress
-from clearhead.report.overlay import outline
+from clearhead.report.images import outline
 from clearhead.report.pages import write_page
 from clearhead.results import ExampleImages, Results
 from clearhead.runs import read_results, versions, write_results, written

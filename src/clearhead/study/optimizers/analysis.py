@@ -203,7 +203,7 @@ def _sensitivity(result: OptimizerStudy) -> list[Section]:
             text = (
                 "Validation accuracy of the best epoch and weight decay; of a stopped setting, that before it stopped."
             )
-            plot = plots.lines(points, title, "learning rate", "validation accuracy", log=True)
+            plot = plots.lines(points, title, "learning rate", "validation accuracy", log_x=True)
             sections.append(Figure(title, text, plot))
     return sections
 
@@ -243,8 +243,8 @@ def _amount(cells: Cells) -> list[Section]:
             for lines, values in ((error, errors), (loss, [c.measures.train_loss.value for c in seeds])):
                 lines.setdefault(key[0], []).append((key[3], float(np.mean(values)), 0.0))
     title, label = "What does the amount of data do?", "share of the training images"
-    shown = plots.lines(error, title, label, "test error", log=True)
-    fitted = plots.lines(loss, title, label, "training loss (nats)", unit="", log=True)
+    shown = plots.lines(error, title, label, "test error", log_x=True)
+    fitted = plots.lines(loss, title, label, "training loss (nats)", unit="", log_x=True)
     text = (
         f"{optimizer}, augmentation {augment}, the same number of epochs of each. A model that overfits has a higher "
         "error on fewer images while its training loss falls."

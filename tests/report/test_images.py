@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clearhead.attribution import overlay
-from clearhead.report.overlay import data_uri, outline
+from clearhead.report.images import data_uri, outline
 
 NAN = math.nan
 
