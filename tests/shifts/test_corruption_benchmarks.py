@@ -1,4 +1,4 @@
-"""CIFAR-10-C, CIFAR-100-C and ImageNet-C, in small folders laid out as the published ones."""
+"""CIFAR-10-C, CIFAR-100-C and ImageNet-C, in small folders with the published layout."""
 
 import pickle
 from pathlib import Path
@@ -30,7 +30,7 @@ def imagenet(root: Path, wnids: tuple[str, ...] = ("n01440764", "n01443537"), se
             Image.new("RGB", (8, 8), (20 * int(severity), 0, 0)).save(file)
 
 
-def test_cifar_c_is_five_blocks_a_type(tmp_path: Path) -> None:
+def test_cifar_c_has_five_blocks_per_type(tmp_path: Path) -> None:
     arrays = cifar(tmp_path / "CIFAR-10-C")
     sets = read_cifar_c(tmp_path)
     assert [one.name for one in sets] == [f"{name} {level}" for name in ("fog", "snow") for level in range(1, 6)]
@@ -55,21 +55,21 @@ def test_cifar_100_c_has_its_hundred_classes(tmp_path: Path) -> None:
     assert list(one.class_mappings) == ["100 classes"]
 
 
-def test_cifar_folders_that_cannot_be_used(tmp_path: Path) -> None:
+def test_invalid_cifar_folders_raise_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         read_cifar_c(tmp_path / "none")
     with pytest.raises(
-        DataError, match=r"give the folder of labels\.npy, as published in CIFAR-10-C; .* there is none"
+        DataError, match=r"name the folder of labels\.npy, as published with CIFAR-10-C; no folder in it has one"
     ):
         read_cifar_c(tmp_path)
     cifar(tmp_path / "a", types=())
-    with pytest.raises(DataError, match=r"no type beside labels\.npy"):
+    with pytest.raises(DataError, match=r"no arrays of corruptions, such as fog\.npy, beside labels\.npy"):
         read_cifar_c(tmp_path)
     cifar(tmp_path / "b")
-    with pytest.raises(DataError, match=r"there is .*a and .*b"):
+    with pytest.raises(DataError, match=r"CIFAR-10-C; .*a and .*b has one"):
         read_cifar_c(tmp_path)
     np.save(tmp_path / "b" / "snow.npy", np.zeros((10, 32, 32, 3), dtype=np.uint8))
-    with pytest.raises(DataError, match=r"snow\.npy: uint8, \(10, 32, 32, 3\); bytes, 20 x 32 x 32 x 3, are wanted"):
+    with pytest.raises(DataError, match=r"snow\.npy: uint8, \(10, 32, 32, 3\); uint8, 20 x 32 x 32 x 3 is needed"):
         read_cifar_c(tmp_path / "b")
     (tmp_path / "b" / "snow.npy").write_bytes(b"text")
     with pytest.raises(DataError, match=r"snow\.npy cannot be read as an array"):
@@ -80,7 +80,7 @@ def test_cifar_folders_that_cannot_be_used(tmp_path: Path) -> None:
             read_cifar_c(tmp_path / "b")
 
 
-def test_imagenet_c_lies_as_its_archives_unpack(tmp_path: Path) -> None:
+def test_imagenet_c_is_read_as_its_archives_unpack(tmp_path: Path) -> None:
     imagenet(tmp_path / "fog")
     imagenet(tmp_path / "blur" / "zoom_blur", severities="35")
     imagenet(tmp_path / "more" / "extra" / "spatter", severities="1")
@@ -96,14 +96,14 @@ def test_imagenet_c_lies_as_its_archives_unpack(tmp_path: Path) -> None:
     assert abs(load_image(sets[4].folder.samples[0].path).getpixel((0, 0))[0] - 100) < 5
 
 
-def test_imagenet_folders_that_cannot_be_used(tmp_path: Path) -> None:
+def test_invalid_imagenet_folders_raise_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         read_imagenet_c(tmp_path / "none")
-    with pytest.raises(DataError, match="no TYPE/SEVERITY/WNID"):
+    with pytest.raises(DataError, match="no files TYPE/SEVERITY/WNID"):
         read_imagenet_c(tmp_path)
     imagenet(tmp_path / "fog", wnids=("cat", "dog"))
-    with pytest.raises(DataError, match="cat is no WordNet id of ImageNet-1k"):
+    with pytest.raises(DataError, match="cat is not a WordNet id of ImageNet-1k"):
         read_imagenet_c(tmp_path)
     imagenet(tmp_path / "weather" / "fog")
-    with pytest.raises(DataError, match="are of one type"):
+    with pytest.raises(DataError, match="are the same corruption"):
         read_imagenet_c(tmp_path)

@@ -59,8 +59,8 @@ def constant(name, severity, constants):
     return TABLES[name][constants == "cifar"][severity - 1]
 
 
-def picture(height=40, width=36, seed=0):
-    """A coloured image of 8 bits, H x W x 3 in 0..1, and as a batch of one."""
+def sample_image(height=40, width=36, seed=0):
+    """Return a coloured 8-bit image, H x W x 3 in 0..1, and the same as a batch of one."""
     rng = np.random.default_rng(seed)
     smooth = ndimage.gaussian_filter(rng.normal(size=(height, width, 3)), (2, 2, 0), mode="wrap")
     pixels = (127.5 + 127.5 * np.clip(smooth / smooth.std() / 2, -1, 1)).round() / 255
@@ -84,7 +84,7 @@ def channels(x, function):
 
 
 def gaussian(x, sigma):
-    """skimage.filters.gaussian as it was then, with channels last."""
+    """skimage.filters.gaussian of that time, with channels last."""
     return ndimage.gaussian_filter(x, (sigma, sigma, 0), mode="nearest", truncate=4)
 
 
@@ -93,7 +93,7 @@ def gaussian(x, sigma):
 
 @pytest.mark.parametrize(("constants", "severity"), EVERY)
 def test_gaussian_and_speckle_noise_are_the_published_formulas(constants, severity):
-    x, images = picture()
+    x, images = sample_image()
     n = array(torch.randn(1, 3, *x.shape[:2], generator=draws()))
     c = constant("gaussian_noise", severity, constants)
     np.testing.assert_allclose(ours("gaussian_noise", images, severity, constants), (x + c * n).clip(0, 1), atol=1e-6)
@@ -104,7 +104,7 @@ def test_gaussian_and_speckle_noise_are_the_published_formulas(constants, severi
 
 
 @pytest.mark.parametrize(("constants", "severity"), EVERY)
-def test_impulse_noise_makes_its_share_black_or_white_and_leaves_the_rest(constants, severity):
+def test_impulse_noise_sets_its_fraction_to_black_or_white_and_leaves_the_rest(constants, severity):
     x, share = torch.full((1, 3, 100, 100), 0.4), constant("impulse_noise", severity, constants)
     y = CORRUPTIONS["impulse_noise"](x, severity, generators(0, [0]), constants)
     counts = [int((y == value).sum()) for value in (0, 1, x[0, 0, 0, 0])]
@@ -123,12 +123,12 @@ def test_shot_noise_counts_are_poisson(constants, severity, value):
     torch.testing.assert_close(counts / photons, y)
     expected = stats.poisson.pmf(np.arange(photons), value * photons)
     expected = np.append(expected, 1 - expected.sum()).clip(0) * x.numel()
-    found = np.bincount(counts.long().flatten().numpy(), minlength=photons + 1)
-    assert not found[expected < 1e-9].any()
+    result = np.bincount(counts.long().flatten().numpy(), minlength=photons + 1)
+    assert not result[expected < 1e-9].any()
     usual = expected > 5
     if usual.sum() > 1:
-        rest = [(~usual) @ found, (~usual) @ expected]
-        pairs = list(zip(found[usual], expected[usual], strict=True)) + ([rest] if rest[1] > 5 else [])
+        rest = [(~usual) @ result, (~usual) @ expected]
+        pairs = list(zip(result[usual], expected[usual], strict=True)) + ([rest] if rest[1] > 5 else [])
         seen, wanted = np.array(pairs, float).T
         assert stats.chisquare(seen, wanted * seen.sum() / wanted.sum()).pvalue > 1e-4
 
@@ -143,8 +143,8 @@ def test_shot_noise_channels_and_pixels_are_independent():
 
 
 @pytest.mark.parametrize(("constants", "severity"), EVERY)
-def test_gaussian_blur_is_scikit_images(constants, severity):
-    x, images = picture()
+def test_gaussian_blur_equals_scikit_image(constants, severity):
+    x, images = sample_image()
     expected = gaussian(x, constant("gaussian_blur", severity, constants))
     np.testing.assert_allclose(ours("gaussian_blur", images, severity, constants), expected, atol=2e-6)
 
@@ -158,16 +158,16 @@ def test_defocus_blur_is_a_softened_disk(constants, severity):
     near = np.arange(-1, 2) if radius <= 8 else np.arange(-2, 3)  # cv2.GaussianBlur of 3 x 3 or 5 x 5
     soft = np.exp(-(near**2) / 2 / softness**2)
     kernel = ndimage.correlate(disk / disk.sum(), np.outer(soft, soft) / soft.sum() ** 2, mode="mirror")
-    x, images = picture()
+    x, images = sample_image()
     expected = channels(x, lambda one: ndimage.correlate(one, kernel, mode="mirror")).clip(0, 1)  # cv2.filter2D
     np.testing.assert_allclose(ours("defocus_blur", images, severity, constants), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(("constants", "severity"), EVERY)
 @pytest.mark.parametrize("size", [(40, 36), (33, 50)])
-def test_glass_blur_is_the_loop_over_pixels(constants, severity, size):
+def test_glass_blur_equals_the_loop_over_pixels(constants, severity, size):
     sigma, reach, times = constant("glass_blur", severity, constants)
-    x, images = picture(*size)
+    x, images = sample_image(*size)
     height, width = size
     generator = draws()
     y = np.uint8(gaussian(x, sigma) * 255 + 1e-4)
@@ -182,16 +182,16 @@ def test_glass_blur_is_the_loop_over_pixels(constants, severity, size):
     np.testing.assert_allclose(ours("glass_blur", images, severity, constants), expected, atol=2e-6)
 
 
-def test_glass_blur_of_an_image_too_small_to_move_pixels_in():
-    x, images = picture(7, 8)
+def test_glass_blur_of_a_very_small_image():
+    x, images = sample_image(7, 8)
     y = np.uint8(gaussian(x, 1.5) * 255 + 1e-4)
     np.testing.assert_allclose(ours("glass_blur", images, 5, "imagenet"), gaussian(y / 255, 1.5), atol=2e-6)
 
 
 @pytest.mark.parametrize(("constants", "severity"), EVERY)
-def test_motion_blur_is_imagemagicks(constants, severity):
+def test_motion_blur_equals_imagemagick(constants, severity):
     radius, sigma = constant("motion_blur", severity, constants)
-    x, images = picture(30, 28)
+    x, images = sample_image(30, 28)
     height, width = x.shape[:2]
     angle = math.radians(float(torch.rand((), generator=draws())) * 90 - 45)
     taps = 2 * radius + 1
@@ -200,19 +200,19 @@ def test_motion_blur_is_imagemagicks(constants, severity):
     point = taps * math.sin(angle), taps * math.cos(angle)
     expected = np.zeros_like(x)
     for i in range(taps):
-        right = math.ceil(i * point[1] / math.hypot(*point) - 0.5)
+        dx = math.ceil(i * point[1] / math.hypot(*point) - 0.5)
         down = math.ceil(i * point[0] / math.hypot(*point) - 0.5)
         rows = (np.arange(height) + down).clip(0, height - 1)
-        columns = (np.arange(width) + right).clip(0, width - 1)
+        columns = (np.arange(width) + dx).clip(0, width - 1)
         expected += weights[i] * x[rows][:, columns]
     np.testing.assert_allclose(ours("motion_blur", images, severity, constants), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(("constants", "severity"), EVERY)
 @pytest.mark.parametrize("size", [(40, 40), (64, 45)])
-def test_zoom_blur_is_scipys_zoom(constants, severity, size):
+def test_zoom_blur_equals_scipy_zoom(constants, severity, size):
     factors = np.arange(1, *constant("zoom_blur", severity, constants))
-    x, images = picture(*size)
+    x, images = sample_image(*size)
     total = x.copy()
     for factor in factors:
         large, start, parts = x, [], []
@@ -239,33 +239,33 @@ def test_zoom_blur_is_scipys_zoom(constants, severity, size):
     st.sampled_from((torch.float32, torch.float64, torch.bfloat16)),
     st.integers(0, 99),
 )
-def test_each_image_is_its_own_and_stays_an_image(name, severity, constants, shape, dtype, seed):
-    """Range, shape, dtype; the same again; alone as in a batch, in any memory order; the input is left alone."""
+def test_results_are_images_and_do_not_depend_on_the_batch(name, severity, constants, shape, dtype, seed):
+    """Check range, shape, dtype, repeatability, independence of batch and memory order, and the unchanged input."""
     images = torch.rand(shape[0], 3, *shape[1:], generator=torch.Generator().manual_seed(seed)).to(dtype)
     before = images.clone()
     function = CORRUPTIONS[name]
     indices = [7 + 2 * i for i in range(len(images))]
-    found = function(images, severity, generators(seed, indices), constants)
-    assert found.shape == images.shape
-    assert found.dtype == dtype
-    assert found.isfinite().all()
-    assert found.min() >= 0
-    assert found.max() <= 1
+    result = function(images, severity, generators(seed, indices), constants)
+    assert result.shape == images.shape
+    assert result.dtype == dtype
+    assert result.isfinite().all()
+    assert result.min() >= 0
+    assert result.max() <= 1
     assert torch.equal(images, before)
     laid = images.to(memory_format=torch.channels_last)
-    assert torch.equal(found, function(laid, severity, generators(seed, indices), constants))
+    assert torch.equal(result, function(laid, severity, generators(seed, indices), constants))
     alone = [
         function(images[i : i + 1], severity, generators(seed, [index]), constants) for i, index in enumerate(indices)
     ]
-    torch.testing.assert_close(found, torch.cat(alone), rtol=0, atol=1e-6)
+    torch.testing.assert_close(result, torch.cat(alone), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [*NOISE, *BLUR])
 @pytest.mark.parametrize("constants", ["imagenet", "cifar"])
-def test_severity_moves_images_further(name, constants):
-    """Not every step of the published constants is one: glass blur's severity 2 may move images less than 1, and
+def test_higher_severity_changes_images_more(name, constants):
+    """Some steps of the published constants are exceptions: glass blur's severity 2 may change images less than 1, and
     CIFAR-C's motion blur of severity 4 differs from 3 in taps of no weight."""
-    _, images = picture(64, 64)
+    _, images = sample_image(64, 64)
     images = images.expand(4, -1, -1, -1)
     moved = [
         float((CORRUPTIONS[name](images, severity, generators(0, range(4)), constants) - images).square().mean())
@@ -278,42 +278,42 @@ def test_severity_moves_images_further(name, constants):
 
 
 @pytest.mark.parametrize("name", STILL)
-def test_what_is_not_random_does_not_depend_on_generators(name):
-    _, images = picture()
+def test_deterministic_types_do_not_depend_on_generators(name):
+    _, images = sample_image()
     one, other = (CORRUPTIONS[name](images, 3, generators(seed, [0])) for seed in (0, 1))
     assert torch.equal(one, other)
 
 
-def test_of_no_images_there_are_none():
+def test_an_empty_batch_stays_empty():
     images = torch.empty(0, 3, 20, 20)
     for name in (*NOISE, *BLUR):
         assert CORRUPTIONS[name](images, 1, []).shape == images.shape
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
-        ({"severity": 0}, "severity 0"),
-        ({"severity": 6}, "severity 6"),
-        ({"severity": 1.5}, "severity 1.5"),
-        ({"constants": "tiny"}, "'imagenet' and 'cifar'"),
+        ({"severity": 0}, "severity: got 0"),
+        ({"severity": 6}, "severity: got 6"),
+        ({"severity": 1.5}, "severity: got 1.5"),
+        ({"constants": "tiny"}, "choose from imagenet, cifar"),
         ({"images": torch.zeros(2, 1, 8, 8)}, "B x 3 x H x W"),
         ({"images": torch.zeros(3, 8, 8)}, "B x 3 x H x W"),
         ({"images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, "uint8"),
-        ({"generators": []}, "0 generators for 2 images"),
+        ({"generators": []}, "generators: got 0 for 2 images"),
     ],
 )
-def test_bad_input_is_refused(change, words):
-    given_ = {"images": torch.zeros(2, 3, 8, 8), "severity": 1, "generators": generators(0, range(2))} | change
+def test_invalid_arguments_raise_an_error(change, message):
+    arguments = {"images": torch.zeros(2, 3, 8, 8), "severity": 1, "generators": generators(0, range(2))} | change
     for name in CORRUPTIONS:
-        with pytest.raises(ValueError, match=words):
-            CORRUPTIONS[name](**given_)
+        with pytest.raises(ValueError, match=message):
+            CORRUPTIONS[name](**arguments)
 
 
 # The registry, the sets, the mean corruption error
 
 
-def test_the_types_stand_in_published_order():
+def test_the_types_are_in_published_order():
     assert (
         *("gaussian_noise", "shot_noise", "impulse_noise"),
         *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
@@ -324,7 +324,7 @@ def test_the_types_stand_in_published_order():
     assert all(function.__name__ == name for name, function in CORRUPTIONS.items())
 
 
-def test_sets_are_one_a_type_and_severity_and_their_shift_is_the_corruption(tmp_path):
+def test_there_is_one_data_set_per_type_and_severity(tmp_path):
     folder, scoring = ImageIndex(tmp_path, ("a", "b"), (), ()), {"2 classes": identity_mapping(2)}
     assert len(corruption_sets(folder, scoring)) == 75
     sets = corruption_sets(folder, scoring, ["zoom_blur", "shot_noise"], (1, 4), "cifar")
@@ -334,7 +334,7 @@ def test_sets_are_one_a_type_and_severity_and_their_shift_is_the_corruption(tmp_
         ("shot_noise 1", "shot_noise", 1),
         ("shot_noise 4", "shot_noise", 4),
     ]
-    _, images = picture()
+    _, images = sample_image()
     for one in sets:
         shift = pickle.loads(pickle.dumps(one.shift))
         expected = CORRUPTIONS[one.family](images, one.level, generators(0, [0]), "cifar")
@@ -346,7 +346,7 @@ def test_sets_are_one_a_type_and_severity_and_their_shift_is_the_corruption(tmp_
         corruption_sets(folder, scoring, ["fog"], (0, 1))
 
 
-def test_the_mean_corruption_error_is_the_published_one():
+def test_the_mean_corruption_error_of_published_tables():
     alexnet = {name: [error] * 5 for name, error in ALEXNET_ERRORS.items()}
     assert mean_corruption_error(alexnet) == pytest.approx(100)
     # AlexNet's errors in percent as the paper's table 1 and its spreadsheet round them
@@ -359,12 +359,14 @@ def test_the_mean_corruption_error_is_the_published_one():
 
 
 @given(st.lists(st.lists(st.floats(0, 1), min_size=5, max_size=5), min_size=15, max_size=15))
-def test_the_mean_corruption_error_is_a_mean_of_ratios_of_sums(table):
+def test_the_mean_corruption_error_is_the_mean_ratio_of_means(table):
     expected = np.mean([sum(row) / (5 * alexnet) for row, alexnet in zip(table, ALEXNET_ERRORS.values(), strict=True)])
     assert mean_corruption_error(dict(zip(COMMON, table, strict=True))) == pytest.approx(100 * expected)
+    per_image = mean_corruption_error({name: np.stack([row, row]).T for name, row in zip(COMMON, table, strict=True)})
+    np.testing.assert_allclose(per_image, [100 * expected] * 2)
 
 
-def test_the_mean_corruption_error_refuses_what_it_cannot_average():
+def test_the_mean_corruption_error_of_invalid_errors():
     errors = {name: [0.5] * 5 for name in COMMON}
     with pytest.raises(ValueError, match="fog, contrast"):
         mean_corruption_error({name: errors[name] for name in COMMON if name not in ("fog", "contrast")})

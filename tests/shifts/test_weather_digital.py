@@ -31,8 +31,8 @@ ALL = {
 SEVERITIES = range(1, 6)
 
 
-def picture(height=48, width=48, seed=0):
-    """One smooth coloured image of 8 bits with some grey, black and white, as uint8 and as a batch of one."""
+def sample_image(height=48, width=48, seed=0):
+    """Return a smooth coloured 8-bit image with some grey, black and white, as uint8 and as a batch of one."""
     rng = np.random.default_rng(seed)
     smooth_noise = ndimage.gaussian_filter(rng.normal(size=(height, width, 3)), (3, 3, 0), mode="wrap")
     pixels = (128 + 127 * np.clip(smooth_noise / smooth_noise.std() / 2, -1, 1)).astype(np.uint8)
@@ -52,14 +52,14 @@ def ours(name, images, severity, **more):
     return array(ALL[name](images, severity, generators(3, [5]), **more))
 
 
-def drawn(draw, images, *shapes):
-    """The numbers ours draws for the image, in order."""
+def random_numbers(draw, images, *shapes):
+    """Return the numbers that our code draws for the image, in order."""
     generator = generators(3, [5])
     return [draw(images, generator, *shape)[0].double().numpy() for shape in shapes]
 
 
 def close(got, expected, within=1e-5, share=0.999):
-    """All but a few pixels, where a threshold falls between float32 and float64."""
+    """Compare all but a few pixels, where float32 and float64 are on different sides of a threshold."""
     assert got.shape == expected.shape
     off = np.abs(got - expected) > within
     assert off.mean() <= 1 - share, f"{off.mean():.2%} of the values are off, at most by {np.abs(got - expected).max()}"
@@ -67,7 +67,7 @@ def close(got, expected, within=1e-5, share=0.999):
 
 @pytest.fixture(scope="module", autouse=True)
 def photographs(tmp_path_factory):
-    """Made-up photographs of frost of the published names, in a folder that the environment names."""
+    """Generated photographs of frost with the published names, in the folder of the environment variable."""
     folder = tmp_path_factory.mktemp("frost")
     rng = np.random.default_rng(1)
     pictures = {}
@@ -94,7 +94,7 @@ SNOW = [
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_snow_is_the_published_formula(severity):
-    pixels, images = picture(50, 50)
+    pixels, images = sample_image(50, 50)
     generator = generators(3, [5])
     layer = normal(images, generator, 1, 50, 50)[0, 0].double().numpy()
     angle = np.radians(uniform(images, generator).item() * 90 - 135)
@@ -113,8 +113,8 @@ def test_snow_is_the_published_formula(severity):
     y, x = np.mgrid[:50, :50]
     blurred = np.zeros((50, 50))
     for i, weight in zip(taps, weights / weights.sum(), strict=True):
-        down, right = np.ceil(i * np.sin(angle) - 0.5), np.ceil(i * np.cos(angle) - 0.5)
-        blurred += weight * layer[np.clip(y + down, 0, 49).astype(int), np.clip(x + right, 0, 49).astype(int)]
+        dy, dx = np.ceil(i * np.sin(angle) - 0.5), np.ceil(i * np.cos(angle) - 0.5)
+        blurred += weight * layer[np.clip(y + dy, 0, 49).astype(int), np.clip(x + dx, 0, 49).astype(int)]
     layer = np.round(blurred)[..., None] / 255
 
     x = pixels / 255
@@ -125,34 +125,34 @@ def test_snow_is_the_published_formula(severity):
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_frost_is_the_published_formula(severity, photographs):
-    pixels, images = picture(40, 60)
-    which, *place = drawn(uniform, images, (3,))[0]
-    photograph = photographs[int(which * 5)]
-    top, left = (int(u * (n - size)) for u, n, size in zip(place, photograph.shape, pixels.shape, strict=False))
+    pixels, images = sample_image(40, 60)
+    choice, *corner = random_numbers(uniform, images, (3,))[0]
+    photograph = photographs[int(choice * 5)]
+    top, left = (int(u * (n - size)) for u, n, size in zip(corner, photograph.shape, pixels.shape, strict=False))
     keep, add = [(1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)][severity - 1]
     expected = np.clip(keep * pixels + add * photograph[top : top + 40, left : left + 60].astype(float), 0, 255) / 255
     close(ours("frost", images, severity), expected, share=1)
 
 
-def test_frost_for_cifar_takes_every_fifth_pixel(photographs):
-    pixels, images = picture(32, 32)
-    which, *place = drawn(uniform, images, (3,))[0]
-    photograph = photographs[int(which * 5)][2::5, 2::5]
-    top, left = (int(u * (n - 32)) for u, n in zip(place, photograph.shape, strict=False))
+def test_frost_for_cifar_uses_every_fifth_pixel(photographs):
+    pixels, images = sample_image(32, 32)
+    choice, *corner = random_numbers(uniform, images, (3,))[0]
+    photograph = photographs[int(choice * 5)][2::5, 2::5]
+    top, left = (int(u * (n - 32)) for u, n in zip(corner, photograph.shape, strict=False))
     expected = np.clip(0.9 * pixels + 0.4 * photograph[top : top + 32, left : left + 32].astype(float), 0, 255) / 255
     close(ours("frost", images, 3, constants="cifar"), expected, share=1)
 
 
-def test_frost_draws_all_five_photographs_and_covers_large_images(photographs):
-    _, images = picture(310, 300)  # larger than any of them
+def test_frost_uses_all_five_photographs_and_covers_large_images(photographs):
+    _, images = sample_image(310, 300)  # larger than any of them
     assert weather.frost(images, 5, generators(0, [1])).shape == images.shape
     dark = torch.zeros(40, 3, 200, 200)
     means = weather.frost(dark, 1, generators(0, range(40))).mean((1, 2, 3))
     assert len(means.unique()) == 40
 
 
-def test_frost_without_photographs_says_how_to_get_them(monkeypatch, tmp_path):
-    _, images = picture(32, 32)
+def test_missing_frost_photographs_raise_an_error_with_a_solution(monkeypatch, tmp_path):
+    _, images = sample_image(32, 32)
     monkeypatch.setenv("CLEARHEAD_FROST", str(tmp_path))
     with pytest.raises(DataError, match=r"frost1\.png cannot be read.*pip install --no-deps imagecorruptions-imaug"):
         ours("frost", images, 1)
@@ -163,7 +163,7 @@ def test_frost_without_photographs_says_how_to_get_them(monkeypatch, tmp_path):
 
 
 def published_plasma(numbers, mapsize, decay):
-    """plasma_fractal of the published code; `numbers` in -1..1 in the order it draws them."""
+    """plasma_fractal of the published code; `numbers` in -1..1 in its order of drawing."""
     numbers = iter(numbers)
     grid = np.zeros((mapsize, mapsize))
     step, wibble = mapsize, 100
@@ -188,8 +188,8 @@ def published_plasma(numbers, mapsize, decay):
 @pytest.mark.parametrize("severity", SEVERITIES)
 @pytest.mark.parametrize("constants", ["imagenet", "cifar"])
 def test_fog_is_the_published_formula(severity, constants):
-    pixels, images = picture(40, 60)
-    numbers = drawn(uniform, images, (64 * 64 - 1,))[0] * 2 - 1
+    pixels, images = sample_image(40, 60)
+    numbers = random_numbers(uniform, images, (64 * 64 - 1,))[0] * 2 - 1
     amplitude, decay = {
         "imagenet": [(1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)],
         "cifar": [(0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)],
@@ -201,17 +201,17 @@ def test_fog_is_the_published_formula(severity, constants):
 
 
 def by_hsv(pixels, change):
-    """Every pixel (h, s, v) to (h, *change(s, v)) by colorsys."""
+    """Map every pixel (h, s, v) to (h, *change(s, v)) with colorsys."""
     out = np.empty(pixels.shape)
-    for place in np.ndindex(pixels.shape[:2]):
-        h, s, v = colorsys.rgb_to_hsv(*(pixels[place] / 255))
-        out[place] = colorsys.hsv_to_rgb(h, *change(s, v))
+    for index in np.ndindex(pixels.shape[:2]):
+        h, s, v = colorsys.rgb_to_hsv(*(pixels[index] / 255))
+        out[index] = colorsys.hsv_to_rgb(h, *change(s, v))
     return out
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_brightness_and_saturate_are_changes_of_hsv(severity):
-    pixels, images = picture()
+    pixels, images = sample_image()
     more = [0.1, 0.2, 0.3, 0.4, 0.5][severity - 1]
     close(ours("brightness", images, severity), by_hsv(pixels, lambda s, v: (s, min(v + more, 1))), share=1)
     factor, added = [(0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2)][severity - 1]
@@ -254,7 +254,7 @@ def opencv_distance(zeros):
     return best
 
 
-def opencv_levelled(image):
+def opencv_equalized(image):
     """cv2.equalizeHist."""
     counts = np.bincount(image.ravel(), minlength=256)
     lowest = np.flatnonzero(counts)[0]
@@ -266,9 +266,9 @@ def opencv_levelled(image):
 
 
 def published_water(layer, strength):
-    """The water of the published spatter, H x W, from the 8-bit layer of drops."""
+    """Return the water of the published spatter, H x W, from the 8-bit layer of drops."""
     near = np.minimum(opencv_distance(opencv_canny(layer, 50, 150)) / 65536, 20)
-    near = opencv_levelled(ndimage.uniform_filter(near, 3, mode="mirror").__add__(1e-9).astype(np.uint8))
+    near = opencv_equalized(ndimage.uniform_filter(near, 3, mode="mirror").__add__(1e-9).astype(np.uint8))
     lit = ndimage.correlate(near.astype(int), [[-2, -1, 0], [-1, 1, 1], [0, 1, 2]], mode="mirror").clip(0, 255)
     drops = layer * np.round(ndimage.uniform_filter(lit.astype(float), 3, mode="mirror"))
     return drops / drops.max() * strength
@@ -285,9 +285,11 @@ SPATTER = [
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_spatter_is_the_published_formula(severity):
-    pixels, images = picture(56, 64)
+    pixels, images = sample_image(56, 64)
     mean, deviation, sigma, threshold, strength, mud = SPATTER[severity - 1]
-    layer = ndimage.gaussian_filter(drawn(normal, images, (56, 64))[0] * deviation + mean, sigma, mode="nearest")
+    layer = ndimage.gaussian_filter(
+        random_numbers(normal, images, (56, 64))[0] * deviation + mean, sigma, mode="nearest"
+    )
     layer[layer < threshold] = 0
     x = pixels / 255
     if mud:
@@ -303,26 +305,26 @@ def test_spatter_is_the_published_formula(severity):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(3, 24), st.integers(3, 24), st.integers(0, 10**6), st.sampled_from([0, 0.7, 2]))
-def test_edges_distances_and_levels_are_those_of_opencv(height, width, seed, sigma):
+def test_edges_distances_and_equalisation_equal_opencv(height, width, seed, sigma):
     noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(2, height, width)), (0, sigma, sigma))
     images = np.clip(128 + 90 * noise / noise.std(), 0, 255).astype(np.uint8)
     tensor = torch.from_numpy(images).float()
-    found = edges.canny(tensor, 50, 150)
-    for one, image, level in zip(found, images, edges.levelled(tensor), strict=True):
+    result = edges.canny(tensor, 50, 150)
+    for one, image, level in zip(result, images, edges.equalize_histogram(tensor), strict=True):
         np.testing.assert_array_equal(one.numpy(), opencv_canny(image, 50, 150))
-        np.testing.assert_array_equal(level.numpy(), opencv_levelled(image))
+        np.testing.assert_array_equal(level.numpy(), opencv_equalized(image))
         if one.any():
             np.testing.assert_array_equal(edges.distance(one[None])[0].numpy(), opencv_distance(one.numpy()))
 
 
-def test_without_edges_everything_is_far_and_levels_stay():
+def test_images_without_edges():
     plain = torch.full((1, 8, 9), 7.0)
     assert not edges.canny(plain, 50, 150).any()
     assert (edges.distance(torch.zeros(1, 8, 9, dtype=torch.bool)) >= 17 * edges.UNIT).all()
-    assert torch.equal(edges.levelled(plain), plain)
+    assert torch.equal(edges.equalize_histogram(plain), plain)
 
 
-def test_spatter_without_a_drop_leaves_the_image():
+def test_spatter_without_drops_leaves_the_image_unchanged():
     # the smallest image has one smoothed number to pass the threshold; among many seeds some do not
     images = torch.full((30, 3, 4, 4), 0.5)
     result = weather.spatter(images, 1, generators(0, range(30)))
@@ -332,7 +334,7 @@ def test_spatter_without_a_drop_leaves_the_image():
 
 @pytest.mark.parametrize("border", ["nearest", "reflect"])
 @pytest.mark.parametrize("sigma", [0, 0.4, 2, 60])
-def test_smoothing_is_scipys(border, sigma):
+def test_smoothing_equals_scipy(border, sigma):
     fields = np.random.default_rng(0).normal(size=(2, 17, 30))
     expected = [ndimage.gaussian_filter(field, sigma, mode=border, truncate=3) for field in fields]
     np.testing.assert_allclose(smooth(torch.from_numpy(fields), sigma, border, 3), expected, atol=1e-12)
@@ -343,7 +345,7 @@ def test_smoothing_is_scipys(border, sigma):
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_contrast_is_the_published_formula(severity):
-    pixels, images = picture(30, 40)
+    pixels, images = sample_image(30, 40)
     share = [0.4, 0.3, 0.2, 0.1, 0.05][severity - 1]
     means = (pixels / 255).mean((0, 1), keepdims=True)
     close(ours("contrast", images, severity), (pixels / 255 - means) * share + means, share=1)
@@ -359,8 +361,8 @@ ELASTIC = {
 @pytest.mark.parametrize("constants", ["imagenet", "cifar"])
 def test_elastic_transform_is_the_published_formula(severity, constants):
     height, width = 40, 52
-    pixels, images = picture(height, width)
-    moves, shifts = drawn(uniform, images, (3, 2), (2, height, width))
+    pixels, images = sample_image(height, width)
+    moves, shifts = random_numbers(uniform, images, (3, 2), (2, height, width))
     amplitude, sigma, reach = ELASTIC[constants][severity - 1]
 
     centre, third = np.array([height // 2, width // 2]), min(height, width) // 3
@@ -381,9 +383,9 @@ def test_elastic_transform_is_the_published_formula(severity, constants):
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 @pytest.mark.parametrize("constants", ["imagenet", "cifar"])
-def test_pixelate_is_pillows(severity, constants):
+def test_pixelate_equals_pillow(severity, constants):
     height, width = 75, 112
-    pixels, images = picture(height, width)
+    pixels, images = sample_image(height, width)
     share = {"imagenet": [0.6, 0.5, 0.4, 0.3, 0.25], "cifar": [0.95, 0.9, 0.85, 0.75, 0.65]}[constants][severity - 1]
     small = Image.fromarray(pixels).resize((int(width * share), int(height * share)), Image.Resampling.BOX)
     expected = np.array(small.resize((width, height), Image.Resampling.BOX)) / 255
@@ -391,8 +393,8 @@ def test_pixelate_is_pillows(severity, constants):
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
-def test_jpeg_is_pillows(severity):
-    pixels, images = picture(50, 70)
+def test_jpeg_equals_pillow(severity):
+    pixels, images = sample_image(50, 70)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=[25, 18, 15, 10, 7][severity - 1])
     close(ours("jpeg_compression", images, severity), np.array(Image.open(file)) / 255, share=1)
@@ -411,9 +413,7 @@ def test_jpeg_is_pillows(severity):
     st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
     st.integers(0, 2**31),
 )
-def test_an_image_stays_an_image_and_depends_on_its_generator_alone(
-    name, count, size, severity, constants, dtype, seed
-):
+def test_results_are_images_and_depend_only_on_the_generator(name, count, size, severity, constants, dtype, seed):
     images = torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(seed)).to(dtype)
     before = images.clone()
     together = ALL[name](images, severity, generators(seed, range(count)), constants)
@@ -428,7 +428,7 @@ def test_an_image_stays_an_image_and_depends_on_its_generator_alone(
 
 
 @pytest.mark.parametrize("name", ["snow", "frost", "fog", "spatter", "elastic_transform"])
-def test_another_generator_draws_another_picture(name):
+def test_another_generator_gives_another_image(name):
     images = torch.full((2, 3, 64, 64), 0.4)
     images[:, :, ::7] = 0.8
     one, other = ALL[name](images, 3, generators(0, [0, 1]))
@@ -437,19 +437,19 @@ def test_another_generator_draws_another_picture(name):
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "pixelate", "jpeg_compression", "saturate"])
 @pytest.mark.parametrize("constants", ["imagenet", "cifar"])
-def test_every_severity_changes_more_or_otherwise(name, constants):
-    _, images = picture(64, 64)
+def test_every_severity_gives_another_image(name, constants):
+    _, images = sample_image(64, 64)
     results = [ours(name, images, severity, constants=constants) for severity in SEVERITIES]
     assert all(np.abs(a - b).max() > 0.01 for a, b in itertools.pairwise(results))
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("severity", [0, 6, -1])
-def test_another_severity_is_refused(name, severity):
-    with pytest.raises(ValueError, match=f"severity {severity}"):
+def test_another_severity_raises_an_error(name, severity):
+    with pytest.raises(ValueError, match=f"severity: got {severity}"):
         ALL[name](torch.rand(1, 3, 32, 32), severity, generators(0, [0]))
 
 
-def test_one_generator_an_image():
-    with pytest.raises(ValueError, match="1 generators for 2 images"):
+def test_one_generator_per_image_is_needed():
+    with pytest.raises(ValueError, match="generators: got 1 for 2 images"):
         weather.fog(torch.rand(2, 3, 32, 32), 1, generators(0, [0]))

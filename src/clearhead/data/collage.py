@@ -266,10 +266,10 @@ def _cut_out(sample: Sample, size: int, rng: np.random.Generator) -> npt.NDArray
     """
     assert sample.mask is not None
     image, mask = load_image(sample.path), load_mask(sample.mask)
-    left, top, right, bottom = mask.getbbox() or (0, 0, *mask.size)
-    scale = rng.uniform(*FILL) * size / max(right - left, bottom - top)
+    x0, y0, x1, y1 = mask.getbbox() or (0, 0, *mask.size)
+    scale = rng.uniform(*FILL) * size / max(x1 - x0, y1 - y0)
     margin = int(np.ceil(1 / scale)) if scale < 1 else 0  # room for the antialiased edge
-    box = (left - margin, top - margin, right + margin, bottom + margin)
+    box = (x0 - margin, y0 - margin, x1 + margin, y1 + margin)
     alpha = np.asarray(mask.crop(box), dtype=np.float32)
     source = np.dstack([np.asarray(image.crop(box), dtype=np.float32) * (alpha[..., None] / 255), alpha])
     width, height = (max(1, round(side * scale)) for side in (source.shape[1], source.shape[0]))

@@ -8,7 +8,7 @@ from clearhead.data.folder import wordnet_ids
 from clearhead.metrics.statistics import Estimate, accuracy_difference, independent_difference, mean, proportion
 from clearhead.models.class_names import imagenet_names
 from clearhead.prediction.suite_predictions import SuitePredictions
-from clearhead.shifts.corruptions import ALEXNET_ERRORS, COMMON
+from clearhead.shifts.corruptions import COMMON, mean_corruption_error
 from clearhead.shifts.sets import ShiftedDataset
 
 
@@ -57,15 +57,14 @@ def _corruption_metrics(
     }
     # an image that is unreadable under one corruption is excluded under all
     files = [file for file in next(iter(correct.values())) if all(file in by_file for by_file in correct.values())]
-    accuracy = {
-        name: np.mean([[correct[name, severity][file] for file in files] for severity in range(1, 6)], axis=0)
+    errors = {
+        name: 1 - np.array([[correct[name, severity][file] for file in files] for severity in range(1, 6)], dtype=float)
         for name in COMMON
     }
-    metrics = {"mean corruption accuracy": mean(np.mean(list(accuracy.values()), axis=0), "%", seed)}
+    metrics = {"mean corruption accuracy": mean(1 - np.mean(list(errors.values()), axis=(0, 1)), "%", seed)}
     first = next(iter(levels.values()))
     if next(iter(first.class_mappings.values())).of == 1000 and imagenet and _has_imagenet_classes(first):
-        errors = [(1 - accuracy[name]) / ALEXNET_ERRORS[name] for name in COMMON]
-        metrics["mCE"] = mean(100 * np.mean(errors, axis=0), "", seed)
+        metrics["mCE"] = mean(mean_corruption_error(errors), "", seed)
     return metrics
 
 

@@ -1,1 +1,1 @@
-"""Shifted data: published sets, and shifts made on the fly."""
+"""Shifted data: published data sets, and shifts applied on the fly."""

@@ -1,7 +1,7 @@
-"""A suite is a name for several sets.
+"""List the shifted data sets of a suite.
 
 ``imagenet`` (val, V2, A, R, Sketch, ObjectNet, ...), ``imagenet-c`` and ``cifar-c`` are read as published;
-``corruptions``, the sweeps (``rotation``, ``occlusion``, ...) and ``adversarial`` are made on the fly of any images.
+``corruptions``, the sweeps (``rotation``, ``occlusion``, ...) and ``adversarial`` are applied on the fly to any images.
 """
 
 import difflib
@@ -23,14 +23,14 @@ from clearhead.shifts.sets import ClassMapping, ShiftedDataset, identity_mapping
 from clearhead.shifts.sweeps import SWEEPS, sweep_sets
 
 PUBLISHED = (*IMAGENET, "imagenet-c", "cifar-c")
-"""Suites read from the folders they were published in; ``imagenet`` is all of its family that is there."""
+"""Suites read as published; ``imagenet`` stands for all ImageNet data sets found."""
 
 BUDGETS = (0.5, 1, 2)
-"""Of the attacks: the largest change of a pixel, in 255ths."""
+"""The largest change of a pixel by each attack, in 1/255."""
 
 
-def _attacks(folder: ImageIndex, class_mappings: Mapping[str, ClassMapping]) -> list[ShiftedDataset]:
-    """Projected gradient descent at each budget. Raises ClearheadError where the toolbox is not installed."""
+def _adversarial_sets(folder: ImageIndex, class_mappings: Mapping[str, ClassMapping]) -> list[ShiftedDataset]:
+    """Return projected gradient descent at each budget. Raises ClearheadError if the toolbox is not installed."""
     require_toolbox()
     return [
         ShiftedDataset(
@@ -48,21 +48,21 @@ def _attacks(folder: ImageIndex, class_mappings: Mapping[str, ClassMapping]) -> 
 SYNTHETIC: dict[str, Callable[..., list[ShiftedDataset]]] = {
     "corruptions": functools.partial(corruption_sets, types=COMMON),
     "more-corruptions": functools.partial(corruption_sets, types=EXTRA),
-    "adversarial": _attacks,
+    "adversarial": _adversarial_sets,
     **{name.replace(" ", "-"): functools.partial(sweep_sets, name=name) for name in SWEEPS},
 }
-"""Suites made on the fly, of any images."""
+"""Suites applied on the fly to any images."""
 
 SUITES = (*PUBLISHED, *SYNTHETIC)
 
 
 def is_small(size: tuple[int, int]) -> bool:
-    """Whether images of this size get the weaker corruptions of CIFAR-10-C."""
+    """Return whether images of this size get the weaker corruptions of CIFAR-10-C."""
     return max(size) <= 64
 
 
 CLEAN = "clean"
-"""The set of the images that shifts are made of, before they are."""
+"""The name of the unshifted data set in a synthetic suite."""
 
 
 def suite_sets(
@@ -74,59 +74,59 @@ def suite_sets(
     sets: Sequence[str] | None = None,
     split: str | None = None,
 ) -> tuple[list[ShiftedDataset], list[str]]:
-    """The sets of suites, the unchanged one first, and the names of those that are not there.
+    """Return the data sets of suites, the clean one first, and the names of those that were not found.
 
     Args:
-        suites: keys of ``SUITES``.
-        root: the folder the published sets are in, or the images that shifts are made of.
+        suites: names from ``SUITES``.
+        root: the folder with the published data sets, or the images to shift.
         classes: the class names of the model.
-        size: H, W of its input; up to 64 pixels corruptions have the weaker constants of CIFAR-10-C.
-        sets: take these alone: names of sets (``fog 3``, ``imagenet-a``) or of families (``fog``).
-        split: of the images that shifts are made of.
+        size: height and width of the model's input; up to 64 pixels, corruptions use the constants of CIFAR-10-C.
+        sets: only these: names of data sets (``fog 3``, ``imagenet-a``) or families (``fog``).
+        split: the split of the images to shift.
 
     Raises:
         DataError: for data that cannot be used.
-        ClearheadError: for a suite or set that does not exist.
+        ClearheadError: for a suite or data set that does not exist.
     """
     suites = list(dict.fromkeys(suites))
     for name in suites:
         if name not in SUITES:
             close = difflib.get_close_matches(name, SUITES, 3, 0.4)
-            raise ClearheadError(f"suite {name!r}: there is {', '.join(close or SUITES)}")
-    found: list[ShiftedDataset] = []
+            raise ClearheadError(f"suite: {name!r} is unknown; choose from {', '.join(close or SUITES)}")
+    result: list[ShiftedDataset] = []
     absent: list[str] = []
     for name in suites:
         if name in IMAGENET and is_sharded(root):
-            found.append(read_shards(name, root, classes, split))
+            result.append(read_shards(name, root, classes, split))
         elif name in IMAGENET:
-            there, missing = read_imagenet(Path(root), None if name == "imagenet" else [name])
-            found, absent = found + there, absent + missing
+            present, missing = read_imagenet(Path(root), None if name == "imagenet" else [name])
+            result, absent = result + present, absent + missing
         elif name in PUBLISHED:
-            found += (read_cifar_c if name == "cifar-c" else read_imagenet_c)(Path(root))
-    if made := [name for name in suites if name in SYNTHETIC]:
+            result += (read_cifar_c if name == "cifar-c" else read_imagenet_c)(Path(root))
+    if synthetic := [name for name in suites if name in SYNTHETIC]:
         folder = read_images(root, split=split, classes=classes, check=False)
         class_mappings = {f"{len(classes):,} classes": identity_mapping(len(classes))}
-        found.insert(0, ShiftedDataset(CLEAN, folder, class_mappings))
-        for name in made:
+        result.insert(0, ShiftedDataset(CLEAN, folder, class_mappings))
+        for name in synthetic:
             small = {"constants": "cifar"} if "corruptions" in name and is_small(size) else {}
-            found += SYNTHETIC[name](folder, class_mappings, **small)
+            result += SYNTHETIC[name](folder, class_mappings, **small)
     try:
         frost_folder()
     except DataError as error:
-        if any(one.family == "frost" and one.shift is not None for one in found):
+        if any(one.family == "frost" and one.shift is not None for one in result):
             absent.append(f"frost ({error})")
-            found = [one for one in found if one.family != "frost" or one.shift is None]
-    if not found:
-        raise DataError(f"{root}: none of {', '.join(absent or suites)} is there")
-    require_files([one.name for one in found], "sets")
+            result = [one for one in result if one.family != "frost" or one.shift is None]
+    if not result:
+        raise DataError(f"{root}: none of {', '.join(absent or suites)} was found")
+    require_files([one.name for one in result], "sets")
     if sets is None:
-        return found, absent
-    wanted = [one for one in found if one.name in (*sets, CLEAN) or one.family in sets]
+        return result, absent
+    selected = [one for one in result if one.name in (*sets, CLEAN) or one.family in sets]
     for name in sets:
-        if missing := [told for told in absent if told == name or told.startswith(f"{name} (")]:
-            raise DataError(f"{root}: not there: {missing[0]}")
-        if not any(name in (one.name, one.family) for one in found):
-            known = list(dict.fromkeys(part for one in found for part in (one.name, one.family) if part))
+        if missing := [reason for reason in absent if reason == name or reason.startswith(f"{name} (")]:
+            raise DataError(f"{root}: not found: {missing[0]}")
+        if not any(name in (one.name, one.family) for one in result):
+            known = list(dict.fromkeys(part for one in result for part in (one.name, one.family) if part))
             close = difflib.get_close_matches(name, known, 3, 0.4) or known
-            raise ClearheadError(f"set {name!r} is not of {', '.join(suites)}; there is {format_names(close)}")
-    return wanted, []
+            raise ClearheadError(f"sets: {name!r} is not in {', '.join(suites)}; choose from {format_names(close)}")
+    return selected, []

@@ -1,14 +1,15 @@
-"""The corruptions of Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations" (ICLR 2019, arXiv 1903.12261), made on the fly on the images' device, and the mean corruption error.
+"""Apply the corruptions of Hendrycks & Dietterich (ICLR 2019, arXiv 1903.12261) on the images' device.
 
-The published sets, ImageNet-C and CIFAR-10-C, were made with random numbers nobody kept; what is made here has the
-same distribution, not the same pixels, and is not stored as JPEG of quality 85 as ImageNet-C was. Numbers to be
-compared with published ones come from the published sets.
+The random numbers of the published data sets, ImageNet-C and CIFAR-10-C, are unknown: the corruptions here have the
+same distribution, but not the same pixels, and are not stored as JPEG of quality 85 as ImageNet-C was. Use the
+published data sets for numbers to compare with published ones.
 """
 
 import functools
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -42,7 +43,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     "spatter": spatter,
     "saturate": saturate,
 }
-"""All types in published order: the 15 that are averaged over, then the 4 meant for choosing on."""
+"""All types in published order: the 15 that are averaged, then the 4 for model selection."""
 
 COMMON = tuple(CORRUPTIONS)[:15]
 EXTRA = tuple(CORRUPTIONS)[15:]
@@ -61,58 +62,61 @@ ALEXNET_ERRORS = dict(
         strict=True,
     )
 )
-"""AlexNet's top-1 error on ImageNet-C, mean over the severities (google-research/augmix, imagenet.py, ALEXNET_ERR)."""
+"""AlexNet's top-1 error on ImageNet-C, averaged over severities (google-research/augmix, imagenet.py, ALEXNET_ERR)."""
 
 
-def mean_corruption_error(errors: Mapping[str, Sequence[float]]) -> float:
-    """The mCE in percent: the mean over the 15 types of the error, summed over severities, over that of AlexNet.
+def mean_corruption_error(errors: Mapping[str, npt.ArrayLike]) -> npt.NDArray[np.float64]:
+    """Return the mCE in percent: the mean over 15 types of the error, averaged over severities, divided by AlexNet's.
 
-    100 is as bad as AlexNet on ImageNet-C; published values (76.7 for a ResNet-50) are top-1 errors on the published
-    set.
+    100 is the error of AlexNet on ImageNet-C. Published values (76.7 for a ResNet-50) are for the published data set.
 
     Args:
-        errors: for each of the types ``COMMON`` (others are passed over) the five top-1 errors, shares of 0..1.
+        errors: for each of the types ``COMMON`` (others are ignored), the top-1 errors in 0..1 at the five severities:
+            5 numbers, or 5 x N for N images.
+
+    Returns:
+        One number, or N.
 
     Raises:
-        ClearheadError: for a missing type, another number of severities, an error outside 0..1.
+        ClearheadError: for a missing type, another number of severities, or an error outside 0..1.
     """
     if missing := [name for name in COMMON if name not in errors]:
-        raise ClearheadError(f"errors are missing for {', '.join(missing)}: the mCE is over all 15 types")
+        raise ClearheadError(f"errors: {', '.join(missing)} is missing; the mCE needs all 15 types")
     ratios = []
     for name in COMMON:
-        found = errors[name]
-        if len(found) != len(SEVERITIES):
-            raise ClearheadError(f"{len(found)} errors for {name}: there is one for each of the severities 1 to 5")
-        if not all(0 <= error <= 1 for error in found):
-            raise ClearheadError(f"errors {list(found)} for {name}: they are shares of 0..1, not percent")
-        ratios.append(sum(found) / len(found) / ALEXNET_ERRORS[name])
-    return 100 * sum(ratios) / len(ratios)
+        values = np.asarray(errors[name], dtype=float)
+        if len(values) != len(SEVERITIES):
+            raise ClearheadError(f"errors: got {len(values)} errors for {name}; one per severity 1 to 5 is needed")
+        if not ((values >= 0) & (values <= 1)).all():
+            raise ClearheadError(f"errors: got {values.min():g}..{values.max():g} for {name}; use 0..1, not percent")
+        ratios.append(values.mean(0) / ALEXNET_ERRORS[name])
+    mce: npt.NDArray[np.float64] = 100 * np.mean(ratios, axis=0)
+    return mce
 
 
 def corruption_sets(
     folder: ImageIndex,
-    scoring: Mapping[str, ClassMapping],
+    class_mappings: Mapping[str, ClassMapping],
     types: Sequence[str] | None = None,
     severities: Sequence[int] = SEVERITIES,
     constants: Constants = "imagenet",
 ) -> list[ShiftedDataset]:
-    """The images of a folder under each type and severity: sets ``fog 1`` to ``fog 5`` of the family ``fog``.
+    """Return the images under each type and severity: data sets ``fog 1`` to ``fog 5`` of the family ``fog``.
 
-    `types` are keys of ``CORRUPTIONS``, None for the 15 of ``COMMON``. Raises ClearheadError for others, and for
-    severities
-    that are not 1..5.
+    `types` are names from ``CORRUPTIONS``; the default is the 15 of ``COMMON``. Raises ClearheadError for unknown types
+    and severities.
     """
     types = COMMON if types is None else types
     if unknown := [name for name in types if name not in CORRUPTIONS]:
-        raise ClearheadError(f"corruption types {', '.join(unknown)}: there is {', '.join(CORRUPTIONS)}")
+        raise ClearheadError(f"types: {', '.join(unknown)} is unknown; choose from {', '.join(CORRUPTIONS)}")
     if wrong := [severity for severity in severities if severity not in SEVERITIES]:
-        raise ClearheadError(f"severities {wrong}: they are 1, 2, 3, 4, 5")
+        raise ClearheadError(f"severities: got {wrong}; choose from 1, 2, 3, 4, 5")
     return [
         ShiftedDataset(
             f"{name} {severity}",
             folder,
-            scoring,
-            shift=functools.partial(_corrupted, name, severity, constants),
+            class_mappings,
+            shift=functools.partial(_corrupt, name, severity, constants),
             family=name,
             level=severity,
         )
@@ -121,9 +125,9 @@ def corruption_sets(
     ]
 
 
-def _corrupted(
+def _corrupt(
     name: str, severity: int, constants: Constants, images: Tensor, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """A corruption as a Shift, by name (processes can be sent it), cut to 8 bits as the published code does."""
-    found = CORRUPTIONS[name](images, severity, generators, constants)
-    return (found * 255 + 1e-4).floor() / 255  # 1e-4: what lies on a level stays there
+    """Apply a corruption by name (so that it can be pickled), truncated to 8 bits as in the published code."""
+    corrupted = CORRUPTIONS[name](images, severity, generators, constants)
+    return (corrupted * 255 + 1e-4).floor() / 255  # 1e-4: values on a grey level stay on it

@@ -1,9 +1,9 @@
-"""Blur of Hendrycks & Dietterich (arXiv 1903.12261): defocus, glass, motion, zoom and, of the extra types, Gaussian.
+"""Blur images as Hendrycks & Dietterich (arXiv 1903.12261): defocus, glass, motion, zoom and (extra) Gaussian.
 
-Formulas and constants are those of the published code, hendrycks/robustness, ImageNet-C/create_c/make_imagenet_c.py
-and make_cifar_c.py. They are in pixels and are applied as they stand to images of any size; where that code says 224
-(or 32), the height and the width of the image stand here. Its libraries work in float64 or on 8 bits, we in the dtype
-of the images: float32 differs by less than 1e-5 unless said otherwise.
+Formulas and constants are from the published code, hendrycks/robustness, ImageNet-C/create_c/make_imagenet_c.py and
+make_cifar_c.py. They are in pixels, whatever the size of the image; where that code uses 224 (or 32), the height and
+width of the image are used. Its libraries compute in float64 or 8 bits, this module in the
+dtype of the images: float32 differs by less than 1e-5 unless stated otherwise.
 """
 
 import math
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from scipy.fft import next_fast_len
@@ -21,7 +22,7 @@ from clearhead.shifts.corruptions.severity import corruption
 
 
 class Glass(NamedTuple):
-    """Glass blur: the sigma of both Gaussians, how far pixels are moved, and how often."""
+    """Parameters of glass blur: sigma of both Gaussians, largest displacement in pixels, number of passes."""
 
     sigma: float
     reach: int
@@ -33,10 +34,10 @@ class Glass(NamedTuple):
     cifar=[(0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)],
 )
 def defocus_blur(images: Tensor, lens: tuple[float, float], generators: Sequence[torch.Generator]) -> Tensor:
-    """Each point becomes a disk of a radius in pixels, its rim softened; edges are mirrored. Nothing is random.
+    """Convolve with a soft-edged disk of a radius in pixels; edges are reflected. Nothing is random.
 
     The published code filters with OpenCV (``filter2D``, border ``REFLECT_101``). Here it is a product of spectra,
-    whose cost does not grow with the disk.
+    whose cost does not depend on the radius.
     """
     kernel = torch.from_numpy(_disk(*lens)).to(images)
     reach = len(kernel) // 2
@@ -45,7 +46,7 @@ def defocus_blur(images: Tensor, lens: tuple[float, float], generators: Sequence
     padded = images[:, :, rows.to(images.device)][..., columns.to(images.device)]
     size = [next_fast_len(n + 2 * reach, real=True) for n in (height, width)]
     spectrum = torch.fft.rfft2(padded, s=size).mul_(torch.fft.rfft2(kernel, s=size))
-    blurred = torch.fft.irfft2(spectrum, s=size)
+    blurred: Tensor = torch.fft.irfft2(spectrum, s=size)
     return blurred[..., 2 * reach : 2 * reach + height, 2 * reach : 2 * reach + width]
 
 
@@ -54,14 +55,13 @@ def defocus_blur(images: Tensor, lens: tuple[float, float], generators: Sequence
     cifar=[Glass(0.05, 1, 1), Glass(0.25, 1, 1), Glass(0.4, 1, 1), Glass(0.25, 1, 2), Glass(0.4, 1, 2)],
 )
 def glass_blur(images: Tensor, glass: Glass, generators: Sequence[torch.Generator]) -> Tensor:
-    """Gaussian blur, cut down to 8 bits, pixels overwritten by near ones, Gaussian blur.
+    """Apply a Gaussian blur, truncate to 8 bits, overwrite pixels with nearby ones, apply a Gaussian blur.
 
-    The published code means to swap pixels, one after the other, ``x[h, w], x[h', w'] = x[h', w'], x[h, w]``. In NumPy
-    that reads the first pixel after it has been overwritten: x[h, w] becomes x[h', w'], which stays as it is. The
-    published images are made so, and so are these. It can be done without a loop over pixels, see ``_sources``.
+    The published code is meant to swap pixels, one after the other, ``x[h, w], x[h', w'] = x[h', w'], x[h, w]``. In
+    NumPy this reads the first pixel after overwriting it: x[h, w] becomes x[h', w'], which does not change. The
+    published images were made like this, and so are these. ``_sources`` does it without a loop over pixels.
 
-    Cutting down to 8 bits, a value that float rounding has put less than 1e-4 of a grey level under a level counts as
-    that level.
+    When truncating, a value less than 1e-4 of a grey level below a level counts as that level (float rounding).
     """
     height, width = images.shape[-2:]
     blurred = _gaussian(images, glass.sigma).mul_(255).add_(1e-4).floor_().div_(255)
@@ -70,11 +70,11 @@ def glass_blur(images: Tensor, glass: Glass, generators: Sequence[torch.Generato
         source = torch.arange(len(images) * height * width, device=images.device)
         for _ in range(glass.times):
             moves = torch.empty(len(images), *shape, dtype=torch.long, device=images.device)
-            for one, generator in zip(moves, generators, strict=True):
-                one.random_(-glass.reach, glass.reach, generator=generator)
+            for offsets, generator in zip(moves, generators, strict=True):
+                offsets.random_(-glass.reach, glass.reach, generator=generator)
             source = source.index_select(0, _sources(moves, glass.reach, height, width))
-        moved = blurred.transpose(0, 1).flatten(1).index_select(1, source)
-        blurred = moved.view(3, len(images), height, width).transpose(0, 1)
+        displaced = blurred.transpose(0, 1).flatten(1).index_select(1, source)
+        blurred = displaced.view(3, len(images), height, width).transpose(0, 1)
     return _gaussian(blurred, glass.sigma)
 
 
@@ -83,9 +83,9 @@ def glass_blur(images: Tensor, glass: Glass, generators: Sequence[torch.Generato
     cifar=[(6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)],
 )
 def motion_blur(images: Tensor, streak: tuple[int, float], generators: Sequence[torch.Generator]) -> Tensor:
-    """A streak of a radius and a sigma in pixels, at an angle drawn from -45..45 degrees.
+    """Blur along a line of a radius and sigma in pixels, at a random angle in -45..45 degrees.
 
-    The published code has ImageMagick do it, on 8 bits, which rounds the result; see ``motion``.
+    The published code uses ImageMagick on 8 bits, which rounds the result; see ``motion``.
     """
     angles = uniform(images, generators).double() * 90 - 45
     return motion(images, *streak, angles.tolist())
@@ -96,7 +96,7 @@ def motion_blur(images: Tensor, streak: tuple[int, float], generators: Sequence[
     cifar=[np.arange(1, limit, 0.01) for limit in (1.06, 1.11, 1.16, 1.21, 1.26)],
 )
 def zoom_blur(images: Tensor, factors: np.ndarray, generators: Sequence[torch.Generator]) -> Tensor:
-    """The mean of the image and of its enlargements about the middle. Nothing is random."""
+    """Average the image and enlargements about its centre. Nothing is random."""
     total = images.clone()
     for factor in factors:
         total += zoomed(images, float(factor))
@@ -105,43 +105,42 @@ def zoom_blur(images: Tensor, factors: np.ndarray, generators: Sequence[torch.Ge
 
 @corruption(imagenet=[1, 2, 3, 4, 6], cifar=[0.4, 0.6, 0.7, 0.8, 1])
 def gaussian_blur(images: Tensor, sigma: float, generators: Sequence[torch.Generator]) -> Tensor:
-    """A Gaussian, edges repeated. Nothing is random."""
+    """Apply a Gaussian blur; edges are replicated. Nothing is random."""
     return _gaussian(images, sigma)
 
 
 def motion(images: Tensor, radius: int, sigma: float, angles: Sequence[float]) -> Tensor:
-    """ImageMagick's motion blur: half a Gaussian along a line, each tap at the nearest pixel, edges repeated.
+    """Apply ImageMagick's motion blur: half a Gaussian along a line, each tap at the nearest pixel, edges replicated.
 
-    Tap i of 0..2 radius has the weight exp(-i² / 2 sigma²), normalised, and lies at x + ceil(i cos - 1/2),
+    Tap i of 0..2 radius has weight exp(-i² / 2 sigma²), normalised, and is at x + ceil(i cos - 1/2),
     y + ceil(i sin - 1/2) (MotionBlurImage and GetMotionBlurKernel of ImageMagick's effect.c).
 
     Args:
         images: B x C x H x W.
         radius: in pixels.
         sigma: in pixels.
-        angles: B angles in degrees; 0 looks to the right, 90 down.
+        angles: B angles in degrees; 0 points right, 90 down.
     """
     taps = np.arange(2 * math.ceil(radius) + 1)
     weights = np.exp(-(taps**2) / (2 * sigma**2))
     weights = (weights / weights.sum()).tolist()
-    turned = np.radians(angles)[:, None]
-    right, down = (np.ceil(taps * way(turned) - 0.5).astype(int) for way in (np.cos, np.sin))
-    left, up = -right.min(initial=0), -down.min(initial=0)
+    radians = np.radians(angles)[:, None]
+    dx, dy = (np.ceil(taps * component(radians) - 0.5).astype(int) for component in (np.cos, np.sin))
+    left, top = -dx.min(initial=0), -dy.min(initial=0)
     height, width = images.shape[-2:]
-    padded = F.pad(images, (left, right.max(initial=0), up, down.max(initial=0)), mode="replicate")
-    right, down = right + left, down + up
+    padded = F.pad(images, (left, dx.max(initial=0), top, dy.max(initial=0)), mode="replicate")
     blurred = torch.zeros_like(images)
-    for one, image, xs, ys in zip(blurred, padded, right.tolist(), down.tolist(), strict=True):
+    for out, image, xs, ys in zip(blurred, padded, (dx + left).tolist(), (dy + top).tolist(), strict=True):
         for weight, x, y in zip(weights, xs, ys, strict=True):
-            one.add_(image[:, y : y + height, x : x + width], alpha=weight)
+            out.add_(image[:, y : y + height, x : x + width], alpha=weight)
     return blurred
 
 
 def zoomed(images: Tensor, factor: float) -> Tensor:
-    """The middle of images, B x C x H x W, enlarged to their size, bilinear: ``clipped_zoom`` of the published code.
+    """Enlarge the centre of images, B x C x H x W, to their size, bilinear: ``clipped_zoom`` of the published code.
 
-    That one is written for squares; here each axis is cut by its own length. As there, of a result that is larger than
-    the image by rounding, the excess is cut off.
+    The published function is for squares; here each axis is cropped by its own length. As there, a result that is
+    larger than the image by rounding is cropped.
     """
     window, sizes, trims = [], [], []
     for size in images.shape[-2:]:
@@ -156,12 +155,12 @@ def zoomed(images: Tensor, factor: float) -> Tensor:
 
 
 def _gaussian(images: Tensor, sigma: float) -> Tensor:
-    """The Gaussian of scikit-image in the published code: cut off at 4 sigma, edges repeated."""
-    return smooth(images.flatten(0, 1), sigma, "nearest", 4).unflatten(0, images.shape[:2])
+    """Apply scikit-image's Gaussian as in the published code: truncated at 4 sigma, edges replicated."""
+    return smooth(images.flatten(0, 1), sigma, "nearest", 4).view(images.shape)
 
 
-def _disk(radius: float, softness: float) -> np.ndarray:
-    """The defocus kernel: a disk of sum 1, blurred by a small Gaussian (OpenCV's, with its mirrored border)."""
+def _disk(radius: float, softness: float) -> npt.NDArray[np.float64]:
+    """Return the defocus kernel: a disk of sum 1, blurred by a small Gaussian (OpenCV's, with reflected border)."""
     reach = 8 if radius <= 8 else int(radius)
     line = np.arange(-reach, reach + 1)
     disk = (line[:, None] ** 2 + line**2 <= radius**2).astype(np.float64)
@@ -176,13 +175,12 @@ def _disk(radius: float, softness: float) -> np.ndarray:
 
 
 def _sources(moves: Tensor, reach: int, height: int, width: int) -> Tensor:
-    """Where each pixel's value comes from after one pass of glass blur: indices into the images laid end to end, B H W.
+    """Return the source of each pixel's value after one pass of glass blur: indices into the flattened images, B H W.
 
-    The pass goes over rows and columns from the last (H - reach, W - reach) down to ``reach + 1``, and gives each
-    pixel what its near one, `moves` away (B x 2 x h x w: across, down), holds at that moment. If that one comes later
-    in the pass, or never, it is its own value; otherwise it is whatever it has been given, from a pixel visited
-    before it. So sources form chains, whose ends are found by jumping to the source's source until none goes on: the
-    number of jumps is the logarithm of the longest chain.
+    The pass goes over rows and columns from the last (H - reach, W - reach) down to ``reach + 1`` and copies to each
+    pixel the current value of a neighbour at the offset `moves` (B x 2 x h x w: x, y). A neighbour that is visited
+    later, or never, still has its own value; otherwise it has the value of a pixel visited before it. Sources therefore
+    form chains, whose ends are found by pointer jumping: the number of jumps is the logarithm of the longest chain.
     """
     count, pixels = len(moves), height * width
     inside = torch.zeros(height, width, dtype=torch.bool, device=moves.device)
@@ -192,12 +190,12 @@ def _sources(moves: Tensor, reach: int, height: int, width: int) -> Tensor:
     near = source.view(count, height, width).clone()
     near[:, *part] += moves[:, 1] * width + moves[:, 0]
     near = near.flatten()
-    given = inside.repeat(count, 1, 1).flatten().index_select(0, near).logical_and_(near > source)
+    overwritten = inside.repeat(count, 1, 1).flatten().index_select(0, near).logical_and_(near > source)
     source = near
-    going = given.nonzero()[:, 0]
-    while len(going):
-        ahead = source.index_select(0, going)
-        further, on = source.index_select(0, ahead), given.index_select(0, ahead)
-        source[going], given[going] = further, on
-        going = going[on]
+    active = overwritten.nonzero()[:, 0]
+    while len(active):
+        following = source.index_select(0, active)
+        target, unfinished = source.index_select(0, following), overwritten.index_select(0, following)
+        source[active], overwritten[active] = target, unfinished
+        active = active[unfinished]
     return source

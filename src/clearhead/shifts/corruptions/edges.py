@@ -1,7 +1,7 @@
-"""Edges, the distance to them and the levelling of a histogram as OpenCV does them, whole numbers for whole numbers.
+"""Compute Canny edges, distances and histogram equalisation exactly as OpenCV, in integers.
 
-``spatter`` is made of these; its picture follows from single edge pixels, so that an edge detector of another make
-would draw other drops. Batched, B x H x W; only the joining of edge pixels to lines runs on the CPU.
+``spatter`` uses these. Its drops depend on single edge pixels, so that another edge detector would draw other drops.
+Everything is batched, B x H x W; only connecting edge pixels to lines runs on the CPU.
 """
 
 import numpy as np
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 def canny(images: Tensor, low: int, high: int) -> Tensor:
-    """Edges of 8-bit images by Canny's method (1986), bool.
+    """Return the edges of 8-bit images by Canny's method (1986), bool.
 
     Args:
-        images: whole numbers 0..255, B x H x W.
-        low: |dx| + |dy| of the 3 x 3 Sobel filters that an edge pixel must pass.
-        high: what at least one pixel of a connected (8 neighbours) edge must pass.
+        images: integers 0..255, B x H x W.
+        low: |dx| + |dy| of the 3 x 3 Sobel filters that an edge pixel must exceed.
+        high: what at least one pixel of a connected edge (8 neighbours) must exceed.
     """
     padded = F.pad(images[:, None].float(), (1, 1, 1, 1), mode="replicate")[:, 0].short()
     across = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
@@ -33,33 +33,33 @@ def canny(images: Tensor, low: int, high: int) -> Tensor:
     slanted = torch.where(rising, (size > c) & (size > f), (size > a) & (size > h))
     crest = torch.where(flat, (size > d) & (size >= e), torch.where(steep, (size > b) & (size >= g), slanted))
     weak = crest & (size > low)
-    return _joined(weak, weak & (size > high))
+    return _connected(weak, weak & (size > high))
 
 
-def _joined(weak: Tensor, strong: Tensor) -> Tensor:
-    """The connected groups of weak pixels (8 neighbours, within an image) with a strong one among them."""
+def _connected(weak: Tensor, strong: Tensor) -> Tensor:
+    """Return the connected groups of weak pixels (8 neighbours, within an image) that contain a strong one."""
     within = np.zeros((3, 3, 3), dtype=int)
     within[1] = 1
     groups, count = ndimage.label(weak.cpu().numpy(), within)
-    kept = np.zeros(count + 1, dtype=bool)
-    kept[groups[strong.cpu().numpy()]] = True
-    return torch.from_numpy(kept[groups]).to(weak.device)
+    has_strong = np.zeros(count + 1, dtype=bool)
+    has_strong[groups[strong.cpu().numpy()]] = True
+    return torch.from_numpy(has_strong[groups]).to(weak.device)
 
 
 UNIT = 1 << 16
-"""One pixel, in what `distance` counts in."""
+"""One pixel in the units of ``distance``."""
 
 
 def distance(edges: Tensor) -> Tensor:
-    """The distance of every pixel to the nearest edge pixel, int32 in units of 1 / 65,536 px.
+    """Return the distance of every pixel to the nearest edge pixel, int32 in units of 1 / 65,536 px.
 
     Along steps of 1, (1, 1) = 1.4 and (2, 1) = 2.1969 px, in two passes over the rows (Borgefors 1986, the 5 x 5
-    mask); far beyond the image where it has no edge.
+    mask); larger than the image if it has no edge.
     """
     side, diagonal, knight = UNIT, round(1.4 * UNIT), round(2.1969 * UNIT)
     _, height, width = edges.shape
     far = 2 * (height + width) * UNIT
-    # rows first: each row of all images is one block
+    # rows first, so that each row of all images is contiguous
     field = torch.where(edges, 0, far).int().transpose(0, 1)
     ramp = torch.arange(width, dtype=torch.int32, device=edges.device) * side
     for _ in range(2):
@@ -76,21 +76,21 @@ def distance(edges: Tensor) -> Tensor:
     return field.transpose(0, 1)
 
 
-def levelled(images: Tensor) -> Tensor:
-    """8-bit images (B x H x W, whole numbers 0..255) with their histogram made even, float32 whole numbers."""
+def equalize_histogram(images: Tensor) -> Tensor:
+    """Equalise the histograms of 8-bit images (B x H x W, integers 0..255); return float32 integers."""
     first = torch.arange(len(images), device=images.device) * 256
     counts = torch.bincount((images.long() + first[:, None, None]).flatten(), minlength=256 * len(images)).view(-1, 256)
     lowest = (counts > 0).int().argmax(1, keepdim=True)
     under = counts.gather(1, lowest)
     rest = images[0].numel() - under
-    scale = torch.full_like(rest, 255, dtype=torch.float32) / rest  # `255 / rest` is a reciprocal, rounded once more
+    scale = torch.full_like(rest, 255, dtype=torch.float32) / rest  # `255 / rest` would be a reciprocal, rounded twice
     table = ((counts.cumsum(1) - under) * scale).round()
-    table = torch.where(rest == 0, lowest, table)  # one value only: it stays
+    table = torch.where(rest == 0, lowest, table)  # an image of one value stays unchanged
     return table.gather(1, images.long().flatten(1)).view(images.shape)
 
 
-def weighted(images: Tensor, weights: list[list[int]]) -> Tensor:
-    """Each pixel's 3 x 3 neighbourhood times the weights, summed; beyond the border the image is mirrored at it."""
+def convolve(images: Tensor, weights: list[list[int]]) -> Tensor:
+    """Return the weighted sum of each pixel's 3 x 3 neighbourhood; the image is reflected at the border."""
     views = _neighbours(F.pad(images[:, None], (1, 1, 1, 1), mode="reflect")[:, 0])
     total = torch.zeros_like(images)
     for row, row_weights in zip(views, weights, strict=True):
@@ -100,6 +100,6 @@ def weighted(images: Tensor, weights: list[list[int]]) -> Tensor:
 
 
 def _neighbours(padded: Tensor) -> list[list[Tensor]]:
-    """The 3 x 3 neighbours of every pixel, as views of the images with a border of 1 px: rows of three."""
+    """Return the 3 x 3 neighbours of every pixel as views of images with a border of 1 px: rows of three."""
     height, width = padded.shape[1] - 2, padded.shape[2] - 2
     return [[padded[:, y : y + height, x : x + width] for x in range(3)] for y in range(3)]

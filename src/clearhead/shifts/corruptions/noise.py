@@ -1,7 +1,7 @@
-"""Noise of Hendrycks & Dietterich (arXiv 1903.12261): Gaussian, shot, impulse and, of the extra types, speckle.
+"""Add noise as Hendrycks & Dietterich (arXiv 1903.12261): Gaussian, shot, impulse and (extra) speckle.
 
-Formulas and constants are those of the published code, hendrycks/robustness, ImageNet-C/create_c/make_imagenet_c.py
-and make_cifar_c.py; only the random numbers come from torch. Every channel of every pixel has its own.
+Formulas and constants are from the published code, hendrycks/robustness, ImageNet-C/create_c/make_imagenet_c.py and
+make_cifar_c.py. Only the random numbers are torch's, one per channel of each pixel.
 """
 
 import functools
@@ -15,77 +15,74 @@ from clearhead.shifts.corruptions.random_fields import normal, uniform
 from clearhead.shifts.corruptions.severity import corruption
 
 _LEVELS = 255
-"""Shot noise is tabulated at the grey levels of 8-bit images."""
+"""Largest grey level of 8-bit images; shot noise is tabulated at grey levels."""
 
 
 @corruption(imagenet=[0.08, 0.12, 0.18, 0.26, 0.38], cifar=[0.04, 0.06, 0.08, 0.09, 0.10])
 def gaussian_noise(images: Tensor, scale: float, generators: Sequence[torch.Generator]) -> Tensor:
-    """x + scale n, n standard normal."""
+    """Return x + scale n, n standard normal."""
     return normal(images, generators, *images.shape[1:]).mul_(scale).add_(images)
 
 
 @corruption(imagenet=[60, 25, 12, 5, 3], cifar=[500, 250, 100, 75, 50])
 def shot_noise(images: Tensor, photons: int, generators: Sequence[torch.Generator]) -> Tensor:
-    """Poisson(photons x) / photons: what a sensor counts that gets `photons` from white.
+    """Return Poisson(photons x) / photons: the signal of a sensor that counts `photons` for white.
 
-    ``torch.poisson`` takes two to three times as long on a CPU as NumPy. Here a count is the sum of two: one of the
-    rate of the grey level at or below x, by Walker's alias method from a table of all 256, and one of the small
-    remaining rate, from what is left of the same uniform number. x within 1e-4 of a grey level counts as that level,
-    so that images of 8 bits need the first alone.
+    ``torch.poisson`` takes two to three times as long on a CPU as NumPy. Here a count is the sum of two: one for the
+    rate of the grey level at or below x, by Walker's alias method from a table of all 256, and one for the small
+    remaining rate, from the remainder of the same uniform number. x within 1e-4 of a grey level counts as that level,
+    so that 8-bit images need only the first.
     """
     keep, other = (table.to(images.device) for table in _poisson_tables(photons))
     level = images * _LEVELS
     row = (level + 1e-4).floor_().clamp_(0, _LEVELS)
     rest = level.sub_(row)
-    place = torch.empty(images.shape, dtype=torch.float64, device=images.device)
-    for one, generator in zip(place, generators, strict=True):
-        one.uniform_(0, photons + 1, generator=generator)
-    column = place.floor()
-    part = place.sub_(column)
+    position = torch.empty(images.shape, dtype=torch.float64, device=images.device)
+    for field, generator in zip(position, generators, strict=True):
+        field.uniform_(0, photons + 1, generator=generator)
+    column = position.floor()
+    part = position.sub_(column)
     cell = row.mul_(photons + 1).add_(column).long().flatten()
-    kept = keep.index_select(0, cell).view_as(part)
-    first = part < kept
+    threshold = keep.index_select(0, cell).view_as(part)
+    first = part < threshold
     counts = torch.where(first, column, other.index_select(0, cell).view_as(part))
 
     between = (rest > 1e-4).nonzero(as_tuple=True)
     if len(between[0]):
-        part, kept, first = part[between], kept[between], first[between]
-        left = torch.where(first, part / kept, (part - kept) / (1 - kept))  # uniform, whatever the first count is
-        counts[between] += _poisson_inverse(left, rest[between].double() * (photons / _LEVELS))
+        part, threshold, first = part[between], threshold[between], first[between]
+        remainder = torch.where(first, part / threshold, (part - threshold) / (1 - threshold))  # uniform again
+        counts[between] += _poisson_inverse(remainder, rest[between].double() * (photons / _LEVELS))
     return counts.div_(photons).to(images.dtype)
 
 
 @corruption(imagenet=[0.03, 0.06, 0.09, 0.17, 0.27], cifar=[0.01, 0.02, 0.03, 0.05, 0.07])
-def impulse_noise(images: Tensor, share: float, generators: Sequence[torch.Generator]) -> Tensor:
-    """Salt and pepper: `share` of the values become 1 or 0, either with the same probability.
+def impulse_noise(images: Tensor, fraction: float, generators: Sequence[torch.Generator]) -> Tensor:
+    """Set a fraction of the values to 1 or 0, with equal probability (salt and pepper noise).
 
-    One uniform number a value says both whether and what; the published code (scikit-image's random_noise) draws two.
+    One uniform number per value decides both; the published code (scikit-image's random_noise) draws two.
     """
-    drawn = uniform(images, generators, *images.shape[1:])
-    return torch.where(drawn < share, (drawn < share / 2).to(images.dtype), images)
+    random = uniform(images, generators, *images.shape[1:])
+    return torch.where(random < fraction, (random < fraction / 2).to(images.dtype), images)
 
 
 @corruption(imagenet=[0.15, 0.2, 0.35, 0.45, 0.6], cifar=[0.06, 0.1, 0.12, 0.16, 0.2])
 def speckle_noise(images: Tensor, scale: float, generators: Sequence[torch.Generator]) -> Tensor:
-    """x + scale x n, n standard normal."""
+    """Return x + scale x n, n standard normal."""
     return normal(images, generators, *images.shape[1:]).mul_(scale).add_(1).mul_(images)
 
 
 @functools.lru_cache
 def _poisson_tables(most: int) -> tuple[Tensor, Tensor]:
-    """Alias tables of the Poisson distributions of rates ``most * (0..255) / 255``, flat, ``most + 1`` cells a rate.
+    """Return alias tables of the Poisson distributions of rates ``most * (0..255) / 255``, ``most + 1`` cells per rate.
 
-    A uniform number picks a cell k and, within it, k itself (up to `keep`) or `other`. Counts of `most` and above are
-    one outcome: they all mean white. (Walker 1977, built by giving the smallest cell what the largest has too much.)
+    A uniform number selects a cell k and, within it, k itself (up to `keep`) or `other`. Counts of `most` and above are
+    one outcome, white. (Walker 1977: the smallest cell is filled with the excess of the largest.)
     """
     rates = torch.arange(_LEVELS + 1, dtype=torch.float64)[:, None] * most / _LEVELS
     counts = torch.arange(most, dtype=torch.float64)
     chances = torch.exp(torch.xlogy(counts, rates) - rates - torch.lgamma(counts + 1))
-    share = torch.cat([chances, (1 - chances.sum(1, keepdim=True)).clamp_(min=0)], 1) * (most + 1)
-    low, high = (
-        share.numpy().copy(),
-        share.numpy().copy(),
-    )  # what is not done yet; done is inf in one, -inf in the other
+    cells = torch.cat([chances, (1 - chances.sum(1, keepdim=True)).clamp_(min=0)], 1) * (most + 1)
+    low, high = cells.numpy().copy(), cells.numpy().copy()  # a finished cell is inf in low, -inf in high
     keep, other = np.ones_like(low), np.zeros_like(low)
     rows = np.arange(len(low))
     for _ in range(most):
@@ -98,13 +95,13 @@ def _poisson_tables(most: int) -> tuple[Tensor, Tensor]:
 
 
 def _poisson_inverse(uniform: Tensor, rates: Tensor) -> Tensor:
-    """Poisson counts of uniform numbers by going up the distribution; the rates are below 2."""
+    """Return Poisson counts of uniform numbers by inversion; the rates are below 2."""
     chance = torch.exp(-rates)
     below, counts = chance.clone(), torch.zeros_like(rates)
     for count in range(1, 33):  # 32 and more have a probability below 1e-26
-        if not len(over := (uniform > below).nonzero()):
+        if not len(above := (uniform > below).nonzero()):
             break
-        counts[over] += 1
+        counts[above] += 1
         chance = chance * rates / count
         below = below + chance
     return counts

@@ -1,4 +1,4 @@
-"""Random fields, one an image from its own generator, and their smoothing."""
+"""Draw one random field per image from its own generator, and smooth fields."""
 
 import functools
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Border = Literal["nearest", "reflect"]
 
 
 def uniform(images: Tensor, generators: Sequence[torch.Generator], *shape: int) -> Tensor:
-    """Numbers in 0..1 (1 excluded), B x `shape`, float32 on the images' device."""
+    """Return uniform numbers in 0..1 (1 excluded), B x `shape`, float32 on the images' device."""
     fields = torch.empty(len(images), *shape, device=images.device)
     for field, generator in zip(fields, generators, strict=True):
         field.uniform_(generator=generator)
@@ -21,7 +21,7 @@ def uniform(images: Tensor, generators: Sequence[torch.Generator], *shape: int) 
 
 
 def normal(images: Tensor, generators: Sequence[torch.Generator], *shape: int) -> Tensor:
-    """Numbers of mean 0 and deviation 1, B x `shape`, float32 on the images' device."""
+    """Return standard normal numbers, B x `shape`, float32 on the images' device."""
     fields = torch.empty(len(images), *shape, device=images.device)
     for field, generator in zip(fields, generators, strict=True):
         field.normal_(generator=generator)
@@ -29,12 +29,12 @@ def normal(images: Tensor, generators: Sequence[torch.Generator], *shape: int) -
 
 
 def smooth(fields: Tensor, sigma: float, border: Border, truncate: float) -> Tensor:
-    """Fields, B x H x W, filtered with a Gaussian of `sigma` pixels that ends at `truncate` sigmas.
+    """Filter fields, B x H x W, with a Gaussian of `sigma` pixels truncated at `truncate` sigmas.
 
-    As ``scipy.ndimage.gaussian_filter``, whose mode `border` is: the filter of each axis as a matrix, which costs the
-    same for every sigma. One product an image, so that what is beside it in the batch cannot change its rounding.
+    Equals ``scipy.ndimage.gaussian_filter`` with mode `border`. The filter of each axis is a matrix, so the cost does
+    not depend on sigma. Each image has its own product, so that its rounding does not depend on the batch.
     """
-    rows, columns = (_filter(n, sigma, border, truncate).to(fields) for n in fields.shape[1:])
+    rows, columns = (_filter_matrix(n, sigma, border, truncate).to(fields) for n in fields.shape[1:])
     smoothed = torch.empty_like(fields)
     for field, out in zip(fields, smoothed, strict=True):
         torch.mm(rows @ field, columns.T, out=out)
@@ -42,6 +42,6 @@ def smooth(fields: Tensor, sigma: float, border: Border, truncate: float) -> Ten
 
 
 @functools.lru_cache(maxsize=32)
-def _filter(n: int, sigma: float, border: Border, truncate: float) -> Tensor:
-    """What filtering does to n pixels, n x n: the filtered unit vectors."""
+def _filter_matrix(n: int, sigma: float, border: Border, truncate: float) -> Tensor:
+    """Return the matrix of the filter, n x n: the filtered unit vectors."""
     return torch.from_numpy(ndimage.gaussian_filter(np.eye(n), (sigma, 0), mode=border, truncate=truncate))

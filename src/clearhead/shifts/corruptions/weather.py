@@ -1,9 +1,9 @@
-"""Weather of Hendrycks & Dietterich (arXiv 1903.12261): snow, frost, fog, brightness and, of the extra types, spatter.
+"""Apply weather of Hendrycks & Dietterich (arXiv 1903.12261): snow, frost, fog, brightness and (extra) spatter.
 
-Formulas and constants are those of the published code, hendrycks/robustness, ImageNet-C/create_c/make_imagenet_c.py
-and make_cifar_c.py. They are in pixels and are applied as they stand to images of any size; where that code says 224
-(or 32), the height and the width of the image stand here. It works in float64 and on 8 bits, here everything is
-float32, rounded to 8 bits on the way where that code does.
+Formulas and constants are from the published code, hendrycks/robustness, ImageNet-C/create_c/make_imagenet_c.py and
+make_cifar_c.py. They are in pixels, whatever the size of the image; where that code uses 224 (or 32), the height and
+width of the image are used. It computes in float64 and in 8 bits, this module in float32,
+rounded to 8 bits where that code does.
 """
 
 import functools
@@ -20,15 +20,15 @@ from torch import Tensor
 
 from clearhead.data.image_io import DataError
 from clearhead.shifts.corruptions.blur import motion, zoomed
-from clearhead.shifts.corruptions.edges import UNIT, canny, distance, levelled, weighted
+from clearhead.shifts.corruptions.edges import UNIT, canny, convolve, distance, equalize_histogram
 from clearhead.shifts.corruptions.random_fields import normal, smooth, uniform
 from clearhead.shifts.corruptions.severity import corruption
 
 
 class Snow(NamedTuple):
-    """Flakes are what of noise (mean, deviation) passes `threshold`, enlarged `zoom` times, then blurred in motion.
+    """Parameters of snow: noise (mean, deviation) above `threshold`, enlarged `zoom` times, then motion-blurred.
 
-    Of the picture `keep` stays as it is, the rest is whitened.
+    `keep` is the weight of the image relative to its whitened version.
     """
 
     mean: float
@@ -57,11 +57,11 @@ class Snow(NamedTuple):
     ],
 )
 def snow(images: Tensor, snow: Snow, generators: Sequence[torch.Generator]) -> Tensor:
-    """A whitened picture with a layer of falling flakes, and the same layer turned upside down.
+    """Whiten the image and add a layer of falling flakes, and the same layer rotated by 180 degrees.
 
-    The layer has 8 bits before and after its motion blur, at an angle drawn from -135..-45 degrees. ImageMagick blurs
-    the published one; ``motion`` is its formula, as it is in the package imagecorruptions. That package cuts the layer
-    to size after the blur and does not round before it, which the published code and we do.
+    The layer is rounded to 8 bits before and after its motion blur, at a random angle in -135..-45 degrees. The
+    published code uses ImageMagick; ``motion`` is its formula, as in the package imagecorruptions. That package crops
+    the layer after the blur and does not round before it, unlike the published code and this function.
     """
     layer = normal(images, generators, 1, *images.shape[2:]) * snow.deviation + snow.mean
     layer = zoomed(layer, snow.zoom)
@@ -78,40 +78,39 @@ def snow(images: Tensor, snow: Snow, generators: Sequence[torch.Generator]) -> T
     cifar=[(1, 0.2, 5), (1, 0.3, 5), (0.9, 0.4, 5), (0.85, 0.4, 5), (0.75, 0.45, 5)],
 )
 def frost(images: Tensor, frost: tuple[float, float, int], generators: Sequence[torch.Generator]) -> Tensor:
-    """The picture and a random piece of a random photograph of frost, weighted and added.
+    """Add a random crop of a random photograph of frost, with weights.
 
     The photographs, ``frost1.png``, ``frost2.png``, ``frost3.png``, ``frost4.jpg`` and ``frost5.jpg`` of the published
-    code (its sixth is never drawn there, nor here), are taken from the folder that the environment variable
-    CLEARHEAD_FROST names, or else from the package imagecorruptions-imaug. For CIFAR-C every fifth of their pixels is
-    taken, which is what OpenCV's ``resize`` by 0.2 does.
+    code (its sixth is never used), are read from the folder in the environment variable CLEARHEAD_FROST, or from the
+    package imagecorruptions-imaug. CIFAR-C uses every fifth of their pixels, like OpenCV's ``resize`` by 0.2.
 
-    A photograph smaller than the picture, with which the published code fails, is enlarged to cover it with 10% to
-    spare, as imagecorruptions does.
+    A photograph smaller than the image, for which the published code fails, is enlarged to cover it with a margin of
+    10%, as in imagecorruptions.
 
     Raises:
-        DataError: a ValueError; the photographs are not there.
+        DataError: if the photographs do not exist.
     """
     keep, add, thin = frost
     size = images.shape[2:]
     photographs = _photographs(frost_folder())
-    pieces = torch.empty(images.shape, dtype=torch.uint8)
-    for piece, (which, *place) in zip(pieces, uniform(images, generators, 3).tolist(), strict=True):
-        photograph = photographs[int(which * len(photographs))]
-        photograph = _covering(photograph[:, thin // 2 :: thin, thin // 2 :: thin], size)
+    crops = torch.empty(images.shape, dtype=torch.uint8)
+    for crop, (choice, *corner) in zip(crops, uniform(images, generators, 3).tolist(), strict=True):
+        photograph = photographs[int(choice * len(photographs))]
+        photograph = _enlarge_to_cover(photograph[:, thin // 2 :: thin, thin // 2 :: thin], size)
         free = [max(1, have - need) for have, need in zip(photograph.shape[1:], size, strict=True)]
-        top, left = (int(share * n) for share, n in zip(place, free, strict=True))
-        piece.copy_(photograph[:, top : top + size[0], left : left + size[1]])
-    return torch.add(images * keep, pieces.to(images.device), alpha=add / 255)
+        top, left = (int(fraction * n) for fraction, n in zip(corner, free, strict=True))
+        crop.copy_(photograph[:, top : top + size[0], left : left + size[1]])
+    return torch.add(images * keep, crops.to(images.device), alpha=add / 255)
 
 
 def frost_folder() -> Path:
-    """Where the photographs of frost are. Raises DataError."""
+    """Return the folder of the photographs of frost. Raises DataError."""
     if folder := os.environ.get("CLEARHEAD_FROST"):
         return Path(folder)
-    package = importlib.util.find_spec("imagecorruptions")  # found, not imported: that would want OpenCV and numba
+    package = importlib.util.find_spec("imagecorruptions")  # not imported, which would need OpenCV and numba
     if package is None or not package.submodule_search_locations:
         raise DataError(
-            "frost needs photographs that clearhead does not ship: `pip install --no-deps imagecorruptions-imaug`, or "
+            "frost needs photographs that clearhead does not have: `pip install --no-deps imagecorruptions-imaug`, or "
             "set the environment variable CLEARHEAD_FROST to a folder with frost1.png, frost2.png, frost3.png, "
             "frost4.jpg and frost5.jpg"
         )
@@ -120,32 +119,32 @@ def frost_folder() -> Path:
 
 @functools.lru_cache(maxsize=2)
 def _photographs(folder: Path) -> list[Tensor]:
-    """The five photographs, 3 x H x W, uint8. Raises DataError with the path."""
+    """Load the five photographs, 3 x H x W, uint8. Raises DataError with the path."""
     photographs = []
     for name in ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg"):
         try:
             with Image.open(folder / name) as image:
-                photographs.append(_tensor(image.convert("RGB")))
+                photographs.append(_to_tensor(image.convert("RGB")))
         except OSError as error:
             raise DataError(
                 f"frost: {folder / name} cannot be read ({error}); `pip install --no-deps imagecorruptions-imaug` "
-                "brings it"
+                "provides it"
             ) from error
     return photographs
 
 
-def _covering(photograph: Tensor, size: Sequence[int]) -> Tensor:
-    """The photograph, enlarged if an image of the size does not fit into it."""
+def _enlarge_to_cover(photograph: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the photograph, enlarged if it is smaller than an image of the size."""
     factor = max(need / have for need, have in zip(size, photograph.shape[1:], strict=True))
     if factor <= 1:
         return photograph
     height, width = (int(np.ceil(n * factor * 1.1)) for n in photograph.shape[1:])
-    picture = Image.fromarray(photograph.permute(1, 2, 0).contiguous().numpy())
-    return _tensor(picture.resize((width, height), Image.Resampling.BICUBIC))
+    image = Image.fromarray(photograph.permute(1, 2, 0).contiguous().numpy())
+    return _to_tensor(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _tensor(image: Image.Image) -> Tensor:
-    """An RGB picture as 3 x H x W, uint8."""
+def _to_tensor(image: Image.Image) -> Tensor:
+    """Return an RGB image as 3 x H x W, uint8."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
@@ -154,10 +153,10 @@ def _tensor(image: Image.Image) -> Tensor:
     cifar=[(0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)],
 )
 def fog(images: Tensor, fog: tuple[float, float], generators: Sequence[torch.Generator]) -> Tensor:
-    """A plasma fractal of an amplitude and a decay added to all channels, then scaled back to the image's maximum.
+    """Add a plasma fractal of an amplitude and decay to all channels, then scale back to the image's maximum.
 
-    The fractal is as large as the next power of two that covers the image (256 for 224 px, 32 for 32 px, as
-    published), and cut to the image from its top left.
+    The size of the fractal is the next power of two that covers the image (256 for 224 px, 32 for 32 px, as published);
+    it is cropped from its top left.
     """
     amplitude, decay = fog
     height, width = images.shape[2:]
@@ -169,46 +168,46 @@ def fog(images: Tensor, fog: tuple[float, float], generators: Sequence[torch.Gen
 
 
 def _plasma(noise: Tensor, side: int, decay: float) -> Tensor:
-    """A height map by the diamond-square algorithm on a torus, B x side x side, lowest 0, highest 1.
+    """Return a height map by the diamond-square algorithm on a torus, B x side x side, in 0..1.
 
     Args:
-        noise: numbers in -1..1, B x (side² - 1): for each step, from the coarsest, the middles of the squares, then
-            of their horizontal and their vertical sides, each in rows.
-        side: a power of two, 2 at least.
-        decay: what the noise is divided by, twice, with each halving of the step.
+        noise: numbers in -1..1, B x (side² - 1): for each step, from the coarsest, the centres of the squares, then of
+            their horizontal and their vertical sides, each row by row.
+        side: a power of two, at least 2.
+        decay: the noise is divided by its square with each halving of the step.
     """
     grid = noise.new_zeros(len(noise), side, side)
-    step, wibble, used = side, 100.0, 0
+    step, amplitude, used = side, 100.0, 0
     while step >= 2:
         half, count = step // 2, side // step
-        blocks = noise[:, used : used + 3 * count**2].view(-1, 3, count, count) * wibble**2
+        blocks = noise[:, used : used + 3 * count**2].view(-1, 3, count, count) * amplitude**2
         used += 3 * count**2
         corners = grid[:, ::step, ::step]
         rows = corners + corners.roll(-1, 1)
-        middles = (rows + rows.roll(-1, 2)) / 4 + blocks[:, 0]
-        grid[:, half::step, half::step] = middles
-        grid[:, ::step, half::step] = (middles + middles.roll(1, 1) + corners + corners.roll(-1, 2)) / 4 + blocks[:, 1]
-        grid[:, half::step, ::step] = (middles + middles.roll(1, 2) + corners + corners.roll(-1, 1)) / 4 + blocks[:, 2]
-        step, wibble = half, wibble / decay
+        centres = (rows + rows.roll(-1, 2)) / 4 + blocks[:, 0]
+        grid[:, half::step, half::step] = centres
+        grid[:, ::step, half::step] = (centres + centres.roll(1, 1) + corners + corners.roll(-1, 2)) / 4 + blocks[:, 1]
+        grid[:, half::step, ::step] = (centres + centres.roll(1, 2) + corners + corners.roll(-1, 1)) / 4 + blocks[:, 2]
+        step, amplitude = half, amplitude / decay
     grid -= grid.amin((1, 2), keepdim=True)
     return grid / grid.amax((1, 2), keepdim=True)
 
 
 @corruption(imagenet=[0.1, 0.2, 0.3, 0.4, 0.5], cifar=[0.05, 0.1, 0.15, 0.2, 0.3])
-def brightness(images: Tensor, more: float, generators: Sequence[torch.Generator]) -> Tensor:
-    """The value of HSV, which is the largest channel, raised; hue and saturation stay. Nothing is random.
+def brightness(images: Tensor, offset: float, generators: Sequence[torch.Generator]) -> Tensor:
+    """Raise the value of HSV, which is the largest channel, with unchanged hue and saturation. Nothing is random.
 
-    With these two kept all channels grow in proportion, so no conversion is needed; black becomes grey.
+    All channels then grow in proportion, so no conversion is needed; black becomes grey.
     """
     value = images.amax(1, keepdim=True)
-    raised = (value + more).clamp_(max=1)
+    raised = (value + offset).clamp_(max=1)
     return torch.where(value > 0, images * (raised / value), raised)
 
 
 class Spatter(NamedTuple):
-    """Drops are what of noise (mean, deviation), smoothed with `sigma`, passes `threshold`.
+    """Parameters of spatter: drops are noise (mean, deviation), smoothed with `sigma`, above `threshold`.
 
-    `strength` is how much water there is, or the sigma that softens the drops of mud.
+    `strength` is the amount of water, or the sigma that softens drops of mud.
     """
 
     mean: float
@@ -234,13 +233,13 @@ class Spatter(NamedTuple):
         Spatter(0.65, 0.1, 0.7, 0.69, 0.6, True),
         Spatter(0.65, 0.1, 0.5, 0.68, 0.6, True),
     ],
-    together=2**22,  # the distances are found row by row: small steps, so many images a step
+    chunk=2**22,  # distances are computed row by row: small steps, so many images at a time
 )
 def spatter(images: Tensor, spatter: Spatter, generators: Sequence[torch.Generator]) -> Tensor:
-    """Drops of water (pale turquoise, brightest where they bulge) or, at severities 4 and 5, of mud.
+    """Add drops of water (pale turquoise, brightest where they bulge) or, at severities 4 and 5, of mud.
 
-    The shading of the water is OpenCV's Canny edges, chamfer distance and so on, step for step (``edges``); an image
-    without a drop, which the published code divides by 0, stays as it is.
+    The shading of the water follows OpenCV's Canny edges, chamfer distance and so on, step by step (``edges``). An
+    image without drops, for which the published code divides by 0, stays unchanged.
     """
     layer = normal(images, generators, *images.shape[2:]) * spatter.deviation + spatter.mean
     layer = smooth(layer, spatter.sigma, "nearest", truncate=4)
@@ -255,14 +254,14 @@ def spatter(images: Tensor, spatter: Spatter, generators: Sequence[torch.Generat
 
 
 def _bulge(layer: Tensor) -> Tensor:
-    """The shading of drops of water, B x H x W: lit from one side, by the distance to their edges."""
+    """Return the shading of drops of water, B x H x W: lit from one side, by the distance to their edges."""
     mean = [[1, 1, 1]] * 3
     near = distance(canny(layer, 50, 150)).clamp_(max=20 * UNIT).float()
-    near = levelled((weighted(near, mean) / (9 * UNIT)).floor_())
-    lit = weighted(near, [[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]).clamp_(0, 255)
-    return (weighted(lit, mean) / 9).round_()
+    near = equalize_histogram((convolve(near, mean) / (9 * UNIT)).floor_())
+    lit = convolve(near, [[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]).clamp_(0, 255)
+    return (convolve(lit, mean) / 9).round_()
 
 
 def _colour(images: Tensor, *rgb: int) -> Tensor:
-    """An 8-bit colour, 3 x 1 x 1 in 0..1."""
+    """Return an 8-bit colour as 3 x 1 x 1 in 0..1."""
     return images.new_tensor(rgb).view(3, 1, 1) / 255
