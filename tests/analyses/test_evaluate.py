@@ -120,7 +120,7 @@ def test_the_function_saves_nothing(place, other, tmp_path, monkeypatch):
         measure([str(place / "model"), str(other)], place / "data", suite=["rotation"], labels=["a"])
     with pytest.raises(ClearheadError, match="suite: give one or more of imagenet"):
         measure([str(other)], place / "data")
-    with pytest.raises(DataError, match="cannot be told apart as files"):
+    with pytest.raises(DataError, match="share a file name"):
         measure([str(other)] * 2, place / "data", suite=["rotation"], labels=["a b", "a-b"])
 
 
@@ -150,13 +150,13 @@ def test_the_first_table_has_means_over_levels_and_metrics_over_sets(place):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("evaluate", "model", "data", "--suite", "rotatoin"), "suite 'rotatoin'"),
+        (("evaluate", "model", "data", "--suite", "rotatoin"), "suite: 'rotatoin' is unknown"),
         (("evaluate", "model", "data"), "suite: give one or more of imagenet"),
-        (("evaluate", "model", "data", "--suite", "rotation", "--sets", "rotation 1"), "set 'rotation 1' is not of"),
+        (("evaluate", "model", "data", "--suite", "rotation", "--sets", "rotation 1"), "sets: 'rotation 1' is not in"),
         (("evaluate", "model", "data", "--suite", "imagenet"), "none of imagenet, imagenet-v2"),
         (("evaluate", "model", "nowhere", "--suite", "imagenet"), "data: nowhere: no such folder or file"),
-        (("evaluate", "model", "model", "data", "--labels", "a b,a-b", "--suite", "scale"), "cannot be told apart"),
-        (("evaluate", "model", "data", "--suite", "imagenet-a"), "not there: imagenet-a"),
+        (("evaluate", "model", "model", "data", "--labels", "a b,a-b", "--suite", "scale"), "share a file name"),
+        (("evaluate", "model", "data", "--suite", "imagenet-a"), "not found: imagenet-a"),
         (("evaluate", "model", "data", "--suite", "rotation", "--out", "data"), "out: data holds other files"),
         (("compare-suites", "model", "data"), "before_run: model has no results.json"),
         (("compare-suites", "nowhere", "data"), "before_run: nowhere: no such file or folder"),

@@ -232,7 +232,7 @@ def test_parts_of_other_sets_or_sizes_are_not_mixed_in(model, folder, tmp_path, 
 
 def test_sets_that_would_share_a_file_raise_an_error(model, folder, tmp_path):
     one, two = sets_of(folder)
-    with pytest.raises(DataError, match="'noise 1', 'noise-1' cannot be told apart"):
+    with pytest.raises(DataError, match="'noise 1', 'noise-1' share a file name"):
         predict_suite(model, [one, two, replace(two, name="noise-1")], tmp_path / "out")
 
 
