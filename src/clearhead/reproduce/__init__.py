@@ -1,1 +1,1 @@
-"""The papers' experiments, from the user's copies of their data to a table beside theirs."""
+"""Reproductions of papers: from your copies of their data to a table beside theirs."""

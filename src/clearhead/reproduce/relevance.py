@@ -1,10 +1,10 @@
-"""Relevance maps repaired: tables 4 to 9 of arXiv 2206.01161 on your copies of its data, ours beside the paper's.
+"""Relevance repair: tables 4 to 9 of arXiv 2206.01161 on your copies of its data, ours beside the paper's.
 
 One study (``clearhead.study``): 3 images of each of 500 ImageNet classes with masks, 414 images of other classes to
-choose the epoch by, 50 epochs, the settings of the model's preset; each test set before and after, over class seeds.
-What differs from the public code: the model keeps its own preprocessing (the code has mean and standard deviation 0.5
+select the epoch, 50 epochs, the settings of the model's preset; each test set before and after, over class seeds.
+Differences from the public code: the model keeps its own preprocessing (the code has mean and standard deviation 0.5
 for all), GradMask and RRR have a gradient (at a weight of 1, as we do not have the paper's), and the best epoch can be
-the model as it was given.
+the original model.
 """
 
 from collections.abc import Mapping
@@ -60,14 +60,14 @@ def plan_of(
     seeds: int = 3,
     epochs: int | None = None,
 ) -> Plan:
-    """The paper's experiment as a plan.
+    """Return the paper's experiment as a plan.
 
     Args:
-        name: the model by the paper's name, a key of ``PRESETS``.
+        name: the paper's name of the model, a key of ``PRESETS``.
         images: ImageNet images to train on, in folders by WordNet id, with masks/.
         tests: test sets by name, in folders by WordNet id.
-        weights: the model as ``load_model`` takes it; by default timm's weights of the preset.
-        ablations: the parts of relevance one by one too.
+        weights: the model's name as for ``load_model``; by default timm's weights of the preset.
+        ablations: also change one part of relevance after another.
         seeds: number of class seeds.
         epochs: in place of the paper's 50.
 
@@ -76,8 +76,8 @@ def plan_of(
     """
     preset = preset_named(name)
     if weights is None and preset.weights is None:
-        there = ", ".join(known for known, preset in PRESETS.items() if preset.weights)
-        raise ClearheadError(f"model: timm has no weights of {name}; name yours with --weights, or take one of {there}")
+        names = ", ".join(known for known, preset in PRESETS.items() if preset.weights)
+        raise ClearheadError(f"model: timm has no weights of {name}; name yours with --weights, or choose from {names}")
     ours = METHODS["relevance"] | ({"temperature": preset.temperature} if preset.temperature else {})
     methods = METHODS | {"relevance": ours}
     if ablations:
@@ -102,12 +102,12 @@ def reproduce(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> str:
-    """Run what is not done yet below `out`, and give the table (Markdown). Arguments and errors as ``run_study``."""
+    """Run what is not finished below `out`, and return the table (Markdown). Arguments and errors as ``run_study``."""
     return table(name, run_study(plan, out, jobs=jobs, device=device, progress=progress))
 
 
 def table(name: str, rows: list[StudyRow]) -> str:
-    """A row for each method, test set and measure, with the paper's accuracy where it is in ``PAPER``."""
+    """Return a row for each method, test set and measure, with the paper's accuracy where ``PAPER`` has it (Markdown)."""
     lines = [
         "| method | test | measure | before | after | change | paper | seeds |",
         "|---|---|---|---|---|---|---|---|",
@@ -116,7 +116,7 @@ def table(name: str, rows: list[StudyRow]) -> str:
         paper = PAPER.get(name, {}).get(row.test) if (row.name, row.measure) == ("relevance", "accuracy") else None
         after = f"{100 * row.after:.1f}" + (f" ± {100 * row.spread:.1f}" if row.spread is not None else "")
         change = f"{format_value(row.change.value, 'pp')} {format_interval(row.change)}"
-        told = f"{paper[0]:.1f} → {paper[1]:.1f}" if paper else ""
-        cells = [row.name, row.test, row.measure, f"{100 * row.before:.1f}", after, change, told, str(row.seeds)]
+        published = f"{paper[0]:.1f} → {paper[1]:.1f}" if paper else ""
+        cells = [row.name, row.test, row.measure, f"{100 * row.before:.1f}", after, change, published, str(row.seeds)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

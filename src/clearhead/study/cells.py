@@ -1,18 +1,16 @@
-"""Folders of a study's trainings: each is identified by what decides its numbers, and is finished once it has results.
+"""Folders of the parts of a study or a reproduction: each is identified by what decides its numbers.
 
-cell.json       what decides the numbers
-state/          how far an unfinished training has come
-checkpoint/     the model
-results.json    written last
+inputs.yaml has what decides the numbers; results.json is written last, so a folder that has it is finished.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import TypeAdapter
 
-from clearhead.storage import from_plain, read_json, to_plain, write_json
+from clearhead.storage import from_plain, read_json, to_plain, write_json, write_text
 from clearhead.study.plan_files import StudyError
 
 T = TypeVar("T")
@@ -21,18 +19,21 @@ T = TypeVar("T")
 def claim(folder: Path, deciding: Mapping[str, Any]) -> bool:
     """Write what decides the numbers of a cell into its folder, and return whether the cell is finished.
 
-    Raises StudyError for a folder of a cell with other numbers.
+    Raises StudyError for a folder of a cell with other numbers, or with other files.
     """
-    file = folder / "cell.json"
+    file = folder / "inputs.yaml"
     plain = TypeAdapter(dict[str, Any]).dump_python(dict(deciding), mode="json")
     if file.is_file():
-        if changes := _changes(read_json(file), plain):
+        if changes := _changes(yaml.safe_load(file.read_text(encoding="utf-8")), plain):
             raise StudyError(
-                f"plan: {folder} holds another training: {changes}. Give another --out, or delete the folder to train "
-                "again"
+                f"out: {folder} holds results for other inputs: {changes}. Give another --out, or delete the folder to "
+                "start again"
             )
     else:
-        write_json(file, plain)
+        others = [entry.name for entry in folder.iterdir() if entry.name[0] != "."] if folder.is_dir() else []
+        if others:
+            raise StudyError(f"out: {folder} holds other files (such as {others[0]}); give a new or an empty folder")
+        write_text(file, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
     return (folder / "results.json").is_file()
 
 

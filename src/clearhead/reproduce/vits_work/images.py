@@ -1,4 +1,4 @@
-"""The images of the experiments: drawn once and written down, each part a data set of its own."""
+"""The images of the experiments: drawn and written, each part as a data set."""
 
 import io
 import math
@@ -9,32 +9,35 @@ import pyarrow
 import pyarrow.parquet
 
 from clearhead.data.dataset import ImageIndex
+from clearhead.data.fingerprint import fingerprint as data_fingerprint
 from clearhead.data.image_io import DataError, load_image
-from clearhead.data.images import read_images
+from clearhead.data.images import absolute_source, read_images
 from clearhead.data.splits import sample_n, split_off, splits_of, subsample_fraction
 from clearhead.reproduce.vits_work.sizes import Size, percent
-from clearhead.runs import begin, write_results
+from clearhead.storage import write_json
+from clearhead.study.cells import claim
 
 CORRUPTED = "corrupted"
-"""The test images that corruptions are made of."""
+"""The test images that corruptions are made from."""
 
 
 def parts(folder: Path, cifar: str | Path, size: Size, seed: int) -> Path:
-    """Draw the images; each fraction, named by its percent, becomes a data set with the splits train, val and test.
+    """Write a data set with the splits train, val and test for each fraction, named by its percent.
 
     Raises DataError for data without the splits train and test, or with too few images.
     """
     if not {"train", "test"} <= splits_of(cifar):
         raise DataError(
-            f"{cifar}: the splits train and test are needed, there is {', '.join(splits_of(cifar)) or 'none'}"
+            f"cifar: {cifar} needs the splits train and test; it has {', '.join(sorted(splits_of(cifar))) or 'none'}"
         )
     every = read_images(cifar, split="train")
     test = read_images(cifar, split="test", classes=every.classes)
+    sources = {"train": every, "test": test}
     needed = {"train": size.validation + (size.train or 1), "test": size.test or 1}
-    for split, images in (("train", every), ("test", test)):
+    for split, images in sources.items():
         if len(images.samples) < needed[split]:
             raise DataError(
-                f"{cifar}: {len(images.samples):,} images in {split}, {needed[split]:,} are needed to draw from"
+                f"cifar: {cifar} has {len(images.samples):,} images in {split}; at least {needed[split]:,} are needed"
             )
     train, validation = split_off(every, size.validation / len(every.samples), seed)
     if size.train is not None:
@@ -45,12 +48,13 @@ def parts(folder: Path, cifar: str | Path, size: Size, seed: int) -> Path:
     if len(train.samples) * fewest < 2 * 16:
         least = math.ceil(2 * 16 / fewest)
         raise DataError(
-            f"{cifar}: {len(train.samples):,} training images; of {percent(fewest)}% of them a spectrum is taken on at "
-            f"least two batches of 16, so {least:,} are needed"
+            f"cifar: {len(train.samples):,} training images are too few: {percent(fewest)}% of them must be two batches of "
+            f"16, so at least {least:,} are needed"
         )
-    wanted: dict[str, Any] = {"train": size.train, "validation": size.validation, "test": size.test}
-    wanted |= {"fractions": size.fractions, "corrupted": size.corrupted}
-    if begin(folder, "reproduce vits-work", {"cifar": str(cifar), "seed": seed, **wanted}):
+    deciding: dict[str, Any] = {"train": size.train, "validation": size.validation, "test": size.test}
+    deciding |= {"fractions": size.fractions, "corrupted": size.corrupted, "cifar": absolute_source(cifar), "seed": seed}
+    deciding |= {f"{split} images": data_fingerprint(index) for split, index in sources.items()}
+    if claim(folder, deciding):
         return folder
     for fraction in size.fractions:
         _write(
@@ -58,7 +62,7 @@ def parts(folder: Path, cifar: str | Path, size: Size, seed: int) -> Path:
             folder / percent(fraction),
         )
     _write({"test": sample_n(test, size.corrupted, seed)}, folder / CORRUPTED)
-    write_results(folder, size)
+    write_json(folder / "results.json", {"parts": [percent(fraction) for fraction in size.fractions]})
     return folder
 
 
@@ -66,10 +70,10 @@ def _write(splits: dict[str, ImageIndex], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "names.txt").write_text("\n".join(splits["test"].classes) + "\n", encoding="utf-8")
     for split, images in splits.items():
-        pictures = []
+        encoded = []
         for sample in images.samples:
             stream = io.BytesIO()
             load_image(sample.path).save(stream, "PNG")
-            pictures.append(stream.getvalue())
-        columns = {"image": pictures, "label": [sample.label for sample in images.samples]}
+            encoded.append(stream.getvalue())
+        columns = {"image": encoded, "label": [sample.label for sample in images.samples]}
         pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"{split}.parquet")

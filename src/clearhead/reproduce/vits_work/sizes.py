@@ -1,4 +1,4 @@
-"""What is trained and measured: in small on a CPU, or as the paper has it."""
+"""What is trained and measured: a small version for a CPU, or the paper's."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,23 +7,23 @@ from clearhead.data.augment import Augmentation
 from clearhead.training.config import TrainConfig
 
 FRACTIONS, BLOCKS = "Fewer images", "More blocks of attention"
-"""Series that claims are made of."""
+"""Series that claims are about."""
 
 
 def percent(fraction: float) -> str:
-    """The name of a fraction of the images."""
+    """Return the name of a fraction of the images."""
     return f"{100 * fraction:g}"
 
 
 @dataclass(frozen=True)
 class Training:
-    """A model, and what differs from how all are trained: fewer images, fewer epochs, another augmentation.
+    """A model, and how its training differs from that of the others.
 
     Attributes:
-        model: by name.
+        model: its name.
         fraction: of the training images.
-        epochs: share of the epochs of all.
-        augment: in place of that of all; with ``none`` and ``weak`` no images are mixed.
+        epochs: fraction of the epochs of the others.
+        augment: another augmentation; with ``none`` and ``weak`` no images are mixed.
     """
 
     model: str
@@ -32,7 +32,7 @@ class Training:
     augment: Augmentation | None = None
 
     def settings(self, common: TrainConfig) -> TrainConfig:
-        """How it is trained, where all are trained as `common`."""
+        """Return how it is trained, where the others are trained as `common`."""
         epochs = round(self.epochs * common.epochs)
         if self.augment in ("none", "weak"):
             common = replace(common, mixup=0.0, cutmix=0.0)
@@ -41,16 +41,16 @@ class Training:
 
 @dataclass(frozen=True)
 class Size:
-    """What is run.
+    """What is trained and measured.
 
     Attributes:
-        trainings: by name; claims are of those that both sizes have.
-        main: those of them that every instrument is run on; the first is what noise is told against, the ResNet.
-        series: those that differ in one thing, side by side; `FRACTIONS` ends with the ViT on the fewest images,
+        trainings: by name; claims are about those that both sizes have.
+        main: the trainings that every analysis is run on; the first, the ResNet, is the baseline under noise.
+        series: trainings that differ in one setting, side by side; `FRACTIONS` ends with the ViT on the fewest images,
             `BLOCKS` begins with the models of no and of one block of attention.
-        settings: how all are trained.
-        early: the epoch whose spectrum is taken beside that of the last one.
-        train, validation, test: images of each, all there are where None.
+        settings: how they are trained.
+        early: the epoch whose spectrum is measured besides that of the last one.
+        train, validation, test: number of images of each; None is all.
         batches: of 16 images, for a spectrum.
         probed: test images for feature maps and lesions.
         corrupted: test images for the corruptions.
@@ -69,22 +69,22 @@ class Size:
     corrupted: int | None
 
     def last(self, name: str) -> int:
-        """The last epoch of a training."""
+        """Return the last epoch of a training."""
         return self.trainings[name].settings(self.settings).epochs
 
     @property
     def fractions(self) -> list[float]:
-        """Of the training images, all of them first."""
+        """Fractions of the training images, the largest first."""
         return sorted({training.fraction for training in self.trainings.values()}, reverse=True)
 
 
 def _small(name: str, changed: str = "", **differs: Any) -> Training:
-    """A small model: half a million parameters, but those that differ in their size."""
+    """Return a small model: half a million parameters, unless its size is what differs."""
     return Training(f"zoo:{name}_32{changed}", **differs)
 
 
 def _paper(name: str, changed: str = "", **differs: Any) -> Training:
-    """One of the paper's models, with its stochastic depth."""
+    """Return one of the paper's models, with its stochastic depth."""
     return Training(f"zoo:{name}_32,drop_path_rate=0.1{changed}", **differs)
 
 
@@ -203,4 +203,4 @@ SIZES = {
         corrupted=None,
     ),
 }
-"""``small`` is for a CPU; ``paper`` has the models of the paper and its recipe. The series differ in one thing each."""
+"""``small`` is for a CPU; ``paper`` has the paper's models and recipe. Within a series one setting differs."""
