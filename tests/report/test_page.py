@@ -4,7 +4,6 @@ import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import get_args
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,8 +15,6 @@ from clearhead.metrics.statistics import Estimate
 from clearhead.metrics.verdict import Verdict
 from clearhead.report import plots
 from clearhead.report.page import ExampleImages, Figure, Gallery, Page, Row, Table, render, write
-from clearhead.report.renderers import KINDS
-from clearhead.results import Results
 from tests.report.samples import NAN, full_page, share
 
 
@@ -280,7 +277,3 @@ def test_a_failure_leaves_the_old_page_and_nothing_else(
         write(page, path)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["report.html"]
-
-
-def test_every_kind_of_results_has_its_page() -> None:
-    assert set(KINDS) == set(get_args(Results))

@@ -13,8 +13,17 @@ from clearhead.data.mnist_cifar import Part
 from clearhead.heads import head_gradients
 from clearhead.models import Preprocessing, from_module
 from clearhead.reproduce import mnist_cifar as module
-from clearhead.reproduce.mnist_cifar import PARTS, PROTOCOLS, SUBSETS, Protocol, Run, read_off, reproduce, train_run
-from clearhead.runs import RunError
+from clearhead.reproduce.mnist_cifar import (
+    PARTS,
+    PROTOCOLS,
+    SUBSETS,
+    Protocol,
+    Run,
+    apply_protocol,
+    reproduce,
+    train_run,
+)
+from clearhead.study.plan_files import StudyError
 from clearhead.zoo import mnist_cifar_vit
 
 
@@ -62,7 +71,7 @@ def test_protocols_choose_by_validation_alone() -> None:
     rng = np.random.default_rng(0)
     accuracy = rng.random((6, 15, 4))
     id_val, id_test, ood_val, ood_test = np.moveaxis(accuracy, -1, 0)
-    found = {p.name: read_off(accuracy, p) for p in PROTOCOLS}
+    found = {p.name: apply_protocol(accuracy, p) for p in PROTOCOLS}
     assert found["all heads, last epoch"] == (id_test[-1, 0], ood_test[-1, 0])
     epoch = id_val[:, 0].argmax()
     assert found["all heads, epoch by ID validation"] == (id_test[epoch, 0], ood_test[epoch, 0])
@@ -73,7 +82,7 @@ def test_protocols_choose_by_validation_alone() -> None:
     assert found[name] == (id_test[-1, single], ood_test[-1, single])
     subset = ood_val[-1].argmax()
     assert found["best subset by OOD validation, last epoch"] == (id_test[-1, subset], ood_test[-1, subset])
-    both = read_off(accuracy, Protocol("", "id-val", "ood-val"))
+    both = apply_protocol(accuracy, Protocol("", "id-val", "ood-val"))
     assert both == (id_test[epoch, ood_val[epoch].argmax()], ood_test[epoch, ood_val[epoch].argmax()])
 
 
@@ -91,7 +100,7 @@ def test_a_finished_run_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "train_run", lambda run, data, device: trained.append(run.name) or np.zeros((1, 15, 4)))
     reproduce(tmp_path, Path("a"), Path("b"), **options)  # type: ignore[arg-type]
     assert trained == ["div-1e-3-plain-1-1"]
-    with pytest.raises(RunError, match=r"holds another run .*mnist"):
+    with pytest.raises(StudyError, match=r"holds results for other inputs: mnist"):
         reproduce(tmp_path, Path("other"), Path("b"), **options)  # type: ignore[arg-type]
 
 

@@ -15,7 +15,7 @@ from clearhead.data.images import read_images
 from clearhead.metrics.statistics import Estimate
 from clearhead.models import load_model
 from clearhead.reproduce.vits_work import SIZES, reproduce
-from clearhead.reproduce.vits_work.claims import Claim, Found, claims, compared
+from clearhead.reproduce.vits_work.claims import Claim, Measurements, claims, compared
 from clearhead.reproduce.vits_work.images import parts
 from clearhead.reproduce.vits_work.sizes import BLOCKS, FRACTIONS
 
@@ -123,7 +123,7 @@ def test_the_papers_own_figures_bear_its_claims_out(size):
     maps = {"vit-gap": Of(high_change=vit, variance_change=vit)}
     maps["resnet"] = Of(high_change={"conv": up}, variance_change={"conv": up})
     newcombe_difference = {(b, a): near((error[b] - error[a]) / 100, "pp") for _, a, b, _ in compared(chosen)}
-    found = Found(
+    found = Measurements(
         chosen,
         {name: dict.fromkeys((chosen.early, chosen.last(name)), Of(batches=of)) for name, of in batches.items()},
         Of(maps=maps),
@@ -137,7 +137,7 @@ def test_the_papers_own_figures_bear_its_claims_out(size):
     )
     told = claims(found)
     assert len(told) == 23
-    assert {claim.says for claim in told if claim.verdict != "holds"} == set()
+    assert {claim.statement for claim in told if claim.verdict != "holds"} == set()
     assert [claim.difference.unit for claim in told[-2:]] == ["pp", "pp"]
 
 
@@ -148,7 +148,7 @@ def test_all_of_it_once(cifar, tmp_path, monkeypatch):
     for name in tiny().trainings:
         assert f"| {name} |" in found
     judged = found.count("| holds |") + found.count("| does not hold |") + found.count("| inconclusive |")
-    frost = "mean corruption accuracy: resnet less vit-cls" in found  # whose photographs need not be there
+    frost = "mean corruption accuracy: resnet - vit-cls" in found  # whose photographs need not be there
     assert judged == (23 if frost else 21)
     assert (tmp_path / "out" / "lesion" / "report.html").is_file()
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("results.json")}
@@ -176,13 +176,13 @@ def test_every_model_can_be_made(size):
 
 
 def test_bad_input(cifar, tmp_path):
-    with pytest.raises(ValueError, match="there is small, paper"):
+    with pytest.raises(ValueError, match="choose from small, paper"):
         reproduce(tmp_path / "out", cifar, size="large")
     with pytest.raises(ValueError, match="got 5; at least 6 are needed"):
         reproduce(tmp_path / "out", cifar, epochs=5)
-    with pytest.raises(DataError, match=r"40 training images; of 50% of them .* so 64 are needed"):
+    with pytest.raises(DataError, match=r"40 training images are too few: 50% must be .* so at least 64 are needed"):
         parts(tmp_path / "data", cifar, replace(tiny(), train=40), 0)
     parts(tmp_path / "data", cifar, tiny(), 0)  # nothing was begun by the refusal
     (cifar / "test.parquet").unlink()
-    with pytest.raises(DataError, match="the splits train and test are needed"):
+    with pytest.raises(DataError, match="needs the splits train and test"):
         reproduce(tmp_path / "out", cifar)

@@ -44,7 +44,7 @@ BATCH = 80
 
 @dataclass(frozen=True)
 class Run:
-    """One training: its method (a key of ``METHODS``), whether the last block has a residual connection, epochs, seed."""
+    """One training: its method (a key of ``METHODS``), whether the last block has a residual, epochs, seed."""
 
     method: str
     last_residual: bool
@@ -149,9 +149,10 @@ def train_run(run: Run, parts: dict[str, Part], device: str = "cpu") -> Accuraci
     accuracy = []
     for _ in range(run.epochs):
         module.train()
-        for batch in torch.randperm(len(images)).to(device).split(BATCH):
+        for batch in torch.split(torch.randperm(len(images)).to(device), BATCH):
             optimizer.zero_grad()
-            loss(model, {"image": images[batch].float() / 255, "label": labels[batch]})["loss"].backward()
+            value = loss(model, {"image": images[batch].float() / 255, "label": labels[batch]})["loss"]
+            torch.autograd.backward(value)
             optimizer.step()
         schedule.step()
         accuracy.append(_measure(model, data))
@@ -174,7 +175,7 @@ def _measure(model: Classifier, data: dict[str, tuple[Tensor, Tensor]]) -> list[
         images, labels = data[name]
         correct = [
             (runner.logits(some.float() / 255, heads).argmax(-1) == label).float()
-            for some, label in zip(images.split(400), labels.split(400), strict=True)
+            for some, label in zip(torch.split(images, 400), torch.split(labels, 400), strict=True)
         ]
         columns.append(torch.cat(correct, 1).mean(1).tolist())
     return [list(row) for row in zip(*columns, strict=True)]

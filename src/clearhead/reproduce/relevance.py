@@ -107,7 +107,7 @@ def reproduce(
 
 
 def table(name: str, rows: list[StudyRow]) -> str:
-    """Return a row for each method, test set and measure, with the paper's accuracy where ``PAPER`` has it (Markdown)."""
+    """Return a row for each method, test set and measure, with the paper's accuracy from ``PAPER`` (Markdown)."""
     lines = [
         "| method | test | measure | before | after | change | paper | seeds |",
         "|---|---|---|---|---|---|---|---|",

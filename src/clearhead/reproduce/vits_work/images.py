@@ -48,11 +48,16 @@ def parts(folder: Path, cifar: str | Path, size: Size, seed: int) -> Path:
     if len(train.samples) * fewest < 2 * 16:
         least = math.ceil(2 * 16 / fewest)
         raise DataError(
-            f"cifar: {len(train.samples):,} training images are too few: {percent(fewest)}% of them must be two batches of "
-            f"16, so at least {least:,} are needed"
+            f"cifar: {len(train.samples):,} training images are too few: {percent(fewest)}% must be two batches "
+            f"of 16, so at least {least:,} are needed"
         )
     deciding: dict[str, Any] = {"train": size.train, "validation": size.validation, "test": size.test}
-    deciding |= {"fractions": size.fractions, "corrupted": size.corrupted, "cifar": absolute_source(cifar), "seed": seed}
+    deciding |= {
+        "fractions": size.fractions,
+        "corrupted": size.corrupted,
+        "cifar": absolute_source(cifar),
+        "seed": seed,
+    }
     deciding |= {f"{split} images": data_fingerprint(index) for split, index in sources.items()}
     if claim(folder, deciding):
         return folder
