@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clearhead import __version__
 from tests.command import COMMAND, clearhead, error, result
 from tests.conftest import CLASSES
 
 
 def test_the_installed_command(tmp_path):
     run = subprocess.run([COMMAND, "--version"], capture_output=True, text=True, timeout=60)
-    assert (run.returncode, run.stdout.strip()) == (0, "0.1.0")
+    assert (run.returncode, run.stdout.strip()) == (0, __version__)
     run = subprocess.run([COMMAND, "audit", "a", "b"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert "timm:NAME" in error(run)
 
@@ -37,7 +38,7 @@ def test_masks_from_boxes(place):
     (place / "boxes.json").write_text(json.dumps(content))
     run = clearhead("data", "masks", "data", "--from", "coco-boxes=boxes.json", "--out", "boxed", cwd=place)
     assert run.returncode == 0, run.stderr
-    assert "35 of 36 images have a mask, 25.0%" in run.stdout
+    assert "35 of 36 images have a mask, mean area 25.0%" in run.stdout
     assert "IoU with the true masks, saved masks: 1.00" in run.stdout
     assert "no object is annotated" in run.stderr
     assert np.asarray(Image.open(place / "boxed" / "masks" / "cat" / "03.png")).sum() == 255 * 16 * 16
@@ -59,7 +60,7 @@ def test_nothing_of_the_users_is_written_over(place, tmp_path):
     [
         (["report", "data"], "not the folder of a finished run"),
         (["data", "masks", "data", "--model", "model"], "exists"),
-        (["data", "masks", "maskless", "--from", "sky=x"], "there is"),
+        (["data", "masks", "maskless", "--from", "sky=x"], "format 'sky' is unknown; choose from coco"),
         (["data", "masks", "maskless"], "exactly one of the two is needed"),
         (["reproduce", "relevance", "--model", "ViT-L", "--images", "data", "--test", "A=data"], "no weights of ViT-L"),
         (["study", "repairs", "nothing.yaml"], "plan: nothing.yaml: no such file"),

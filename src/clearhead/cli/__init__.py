@@ -10,9 +10,8 @@ from typing import Annotated
 import typer
 
 from clearhead import __version__
-from clearhead.cli.analyses import add_analyses
+from clearhead.cli.analyses import Device, add_analyses
 from clearhead.cli.data import data_app
-from clearhead.cli.options import Device
 from clearhead.cli.output import log_to_stderr, print_error
 from clearhead.cli.reproduce import reproduce_app
 from clearhead.errors import ClearheadError

@@ -5,7 +5,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from clearhead.cli.options import BatchSize, Device, Seed, Workers, parse_integers, parse_pair
+from clearhead.cli.analyses import Device
+from clearhead.cli.options import BatchSize, Seed, Workers, parse_integers, parse_pair
+from clearhead.errors import ClearheadError
 
 data_app = typer.Typer(no_args_is_help=True, help="Make data sets with a known shortcut, and masks.")
 
@@ -65,7 +67,7 @@ def data_collage(
     try:
         train, val, test = (float(part) for part in fractions.split(","))
     except ValueError:
-        raise typer.BadParameter(
+        raise ClearheadError(
             f"--fractions: got {fractions!r}; give three comma-separated numbers, as in 0.6,0.15,0.25"
         ) from None
     issues = make_collage(
@@ -127,7 +129,7 @@ def data_masks(
     if annotations is not None:
         name, path = parse_pair(annotations, "=", "from")
         if name not in FORMATS:
-            raise typer.BadParameter(f"--from: format {name!r} is unknown; choose from {', '.join(FORMATS)}")
+            raise ClearheadError(f"--from: format {name!r} is unknown; choose from {', '.join(FORMATS)}")
         read = partial(FORMATS[name], Path(path))
     if model is not None:
         require_model(model)

@@ -4,9 +4,10 @@ from typing import Annotated
 
 import typer
 
+from clearhead.errors import ClearheadError
+
 BatchSize = Annotated[int, typer.Option(min=1, help="Batch size.")]
 Workers = Annotated[int, typer.Option(min=0, help="Number of data-loading processes; 0 loads in the main process.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU where there is one.")]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Number of parallel processes.")]
 
@@ -16,12 +17,12 @@ def parse_integers(value: str, option: str) -> list[int]:
     try:
         return [int(part) for part in value.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"--{option}: got {value!r}; give comma-separated whole numbers, as in 1,10") from None
+        raise ClearheadError(f"--{option}: got {value!r}; give comma-separated whole numbers, as in 1,10") from None
 
 
 def parse_pair(value: str, separator: str, option: str) -> tuple[str, str]:
     """Return the two parts of an option's value around a separator."""
     left, _, right = value.partition(separator)
     if not (left and right):
-        raise typer.BadParameter(f"--{option}: got {value!r}; give two parts with {separator!r} between them")
+        raise ClearheadError(f"--{option}: got {value!r}; give two parts with {separator!r} between them")
     return left, right

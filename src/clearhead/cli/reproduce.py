@@ -5,8 +5,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from clearhead.cli.analyses import Device
 from clearhead.cli.data import Cifar, Mnist
-from clearhead.cli.options import Device, Jobs, Seed, parse_pair
+from clearhead.cli.options import Jobs, Seed, parse_pair
+from clearhead.errors import ClearheadError
 
 reproduce_app = typer.Typer(no_args_is_help=True, help="Run the experiments of papers on your copies of their data.")
 
@@ -70,7 +72,7 @@ def reproduce_relevance(
 
     names = [value.partition("=")[0] for value in test]
     if repeated := [name for name in names if names.count(name) > 1]:
-        raise typer.BadParameter(f"--test: {repeated[0]!r} is the name of two test sets")
+        raise ClearheadError(f"--test: {repeated[0]!r} is the name of two test sets")
     tests = {name: Path(folder) for name, folder in (parse_pair(value, "=", "test") for value in test)}
     plan = plan_of(model, images, tests, weights=weights, ablations=ablations, seeds=seeds, epochs=epochs)
     _print_table(reproduce(model, plan, out, jobs=jobs, device=device, progress=show_progress), out)

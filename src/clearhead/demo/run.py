@@ -6,9 +6,7 @@ from typing import Any
 
 from clearhead.demo.data import make_demo
 from clearhead.repairs import RelevanceLoss, default_config
-from clearhead.report.page import render
-from clearhead.runs_new import Run, merge_pages, run
-from clearhead.storage import write_text
+from clearhead.runs_new import Run, render_report, run
 from clearhead.training.config import TrainConfig
 
 MODEL = Path(__file__).parents[1] / "assets" / "demo"
@@ -45,5 +43,5 @@ def run_demo(out: Path, *, device: str | None = None) -> tuple[Run, Path]:
     after = str(out / "repair" / "checkpoint")
     compare = run("compare", {"before": model, "after": after, **measured}, out=out / "compare", device=device)
     page = out / "report.html"
-    write_text(page, render(merge_pages([compare, audit, repair], TITLE)))
+    render_report([one.folder for one in (compare, audit, repair)], page, TITLE)
     return compare, page
