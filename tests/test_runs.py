@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import timm
 import yaml
 
 from clearhead import runs_new as runs
@@ -196,3 +197,20 @@ def test_results_of_a_run_are_whole_json(here):
     saved = json.loads((measure().folder / "results.json").read_text())
     assert saved["command"] == "layers fourier"
     assert saved["provenance"]["images"] == "36, 36 with a mask"
+
+
+def test_a_model_without_class_names_takes_those_of_the_class_folders(here, caplog):
+    config = json.loads((here / "model" / "config.json").read_text())
+    arguments = {**config["model_args"], "num_classes": 3}
+    module = timm.create_model("vit_tiny_patch16_224", **arguments)
+    timm.models.save_for_hf(module, here / "unnamed", model_config={"model_args": config["model_args"]})
+    with caplog.at_level("INFO", "clearhead"):
+        run = runs.run("audit", {"model": "unnamed", "data": "data"})
+    assert "unnamed has no class names; using the data's, sorted: bird, cat, fish" in caplog.text
+    assert run.result.audit.classes.keys() == {"bird", "cat", "fish"}
+    Path("names.txt").write_text("fish\ncat\nbird\n")
+    other = clearhead("audit", "unnamed", "data", "--classes", "names.txt", "--out", "named", cwd=here)
+    assert other.returncode == 0, other.stderr
+    assert "no class names" not in other.stderr
+    Path("names.txt").write_text("fish\ncat\n")
+    assert "3 outputs" in error(clearhead("audit", "unnamed", "data", "--classes", "names.txt", cwd=here))

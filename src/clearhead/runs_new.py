@@ -53,6 +53,7 @@ from clearhead.data.images import absolute_source, read_images, source_name
 from clearhead.distributed import barrier, rank_and_size
 from clearhead.errors import ClearheadError
 from clearhead.inputs import model_name, number_duplicates
+from clearhead.models.class_names import numbered
 from clearhead.models.classifier import fingerprint as weights_fingerprint
 from clearhead.models.errors import NoHeadError
 from clearhead.models.source import ModelSource, display_names
@@ -277,11 +278,12 @@ def _identify(
     inputs: dict[str, dict[str, str]] = {}
     every = [source for value in sources.values() for source in (value if isinstance(value, list) else [value])]
     every = list(expand_epochs(every).values()) if epochs else every
-    for name, source in zip(display_names(every), every, strict=True):
-        inputs[f"model {name}"] = {"weights": _weights(source, hold=len(every) <= 2)}
+    folders: tuple[str, ...] = ()
     if deciding.get("data"):
-        inputs["data"] = _data(deciding["data"], deciding.get("split"))
+        inputs["data"], folders = _data(deciding["data"], deciding.get("split"))
         deciding["data"] = absolute_source(deciding["data"])
+    for name, source in zip(display_names(every), every, strict=True):
+        inputs[f"model {name}"] = {"weights": _weights(source, folders, hold=len(every) <= 2)}
     for name, value in deciding.items():
         paths = [value] if isinstance(value, Path) else value
         if isinstance(paths, list | tuple) and paths and all(isinstance(path, Path) for path in paths):
@@ -298,25 +300,34 @@ def _absolute_model(name: str) -> str:
     return str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_dir() else name
 
 
-def _weights(source: ModelSource, *, hold: bool) -> str:
-    """Return the fingerprint of a model's weights, preprocessing and classes."""
+def _weights(source: ModelSource, folders: tuple[str, ...], *, hold: bool) -> str:
+    """Return the fingerprint of a model's weights, preprocessing and classes.
+
+    A model without class names takes those of the data's class folders, if there are as many.
+    """
     try:
         model = source.load(hold=hold)
+        if len(model.classes) == len(folders) and model.classes == numbered(len(folders)) != folders:
+            model = source.name_classes(folders)
+            names = ", ".join(folders[:5]) + (", ..." if len(folders) > 5 else "")
+            log.info(
+                "%s has no class names; using the data's, sorted: %s (--classes FILE for others)", source.name, names
+            )
     except NoHeadError:
         model = source.load_backbone()
     about = f"{weights_fingerprint(model.module)} {model.preprocess} {model.classes}"
     return hashlib.sha256(about.encode()).hexdigest()
 
 
-def _data(source: str, split: str | None) -> dict[str, str]:
-    """Return the fingerprint of a data set; of a folder of data sets, that of its files."""
+def _data(source: str, split: str | None) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the fingerprint and the classes of a data set; of a folder of data sets, the fingerprint of its files."""
     try:
         index = read_images(source, split=split, check=False)
     except DataError:
         if not Path(source).is_dir():
             raise
-        return {"files": _contents(Path(source))}
-    return {"number of images": f"{len(index.samples):,}", **data_fingerprint(index)}
+        return {"files": _contents(Path(source))}, ()
+    return {"number of images": f"{len(index.samples):,}", **data_fingerprint(index)}, index.classes
 
 
 def _contents(path: Path) -> str:

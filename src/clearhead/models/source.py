@@ -1,7 +1,7 @@
 """A model that is loaded when it is needed, and any of the ways to name a model as a classifier."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,14 @@ class ModelSource:
         if hold:
             self._held = model
         return model
+
+    def name_classes(self, classes: tuple[str, ...]) -> Classifier:
+        """Give the model these class names from now on, and return it."""
+        self.options = {**self.options, "classes": classes}
+        if self._held is not None:
+            self._held = replace(self._held, classes=classes)
+            return self._held
+        return self.load()
 
     def load_backbone(self) -> Classifier:
         """Return the classifier, with an unused head of one class where the weights have none."""
