@@ -9,13 +9,13 @@ from PIL import Image
 from clearhead.data.dataset import DataIssue, ImageIndex
 
 
-def picture(path: Path, size: tuple[int, int] = (20, 12), colour: int = 90, **options: object) -> Path:
+def save_image(path: Path, size: tuple[int, int] = (20, 12), colour: int = 90, **options: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (colour, colour // 2, 10)).save(path, **options)
     return path
 
 
-def cover(path: Path, size: tuple[int, int] = (20, 12), foreground: bool = True) -> Path:
+def save_mask(path: Path, size: tuple[int, int] = (20, 12), foreground: bool = True) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.zeros(size[::-1], dtype=np.uint8)
     values[2:6, 3:9] = 255 * foreground
@@ -23,23 +23,23 @@ def cover(path: Path, size: tuple[int, int] = (20, 12), foreground: bool = True)
     return path
 
 
-def noise(path: Path, size: int = 64) -> Path:
+def save_noise(path: Path, size: int = 64) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.random.default_rng(0).integers(256, size=(size, size, 3), dtype=np.uint8)
     Image.fromarray(values).save(path)
     return path
 
 
-def cut(path: Path, fraction: float = 0.5) -> None:
+def truncate(path: Path, fraction: float = 0.5) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * fraction)])
 
 
-def metadata(root: Path, *lines: str) -> None:
+def write_metadata(root: Path, *lines: str) -> None:
     (root / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def only(folder: ImageIndex) -> DataIssue:
+def only_issue(folder: ImageIndex) -> DataIssue:
     (issue,) = folder.issues
     return issue
 

@@ -15,11 +15,7 @@ from clearhead.data.fingerprint import fingerprint
 from clearhead.data.folder import read_folder
 from clearhead.data.image_io import DataError
 from clearhead.data.images import read_images
-
-
-def save_image(path: Path, colour: int = 90) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (20, 12), (colour, colour // 2, 10)).save(path)
+from tests.data.helpers import save_image
 
 
 def save_mask(path: Path, left: int = 3) -> None:
@@ -67,7 +63,7 @@ def test_a_copy_that_keeps_times_has_the_same_fingerprint(root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (lambda root: save_image(root / "cat/a.png", 91), ["images"]),
+        (lambda root: save_image(root / "cat/a.png", colour=91), ["images"]),
         (lambda root: os.utime(root / "dog/d.png", ns=(0, 1)), ["images"]),
         (lambda root: save_image(root / "cat/e.png"), ["images", "metadata"]),
         (lambda root: (root / "dog/d.png").unlink(), ["images", "metadata"]),
@@ -84,7 +80,7 @@ def test_a_copy_that_keeps_times_has_the_same_fingerprint(root: Path) -> None:
         (lambda root: (root / "dog").rename(root / "wolf"), ["images", "metadata", "classes"]),
     ],
 )
-def test_a_change_is_seen_in_the_parts_that_changed(
+def test_a_change_is_reported_for_the_parts_that_changed(
     root: Path, change: Callable[[Path], object], parts: list[str]
 ) -> None:
     before = fingerprint(read_folder(root, check=False))
@@ -118,7 +114,7 @@ def save_medmnist(path: str, labels: list[int]) -> None:
         np.savez(file, test_images=images, test_labels=np.array(labels)[:, None])
 
 
-def test_shards_are_known_by_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_are_identified_by_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "set.npz"
     save_medmnist(str(path), [0, 1, 1])
     before = fingerprint(read_images(path))
@@ -130,7 +126,7 @@ def test_shards_are_known_by_size_and_time(tmp_path: Path, monkeypatch: pytest.M
     assert changed(before, read_images(path)) == ["images"]
 
 
-def test_remote_shards_are_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remote_shards_are_queried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     fs = fsspec.filesystem("memory")
     fs.store.clear()
     save_medmnist("memory://bucket/set.npz", [0, 1, 1])

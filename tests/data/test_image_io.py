@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from clearhead.data.image_io import DataError, load_image, load_mask
-from tests.data.helpers import picture
+from tests.data.helpers import save_image
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_as_pillow_turns_it(tmp_path: Path, orientation: int) -> None:
+def test_exif_orientation_equals_pillows_transpose(tmp_path: Path, orientation: int) -> None:
     from PIL import ImageOps
 
     image = Image.fromarray(np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3))
@@ -24,7 +24,7 @@ def test_exif_orientation_as_pillow_turns_it(tmp_path: Path, orientation: int) -
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_tiff_is_turned_once(tmp_path: Path, orientation: int) -> None:
+def test_the_orientation_of_a_tiff_is_applied_once(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     drawn = Image.fromarray(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3)
@@ -35,8 +35,8 @@ def test_a_tiff_is_turned_once(tmp_path: Path, orientation: int) -> None:
     assert load_mask(tmp_path / "a.tif").tobytes() == load_mask(tmp_path / "a.png").tobytes()
 
 
-def test_broken_exif_is_passed_over(tmp_path: Path) -> None:
-    picture(tmp_path / "a.jpg", exif=b"Exif\0\0broken beyond repair")
+def test_broken_exif_data_is_ignored(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.jpg", exif=b"Exif\0\0broken beyond repair")
     assert load_image(tmp_path / "a.jpg").size == (20, 12)
 
 
@@ -87,7 +87,7 @@ def test_masks_are_nonzero_of_any_mode(tmp_path: Path) -> None:
     assert load(palette) == [0, 255]
 
 
-def test_loading_a_missing_file_is_a_data_error(tmp_path: Path) -> None:
+def test_loading_a_missing_file_raises_a_data_error(tmp_path: Path) -> None:
     for load in (load_image, load_mask):
         with pytest.raises(DataError, match=r"nowhere\.png"):
             load(tmp_path / "nowhere.png")

@@ -17,7 +17,7 @@ def scene(batch: int = 3, side: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     return images, mask
 
 
-def test_each_part_is_where_it_belongs():
+def test_each_intervention_changes_the_right_pixels():
     images, mask = scene()
     removed, shuffled, alone = intervene(images, mask, FILL)
     inside = mask.bool().expand_as(images)
@@ -36,7 +36,7 @@ def test_each_part_is_where_it_belongs():
 
 
 @given(st.integers(0, 8), st.integers(0, 8))
-def test_no_mask_and_a_full_mask_give_numbers(top, bottom):
+def test_empty_and_full_masks_give_finite_values(top, bottom):
     images, mask = scene()
     mask[:] = 0
     mask[:, :, top:bottom] = 1

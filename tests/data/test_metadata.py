@@ -6,11 +6,11 @@ import pytest
 
 from clearhead.data.folder import read_folder
 from clearhead.data.image_io import DataError
-from tests.data.helpers import metadata, only
+from tests.data.helpers import only_issue, write_metadata
 
 
 def test_metadata_gives_splits_and_groups(root: Path) -> None:
-    metadata(
+    write_metadata(
         root,
         "file, split ,place",
         "cat/a.jpg,train,water",
@@ -26,8 +26,8 @@ def test_metadata_gives_splits_and_groups(root: Path) -> None:
     assert train.issues == ()
 
 
-def test_rows_without_file_and_files_without_row(root: Path) -> None:
-    metadata(
+def test_rows_without_image_and_images_without_row(root: Path) -> None:
+    write_metadata(
         root, "file,split,place", "cat/a.jpg,train,water", "cat/b.png,,land", "cat/z.jpg,train,land", "cat/y.jpg,val,x"
     )
     train = read_folder(root, split="train")
@@ -48,7 +48,7 @@ def test_rows_without_file_and_files_without_row(root: Path) -> None:
 
 
 def test_repeated_rows(root: Path) -> None:
-    metadata(
+    write_metadata(
         root,
         "file,split",
         *["cat/a.jpg,train"] * 2,
@@ -65,7 +65,7 @@ def test_repeated_rows(root: Path) -> None:
 
 
 def test_malformed_rows(root: Path) -> None:
-    metadata(
+    write_metadata(
         root,
         "file,place",
         "cat/a.jpg,water",
@@ -85,16 +85,16 @@ def test_malformed_rows(root: Path) -> None:
     assert {p.action for p in issues} == {"row ignored"}
 
 
-def test_splits_that_are_none(root: Path) -> None:
+def test_missing_splits_raise_an_error(root: Path) -> None:
     with pytest.raises(DataError, match=r"metadata\.csv, which does not exist"):
         read_folder(root, split="train")
-    metadata(root, "file,place", "cat/a.jpg,water")
+    write_metadata(root, "file,place", "cat/a.jpg,water")
     with pytest.raises(DataError, match=r"needs a column split in .*; its columns are file, place"):
         read_folder(root, split="train")
-    metadata(root, "file,split", "cat/a.jpg,train", "cat/b.png,train", "dog/c.JPEG,test")
+    write_metadata(root, "file,split", "cat/a.jpg,train", "cat/b.png,train", "dog/c.JPEG,test")
     with pytest.raises(DataError, match=r"split: 'val' is not in .*; choose from train \(2\), test \(1\)"):
         read_folder(root, split="val")
-    metadata(root, "file,split", "cat/a.jpg,train", "cat/z.jpg,val")
+    write_metadata(root, "file,split", "cat/a.jpg,train", "cat/z.jpg,val")
     with pytest.raises(DataError, match="no usable image"):
         read_folder(root, split="val")
 
@@ -102,18 +102,21 @@ def test_splits_that_are_none(root: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"name,split\n", b"file,file\n", b"file,split\n\xff\xfe\xfa", b"\x00\x01\x02"]
 )
-def test_metadata_that_is_none(root: Path, content: bytes) -> None:
+def test_invalid_metadata_raises_an_error(root: Path, content: bytes) -> None:
     (root / "metadata.csv").write_bytes(content)
     with pytest.raises(DataError, match=r"metadata\.csv"):
         read_folder(root)
 
 
-def test_metadata_with_paths_from_elsewhere(root: Path) -> None:
-    metadata(root, "file,split", "images/cat/a.jpg,train")
+def test_metadata_with_paths_relative_to_another_folder_raises_an_error(root: Path) -> None:
+    write_metadata(root, "file,split", "images/cat/a.jpg,train")
     with pytest.raises(DataError, match=r"'images/cat/a.jpg', but paths are relative to .*, as in 'cat/a.jpg'"):
         read_folder(root)
 
 
-def test_two_spellings_of_a_path_are_one_row_twice(root: Path) -> None:
-    metadata(root, "file,ground", "cat/a.jpg,x", "./cat/a.jpg,x", "cat/b.png,x", "dog/c.JPEG,x", "dog/d.webp,x")
-    assert (only(read_folder(root)).category, only(read_folder(root)).action) == ("metadata-duplicate", "counted")
+def test_two_spellings_of_a_path_are_duplicate_rows(root: Path) -> None:
+    write_metadata(root, "file,ground", "cat/a.jpg,x", "./cat/a.jpg,x", "cat/b.png,x", "dog/c.JPEG,x", "dog/d.webp,x")
+    assert (only_issue(read_folder(root)).category, only_issue(read_folder(root)).action) == (
+        "metadata-duplicate",
+        "counted",
+    )

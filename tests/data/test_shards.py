@@ -1,4 +1,4 @@
-"""Images in Parquet files, WebDataset shards and arrays: as the same files in class folders, and what is wrong."""
+"""Images in Parquet files, WebDataset shards and arrays, compared with the same files in class folders."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def parquet(
     struct: bool = True,
     group: int = 2,
 ) -> Path:
-    """As the Hub writes them; `group` rows a row group."""
+    """Write a file like the Hub, with `group` rows per row group."""
     cells = [{"bytes": data, "path": None} if struct and not isinstance(data, dict) else data for data in images]
     table = pa.table(dict(zip(columns, (cells, labels), strict=True)))
     if names:
@@ -72,13 +72,13 @@ def pixels(folder: Any) -> list[tuple[int, bytes]]:
     return [(sample.label, load_image(sample.path).tobytes()) for sample in folder.samples]
 
 
-def found(folder: Any) -> dict[str, str]:
+def categories(folder: Any) -> dict[str, str]:
     return {issue.file: issue.category for issue in folder.issues}
 
 
 @pytest.fixture
 def remote() -> Any:
-    """A file system in memory, emptied afterwards: what is read there is on no disk."""
+    """A file system in memory, emptied afterwards."""
     fs = fsspec.filesystem("memory")
     fs.store.clear()
     yield fs
@@ -88,24 +88,26 @@ def remote() -> Any:
 @given(
     labels=st.lists(st.integers(0, 2), min_size=1, max_size=9),
     group=st.integers(1, 4),
-    kind=st.sampled_from(["struct", "binary", "cls", "json"]),
+    form=st.sampled_from(["struct", "binary", "cls", "json"]),
 )
 @settings(max_examples=25, deadline=None)
-def test_any_source_gives_what_class_folders_give(
-    tmp_path_factory: pytest.TempPathFactory, labels: list[int], group: int, kind: str
+def test_every_source_gives_the_samples_of_class_folders(
+    tmp_path_factory: pytest.TempPathFactory, labels: list[int], group: int, form: str
 ) -> None:
     root = tmp_path_factory.mktemp("any")
     images = [encoded(i, "JPEG") for i in range(len(labels))]
     for i, (label, data) in enumerate(zip(labels, images, strict=True)):
         (root / "folder" / NAMES[label]).mkdir(parents=True, exist_ok=True)
         (root / "folder" / NAMES[label] / f"{i}.jpg").write_bytes(data)
-    if kind in ("struct", "binary"):
-        source = parquet(root / "a.parquet", images, labels, struct=kind == "struct", group=group)
+    if form in ("struct", "binary"):
+        source = parquet(root / "a.parquet", images, labels, struct=form == "struct", group=group)
     else:
-        said = [str(label).encode() if kind == "cls" else json.dumps({"label": label}).encode() for label in labels]
-        parts = zip(images, said, strict=True)
+        encoded_labels = [
+            str(label).encode() if form == "cls" else json.dumps({"label": label}).encode() for label in labels
+        ]
+        parts = zip(images, encoded_labels, strict=True)
         members = {
-            f"{i}.{e}": data for i, pair in enumerate(parts) for e, data in zip(("jpg", kind), pair, strict=True)
+            f"{i}.{e}": data for i, pair in enumerate(parts) for e, data in zip(("jpg", form), pair, strict=True)
         }
         source = tar(root / "a.tar", members)
         (root / "names.txt").write_text("\n".join(NAMES), encoding="utf-8")
@@ -143,7 +145,7 @@ def test_batches_come_from_shards_in_any_process(tmp_path: Path, workers: int) -
         assert all(np.array_equal(seen[i].permute(1, 2, 0), expected[i]) for i in range(10))
 
 
-def test_names_of_samples_are_unique_and_stay(tmp_path: Path) -> None:
+def test_names_of_samples_are_unique_and_stable(tmp_path: Path) -> None:
     for i in range(2):
         parquet(tmp_path / "data" / f"test-0000{i}-of-00002.parquet", [encoded(i)] * 2, [0, 1])
     whole = read_images(tmp_path)
@@ -168,7 +170,7 @@ def test_globs_and_numbers_in_braces_name_shards(tmp_path: Path) -> None:
         read_images(f"{tmp_path}/val-{{011..012}}.tar")
 
 
-def test_splits_are_those_of_the_files(tmp_path: Path) -> None:
+def test_splits_come_from_file_names(tmp_path: Path) -> None:
     for name, count in (("train-00000-of-00001", 4), ("validation-00000-of-00001", 3), ("test/0000", 2)):
         parquet(tmp_path / f"{name}.parquet", [encoded(i) for i in range(count)], [0, 1, 0, 1][:count])
     assert splits_of(tmp_path) == {"train", "val", "test"}
@@ -178,9 +180,9 @@ def test_splits_are_those_of_the_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"split: 'dev2' is not in .*; choose from test, train, val"):
         read_images(tmp_path, split="dev2")
     alone = tmp_path / "train-00000-of-00001.parquet"
-    assert splits_of(alone) == set()  # a fifth is held out
+    assert splits_of(alone) == set()  # 20% is held out
     assert [len(folder.samples) for folder in train_and_validation(alone)] == [2, 2]
-    (tmp_path / "validation-00000-of-00001.parquet").unlink()  # most sets of the Hub: of train, not of test
+    (tmp_path / "validation-00000-of-00001.parquet").unlink()  # like most data sets of the Hub
     train, validation = train_and_validation(tmp_path)
     assert {sample.file.split("/")[0] for sample in (*train.samples, *validation.samples)} == {alone.name}
     assert not {s.file for s in train.samples} & {s.file for s in validation.samples}
@@ -213,14 +215,14 @@ def test_medmnist(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("check", [True, False])
-def test_what_is_wrong_with_rows_is_named_and_left_out(tmp_path: Path, check: bool) -> None:
+def test_unusable_rows_become_issues(tmp_path: Path, check: bool) -> None:
     good, bad = encoded(0), b"no image"
     images = [good, bad, good, good, good, good[: len(good) // 2], None, {"bytes": None, "path": "/a.png"}]
     source = parquet(tmp_path / "a.parquet", images, [0, 1, None, -1, 7, 2, 1, 1])
     folder = read_images(source, check=check)
     labels = {"a.parquet/2": "no-label", "a.parquet/3": "no-label", "a.parquet/4": "label-range"}
     broken = {"a.parquet/1": "unreadable", "a.parquet/5": "truncated", "a.parquet/6": "unreadable"}
-    assert found(folder) == (labels | broken | {"a.parquet/7": "unreadable"} if check else labels)
+    assert categories(folder) == (labels | broken | {"a.parquet/7": "unreadable"} if check else labels)
     assert len(folder.samples) == (1 if check else 5)
     assert all(issue.action == "skipped" for issue in folder.issues)
     if check:
@@ -230,7 +232,7 @@ def test_what_is_wrong_with_rows_is_named_and_left_out(tmp_path: Path, check: bo
             load_image(folder.samples[1].path)
 
 
-def test_what_is_wrong_with_members_is_named_and_left_out(tmp_path: Path) -> None:
+def test_unusable_members_become_issues(tmp_path: Path) -> None:
     good = encoded(0)
     members = {"a.png": good, "a.cls": b"0", "b.png": b"none", "b.cls": b"1", "c.cls": b"1", "d.png": good}
     members |= {"e.webp": encoded(1, "WEBP"), "e.json": b'{"label": 1, "key": "e"}', "f.json": b"{", "f.jpg": good}
@@ -238,11 +240,11 @@ def test_what_is_wrong_with_members_is_named_and_left_out(tmp_path: Path) -> Non
     folder = read_images(tar(tmp_path / "0.tar", members))
     assert [sample.file for sample in folder.samples] == ["0.tar/a", "0.tar/e", "0.tar/x/a"]
     assert [sample.label for sample in folder.samples] == [0, 1, 1]
-    kinds = {"b": "unreadable", "c": "no-image", "d": "no-label", "f": "unreadable-json"}
-    assert found(folder) == {f"0.tar/{key}": kind for key, kind in kinds.items()}
+    expected = {"b": "unreadable", "c": "no-image", "d": "no-label", "f": "unreadable-json"}
+    assert categories(folder) == {f"0.tar/{key}": kind for key, form in expected.items()}
 
 
-def test_labels_that_are_names(tmp_path: Path) -> None:
+def test_labels_may_be_names(tmp_path: Path) -> None:
     images = [encoded(i) for i in range(3)]
     folder = read_images(parquet(tmp_path / "a.parquet", images, ["dog", "cat", "dog"], names=None))
     assert folder.classes == ("cat", "dog")
@@ -255,7 +257,7 @@ def test_labels_that_are_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("labels", [["ant", "bee", "cow"], [0, 1, 2]])
-def test_validation_images_have_the_classes_of_training_whichever_they_show(tmp_path: Path, labels: list[Any]) -> None:
+def test_validation_images_have_the_classes_of_training(tmp_path: Path, labels: list[Any]) -> None:
     images = [encoded(i) for i in range(6)]
     parquet(tmp_path / "train-0.parquet", images[:3], labels, names=None)
     parquet(tmp_path / "validation-0.parquet", images[3:], [labels[1], labels[2], labels[1]], names=None)
@@ -267,7 +269,7 @@ def test_validation_images_have_the_classes_of_training_whichever_they_show(tmp_
     assert [s.label for s in train_and_validation(tmp_path)[1].samples] == [1, 0, 1]  # without the last class
 
 
-def test_columns_are_found_by_name_and_kind(tmp_path: Path) -> None:
+def test_columns_are_selected_by_name_and_type(tmp_path: Path) -> None:
     for i, columns in enumerate([("img", "fine_label"), ("jpg", "cls"), ("png", "labels")]):
         assert len(read_images(parquet(tmp_path / f"{i}.parquet", [encoded(0)], [1], columns=columns)).samples) == 1
     for i, (columns, images, labels, message) in enumerate(
@@ -283,14 +285,14 @@ def test_columns_are_found_by_name_and_kind(tmp_path: Path) -> None:
             read_images(source)
 
 
-def test_classes_are_matched_to_the_models(tmp_path: Path) -> None:
+def test_classes_are_matched_with_the_models(tmp_path: Path) -> None:
     images = [encoded(i) for i in range(4)]
     source = parquet(tmp_path / "a.parquet", images, [0, 1, 2, 3], ("tench, Tinca tinca", "crane", "Dog", "boat"))
     model = ("dog", "Tench", "crane (n02012849)", "crane (n03126707)", "boat", "x")
     folder = read_images(source, classes=model)
     assert [sample.label for sample in folder.samples] == [1, 0, 4]
-    assert found(folder) == {"crane": "ambiguous-class"}
-    # as many classes, most of them in place: the others are taken by place
+    assert categories(folder) == {"crane": "ambiguous-class"}
+    # as many classes, most in the same order: the others match by order
     same = ("tench", "crane (n02012849)", "dog", "ship")
     assert [sample.label for sample in read_images(source, classes=same).samples] == [0, 1, 2, 3]
     with pytest.raises(DataError, match=r"none of its classes \(tench, Tinca tinca, crane"):
@@ -300,7 +302,7 @@ def test_classes_are_matched_to_the_models(tmp_path: Path) -> None:
         read_images(twice, classes=model)
 
 
-def test_numbers_without_names_are_the_models_where_there_are_as_many(tmp_path: Path) -> None:
+def test_unnamed_labels_are_the_models_classes_if_their_number_matches(tmp_path: Path) -> None:
     source = parquet(tmp_path / "s" / "a.parquet", [encoded(i) for i in range(3)], [2, 0, 1], names=None)
     assert read_images(source).classes == ("0", "1", "2")
     assert [sample.label for sample in read_images(source, classes=NAMES).samples] == [2, 0, 1]
@@ -311,7 +313,7 @@ def test_numbers_without_names_are_the_models_where_there_are_as_many(tmp_path: 
     assert [sample.label for sample in folder.samples] == [1, 2, 0]
 
 
-def test_urls_are_read_where_they_are(remote: Any, tmp_path: Path) -> None:
+def test_urls_are_read_without_copying(remote: Any, tmp_path: Path) -> None:
     images = [encoded(i) for i in range(4)]
     local = parquet(tmp_path / "a.parquet", images, [0, 1, 2, 0])
     shard = tar(tmp_path / "a.tar", {"k.png": images[0], "k.cls": b"1"})
@@ -331,7 +333,7 @@ def test_urls_are_read_where_they_are(remote: Any, tmp_path: Path) -> None:
             read_images(missing)
 
 
-def test_sets_of_the_hub_are_read_from_its_parquet_branch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_sets_of_the_hub_are_read_from_its_parquet_branch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Hub's file system stands aside for a local one of the same layout."""
     branch = tmp_path / "datasets/o/n@refs/convert/parquet"
     for config in ("default", "other"):
@@ -377,11 +379,11 @@ def test_the_hubs_own_file_system_understands_the_branch(monkeypatch: pytest.Mon
     branch = "datasets/o/n@refs/convert/parquet"
     assert HfFileSystem._strip_protocol(f"hf://{branch}") == branch
     monkeypatch.setattr(HfFileSystem, "_repo_and_revision_exist", lambda *_: (True, None))
-    found = HfFileSystem().resolve_path(f"{branch}/default/test/0000.parquet")
-    assert (found.revision, found.path_in_repo) == ("refs/convert/parquet", "default/test/0000.parquet")
+    resolved = HfFileSystem().resolve_path(f"{branch}/default/test/0000.parquet")
+    assert (resolved.revision, resolved.path_in_repo) == ("refs/convert/parquet", "default/test/0000.parquet")
 
 
-def test_what_is_no_shard_at_all(tmp_path: Path) -> None:
+def test_sources_without_shards_raise_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"text")
     (tmp_path / "a.tar").write_bytes(b"text" * 300)
     for name in ("a.parquet", "a.tar"):
@@ -395,7 +397,7 @@ def test_what_is_no_shard_at_all(tmp_path: Path) -> None:
         read_images(tmp_path / "none")
 
 
-def test_a_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parquet(tmp_path / "a" / "test.parquet", [encoded(0)], [1], names=None)
     (tmp_path / "a" / "names.txt").write_text("cat\ndog\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path / "a")
@@ -412,14 +414,14 @@ def test_an_empty_file_has_no_images(tmp_path: Path) -> None:
         read_images(tmp_path / "empty.parquet")
 
 
-def test_class_folders_stay_class_folders(tmp_path: Path) -> None:
+def test_class_folders_are_not_shards(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "a.png").write_bytes(encoded(0))
     pq.write_table(pa.table({"x": [1]}), tmp_path / "notes.parquet")
     assert read_images(tmp_path) == read_folder(tmp_path)
 
 
-def test_a_file_written_again_is_read_again(tmp_path: Path) -> None:
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     for seed in range(2):
         folder = read_images(parquet(tmp_path / "a.parquet", [encoded(seed)], [0]))
         assert load_image(folder.samples[0].path).tobytes() == Image.open(io.BytesIO(encoded(seed))).tobytes()
@@ -460,7 +462,7 @@ def test_relative_absolute_and_linked_paths_are_the_same_source(
     assert absolute_source("../link/*.tar") == str(tmp_path / "data" / "*.tar")
 
 
-def test_an_index_is_taken_as_it_is_and_a_source_is_read(tmp_path: Path) -> None:
+def test_as_image_index_returns_an_index_and_reads_a_source(tmp_path: Path) -> None:
     source = parquet(tmp_path / "train-00000-of-00001.parquet", [encoded(i) for i in range(3)], [0, 1, 2])
     index = read_images(source)
     assert as_image_index(index) is index

@@ -10,10 +10,10 @@ from clearhead.data.image_io import DataError
 from clearhead.data.splits import require_apart
 
 
-def test_parts_that_share_images_are_refused(root: Path) -> None:
-    found = read_folder(root)
-    half = replace(found, samples=found.samples[: len(found.samples) // 2])
-    rest = replace(found, samples=found.samples[len(found.samples) // 2 :])
+def test_parts_that_share_images_raise_an_error(root: Path) -> None:
+    folder = read_folder(root)
+    half = replace(folder, samples=folder.samples[: len(folder.samples) // 2])
+    rest = replace(folder, samples=folder.samples[len(folder.samples) // 2 :])
     require_apart(training=half, validation=rest, test=None)
     with pytest.raises(DataError, match=rf"{len(half.samples)} images are for training and for test, such as "):
-        require_apart(training=half, validation=rest, test=found)
+        require_apart(training=half, validation=rest, test=folder)
