@@ -241,7 +241,7 @@ def test_unusable_members_become_issues(tmp_path: Path) -> None:
     assert [sample.file for sample in folder.samples] == ["0.tar/a", "0.tar/e", "0.tar/x/a"]
     assert [sample.label for sample in folder.samples] == [0, 1, 1]
     expected = {"b": "unreadable", "c": "no-image", "d": "no-label", "f": "unreadable-json"}
-    assert categories(folder) == {f"0.tar/{key}": kind for key, form in expected.items()}
+    assert categories(folder) == {f"0.tar/{key}": category for key, category in expected.items()}
 
 
 def test_labels_may_be_names(tmp_path: Path) -> None:
