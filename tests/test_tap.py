@@ -375,7 +375,7 @@ def test_a_scale_of_the_wrong_shape_is_refused_with_the_right_ones(shape: tuple[
 def test_a_scale_that_belongs_to_no_call_is_refused(key: str | int) -> None:
     model = MODELS["timm-vit"]()
     message = (
-        rf"no attention call belongs to {key!r}; give positions from 0 to 1, or .* blocks\.0\.attn, blocks\.1\.attn"
+        rf"no attention call belongs to {key!r}; pass positions from 0 to 1, or .* blocks\.0\.attn, blocks\.1\.attn"
     )
     with pytest.raises(ValueError, match=message), tap(model, heads={0: torch.ones(4), key: torch.ones(4)}):
         model(images())

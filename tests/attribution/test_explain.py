@@ -154,7 +154,7 @@ def test_images_of_another_size_are_refused(method):
     model = from_module(module, preprocess=wide, classes=[f"c{i}" for i in range(CLASSES)])
     batch = torch.rand(1, 3, 32, 64)
     assert explain(model, batch, method=method).shape == (1, 32, 64)
-    with pytest.raises(ValueError, match="images: 64 x 32 pixels, but the model's tokens lie on 32 x 64"):
+    with pytest.raises(ValueError, match="images: 64 x 32 pixels, but the model's tokens cover 32 x 64"):
         explain(model, batch.transpose(2, 3), method=method)
 
 

@@ -1,4 +1,4 @@
-"""Maps read off the attention alone: the last layer's, and its rollout through all layers. No gradient, no class."""
+"""Maps from the attention alone: the last layer's, and its rollout through all layers. No gradient, no class."""
 
 from collections.abc import Sequence
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from clearhead.attention_tap import AttentionCall, tap
-from clearhead.attribution.gae import blocks, first_row, read_rows, token_grid
+from clearhead.attribution.gae import blocks, first_row, on_grid, read_rows, token_grid
 from clearhead.models import Classifier, TokenGrid
 
 
 def attention(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
-    """The last layer's attention from the read-out token to the patches, mean over heads; the same for every class.
+    """Return the last layer's attention from the token that the head reads to the patches; the same for every class.
 
-    Returns and raises as ``gae``; ``target`` is not used.
+    It is the mean over heads. Returns and raises as ``gae``; ``target`` is not used.
     """
     grid = token_grid(model, "attention", images)
     with torch.no_grad(), tap(model.module) as record:
@@ -22,7 +22,7 @@ def attention(model: Classifier, images: Tensor, target: Tensor | int | None = N
 
 
 def rollout(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
-    """Attention rollout (Abnar and Zuidema, arXiv 2005.00928): the product of (Ā + I) / 2 over the layers.
+    """Return the attention rollout (Abnar and Zuidema, arXiv 2005.00928): the product of (Ā + I) / 2 over the layers.
 
     Ā is the mean over heads. Returns and raises as ``gae``; ``target`` is not used.
     """
@@ -33,15 +33,15 @@ def rollout(model: Classifier, images: Tensor, target: Tensor | int | None = Non
 
 
 def attention_map(layers: Sequence[AttentionCall], grid: TokenGrid) -> Tensor:
-    """The map of ``attention`` (B x h x w) from the recorded layers; differentiable."""
+    """Return the map of ``attention`` (B x h x w) from the recorded layers; differentiable."""
     row = layers[-1].attn(read_rows(grid)).mean((1, 2))
-    return row[:, grid.prefix :].unflatten(1, (grid.height, grid.width))
+    return on_grid(row, grid)
 
 
 def rollout_map(layers: Sequence[AttentionCall], grid: TokenGrid) -> Tensor:
-    """The map of ``rollout`` (B x h x w) from the recorded layers; differentiable.
+    """Return the map of ``rollout`` (B x h x w) from the recorded layers; differentiable.
 
-    Only the read-out row of the product is formed, from the last layer to the first.
+    Only the row of the product that the head reads is formed, from the last layer to the first.
     """
     row = first_row(layers[-1], grid)
     with torch.autocast(row.device.type, enabled=False):
@@ -50,4 +50,4 @@ def rollout_map(layers: Sequence[AttentionCall], grid: TokenGrid) -> Tensor:
             for rows in blocks(layer.q, layer.k):
                 total = total + (row[:, None, None, rows] @ layer.attn(rows)).mean(1)[:, 0]
             row = total / 2
-    return row[:, grid.prefix :].unflatten(1, (grid.height, grid.width))
+    return on_grid(row, grid)

@@ -1,4 +1,4 @@
-"""Maps from the gradient at the input: they need no attention, so a CNN or a windowed transformer will do.
+"""Maps from the gradient at the input. They need no attention, so they also work on CNNs and windowed transformers.
 
 As in the papers and their code, the gradient is that with respect to the normalised input. With respect to pixels in
 0..1 it is 1 / std times as large in each channel.
@@ -12,7 +12,7 @@ from clearhead.models.classifier import chosen_logit
 
 
 def input_gradient(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
-    """Size of the logit's gradient at each pixel (B x H x W), largest over (normalised) channels, and the logits.
+    """Return the size of the logit's gradient at each pixel (B x H x W), largest over channels, and the logits.
 
     Simonyan et al., arXiv 1312.6034. Raises ClearheadError for a target out of range.
     """
@@ -21,21 +21,21 @@ def input_gradient(model: Classifier, images: Tensor, target: Tensor | int | Non
 
 
 def input_x_gradient(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
-    """Gradient times normalised input, summed over channels, its positive part (B x H x W), and the logits.
+    """Return the positive part of gradient times normalised input, summed over channels (B x H x W), and the logits.
 
-    Shrikumar et al., arXiv 1605.01713; what speaks against the class counts as none. Raises as ``input_gradient``.
+    Shrikumar et al., arXiv 1605.01713; evidence against the class counts as none. Raises as ``input_gradient``.
     """
     gradient, inputs, logits = _input_gradient(model, images, target)
     return input_x_gradient_map(gradient, inputs), logits
 
 
 def input_gradient_map(gradient: Tensor, _inputs: Tensor) -> Tensor:
-    """The map of ``input_gradient`` (B x H x W) from the gradient at the input, B x C x H x W; differentiable."""
+    """Return the map of ``input_gradient`` (B x H x W) from the gradient at the input (B x C x H x W)."""
     return gradient.abs().amax(1)
 
 
 def input_x_gradient_map(gradient: Tensor, inputs: Tensor) -> Tensor:
-    """The map of ``input_x_gradient`` (B x H x W) from gradient and normalised input, B x C x H x W; differentiable."""
+    """Return the map of ``input_x_gradient`` (B x H x W) from the gradient and the normalised input."""
     return (gradient * inputs).sum(1).clamp(min=0)
 
 

@@ -1,25 +1,25 @@
-"""Relevance handed back layer by layer, written as a changed gradient: AttnLRP and LibraGrad.
+"""AttnLRP and LibraGrad: relevance propagated layer by layer, implemented as a modified gradient.
 
-A layer's rule says how the relevance of its outputs is shared among its inputs. With relevance = value x gradient (as
-in the public code of arXiv 2402.05602) a rule is a change of that layer's derivative: one forward and one backward pass
-do it all, and no value changes. The rules:
+The rule of a layer distributes the relevance of its outputs among its inputs. With relevance = value x gradient (as in
+the public code of arXiv 2402.05602) a rule is a modified derivative of that layer: one forward and one backward pass
+suffice, and no value changes. The rules:
 
-- linear layers, sums, residuals: the gradient as it is, which is the epsilon rule with epsilon = 0.
+- linear layers, sums, residuals: the plain gradient, which is the epsilon rule with epsilon = 0.
 - element-wise y = f(x) (GELU, SiLU, ...): y counts as x times the constant y / x, the identity rule.
-- LayerNorm, RMSNorm: the scale 1 / sigma is a constant, the identity rule; the mean is subtracted as always.
-- a product of two things that both depend on the image (a gate, q kᵀ, A v): each gets half, the uniform rule.
-- softmax: the gradient as it is, the Taylor rule. LibraGrad makes A a constant instead, and v gets all.
+- LayerNorm, RMSNorm: the scale 1 / sigma is a constant, the identity rule; the mean is subtracted as usual.
+- a product of two factors that both depend on the image (a gate, q kᵀ, A v): each gets half, the uniform rule.
+- softmax: the plain gradient, the Taylor rule. LibraGrad makes A a constant instead, and v gets all.
 
 So for AttnLRP the gradients at v, q and k are scaled by 1/2, 1/4 and 1/4, for LibraGrad by 1, 0 and 0, which the
-seam's records allow with the fused kernel in place. Norms, activations and gates are met as torch functions
+records of the tap allow with the fused kernel in use. Norms, activations and gates are intercepted as torch functions
 (``F.layer_norm``, ``F.gelu``, ``silu(x) * y``), whatever library calls them; an activation that is written out as
-0.5 x (1 + tanh ...) keeps its own gradient. While the model runs, its parameters are constants: what requires a
-gradient then depends on the image.
+0.5 x (1 + tanh ...) has its plain gradient. While the model runs, its parameters are constants: a tensor that requires
+a gradient then depends on the image.
 
-Relevance is read off the tokens as they enter a layer, positional embedding included: token x gradient, summed over
-channels. They are taken before the layer's norm if it is one of torch's functions, else as its attention is given them.
-Biases keep the relevance that is theirs. Without biases LibraGrad's relevance of all tokens sums to the logit at every
-layer; AttnLRP's need not, as the softmax's rule leaves some in a bias term of its own.
+Relevance is measured at the tokens as they enter a layer, positional embedding included: token x gradient, summed over
+channels. They are taken before the layer's norm if it is one of torch's functions, else as its attention receives them.
+Biases absorb their part of the relevance. Without biases LibraGrad's relevance of all tokens sums to the logit at every
+layer; AttnLRP's does not in general, as the rule of the softmax leaves some in a bias term of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,18 +31,19 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from clearhead.attention_tap import AttentionCall, tap
-from clearhead.attribution.gae import token_grid
+from clearhead.attribution.gae import on_grid, token_grid
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier
 from clearhead.models.classifier import SubstitutedParameters, chosen_logit
 
 
 def attnlrp(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
-    """AttnLRP (Achtibat et al., arXiv 2402.05602) of the tokens that enter the first layer, B x h x w, and the logits.
+    """Return AttnLRP (Achtibat et al., arXiv 2402.05602) of the first layer's tokens, B x h x w, and the logits.
 
-    The positive part: what speaks against the class counts as none. The paper reads language models off at the token
-    embeddings, as is done here. Its public code for ViTs reads off the pixels, which is noisier; against that it has a
-    gamma rule to be tuned in linear layers and patch embedding, at several times the cost, and holds A constant.
+    The positive part: evidence against the class counts as none. The paper measures relevance of language models at the
+    token embeddings, as is done here. Its public code for ViTs measures it at the pixels, which is noisier; to reduce
+    the noise it has a gamma rule in linear layers and patch embedding, which must be tuned, costs several times as
+    much, and holds A constant.
 
     Raises as ``gae``.
     """
@@ -50,10 +51,11 @@ def attnlrp(model: Classifier, images: Tensor, target: Tensor | int | None = Non
 
 
 def libragrad(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
-    """LibraGrad (Mehri et al., arXiv 2411.16760) of the tokens that enter each layer, B x h x w, and the logits.
+    """Return LibraGrad (Mehri et al., arXiv 2411.16760) of the tokens of all layers, B x h x w, and the logits.
 
-    The mean over layers of token x gradient, as the authors' notebook has Libra FullGrad+ for a model without biases;
-    the terms of biases are left out here. Then its positive part, where they keep the sign. Raises as ``gae``.
+    The mean over layers of token x gradient, which is Libra FullGrad+ of the authors' notebook for a model without
+    biases; the terms of biases are left out here. Then its positive part; the authors leave the sign. Raises as
+    ``gae``.
     """
     return _relevance(model, images, target, "libragrad", value=1.0, query_key=0.0, layers=slice(None))
 
@@ -67,25 +69,31 @@ def _relevance(
     query_key: float,
     layers: slice,
 ) -> tuple[Tensor, Tensor]:
-    """The positive part of the mean relevance of the tokens that enter ``layers``.
+    """Return the positive part of the mean relevance of the tokens that enter ``layers``.
 
-    ``value`` and ``query_key`` are the shares of the gradient that pass at v, and at q and k.
+    ``value`` and ``query_key`` are the fractions of the gradient that pass at v, and at q and k.
     """
     grid = token_grid(model, method, images)
     with torch.inference_mode(False), torch.enable_grad():
         inputs = model.normalize(images.detach().clone()).requires_grad_()
         with tap(model.module) as record, _Rules() as rules, SubstitutedParameters(torch.Tensor.detach):
-            found = model.from_normalized(inputs)
+            logits = model.from_normalized(inputs)
         for layer in record:
-            for tensor, share in ((layer.q, query_key), (layer.k, query_key), (layer.v, value)):
+            for tensor, fraction in ((layer.q, query_key), (layer.k, query_key), (layer.v, value)):
                 if tensor.requires_grad:
-                    tensor.register_hook(lambda gradient, share=share: gradient * share)
+                    _scale_gradient(tensor, fraction)
         tokens = [rules.entering(layer, method) for layer in list(record)[layers]]
-        gradients = torch.autograd.grad(chosen_logit(found, target).sum(), tokens)
+        gradients = torch.autograd.grad(chosen_logit(logits, target).sum(), tokens)
     with torch.no_grad():
         parts = [(x.detach() * gradient).sum(-1) for x, gradient in zip(tokens, gradients, strict=True)]
         row = torch.stack(parts).mean(0).clamp(min=0)
-    return row[:, grid.prefix :].unflatten(1, (grid.height, grid.width)), found.detach()
+    return on_grid(row, grid), logits.detach()
+
+
+def _scale_gradient(tensor: Tensor, fraction: float) -> None:
+    """Let only a fraction of the gradient pass at a tensor."""
+    hooked: Any = tensor  # torch has no types for it
+    hooked.register_hook(lambda gradient: gradient * fraction)
 
 
 class _Rules(TorchFunctionMode):
@@ -96,12 +104,12 @@ class _Rules(TorchFunctionMode):
         self.normed: list[tuple[Tensor, Tensor]] = []
 
     def entering(self, layer: AttentionCall, method: str) -> Tensor:
-        """The tokens (B x N x D) that enter a layer: what its norm, or without one its attention, was given."""
+        """Return the tokens (B x N x D) that enter a layer: the input of its norm, or without one of its attention."""
         x = next((x for x, y in self.normed if y is layer.input), layer.input)
         if x is None or x.shape[:2] != (layer.q.shape[0], layer.q.shape[-2]):
             raise ClearheadError(
-                f"method {method!r} needs attention modules that are given the tokens as B x N x D; {layer.name} "
-                f"({type(layer.module).__name__}) was given {'none' if x is None else tuple(x.shape)}: use gae"
+                f"method {method!r} needs attention modules that take the tokens as B x N x D; the input of {layer.name} "
+                f"({type(layer.module).__name__}) is {'no tensor' if x is None else tuple(x.shape)}: use gae"
             )
         return x
 
@@ -115,9 +123,9 @@ class _Rules(TorchFunctionMode):
         if func in _ELEMENT_WISE:
             y = func(x.detach().clone(), *args[1:], **kwargs)  # a copy: it may work in place
             wide = _wide(x)
-            return _Multiple.apply(x, (y / (wide + torch.full_like(wide, 1e-10).copysign(wide))).to(x), y)
+            return _multiple(x, (y / (wide + torch.full_like(wide, 1e-10).copysign(wide))).to(x), y)
         if func in _NORMS:
-            y = _Multiple.apply(*_NORMS[func](*args, **kwargs), func(x.detach(), *args[1:], **kwargs))
+            y = _multiple(*_NORMS[func](*args, **kwargs), func(x.detach(), *args[1:], **kwargs))
             self.normed.append((x, y))
             return y
         if func in _SCALES:
@@ -127,12 +135,12 @@ class _Rules(TorchFunctionMode):
             return func(x, args[1].detach(), *args[2:], **kwargs)
         result = func(*args, **kwargs)
         if both and func in _PRODUCTS:
-            result.register_hook(lambda gradient: gradient / 2)
+            _scale_gradient(result, 1 / 2)
         return result
 
 
 class _Multiple(torch.autograd.Function):
-    """y, which counts as x times a constant when differentiated."""
+    """y, which is differentiated as x times a constant."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: Tensor, y: Tensor) -> Tensor:
@@ -144,6 +152,9 @@ class _Multiple(torch.autograd.Function):
         return grads[0] * ctx.saved_tensors[0], None, None
 
 
+_multiple: Callable[..., Tensor] = _Multiple.apply
+
+
 def _layer_norm(
     x: Tensor,
     shape: Sequence[int],
@@ -152,7 +163,7 @@ def _layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """What LayerNorm multiplies, and by what."""
+    """Return what LayerNorm multiplies, and by what."""
     dims = tuple(range(-len(shape), 0))
     scale = (_wide(x).var(dims, correction=0, keepdim=True) + eps).rsqrt()
     return x - x.mean(dims, keepdim=True), scale if weight is None else scale * weight
@@ -161,6 +172,7 @@ def _layer_norm(
 def _rms_norm(
     x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> tuple[Tensor, Tensor]:
+    """Return what RMSNorm multiplies, and by what."""
     dims = tuple(range(-len(shape), 0))
     squares = _wide(x).square().mean(dims, keepdim=True)
     scale = (squares + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt()

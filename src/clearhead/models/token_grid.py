@@ -1,4 +1,4 @@
-"""How a vision transformer's tokens lie on the image, found by one probe forward."""
+"""Find how the tokens of a vision transformer cover the image, by one probe forward."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,10 +14,10 @@ _MOST_PREFIX_TOKENS = 16
 
 
 def probe(module: nn.Module, size: tuple[int, int]) -> tuple[int, TokenGrid | None]:
-    """The number of outputs and the token grid, from one forward of a random image; it leaves no trace.
+    """Return the number of outputs and the token grid, from one forward of a random image; it leaves no trace.
 
-    Parameters that are all zero (a fresh head's, for one) are stood in for by random ones, as they let no gradient
-    through that would tell what the head reads.
+    Parameters that are all zero (those of a new head, for example) are substituted by random ones: zeros pass no
+    gradient, which shows what the head reads.
     """
     like = next(module.parameters(), torch.zeros(1))
     generator = torch.Generator().manual_seed(0)
@@ -29,15 +29,15 @@ def probe(module: nn.Module, size: tuple[int, int]) -> tuple[int, TokenGrid | No
     record = AttentionRecord()
     gradient, outputs = None, 0
 
-    def note(_module: nn.Module, _args: object, output: Tensor) -> None:
+    def record_patches(_module: nn.Module, _args: object, output: Tensor) -> None:
         if not len(record):
             patches.append((output.shape[-2], output.shape[-1]))
 
-    handles = [m.register_forward_hook(note) for m in module.modules() if isinstance(m, nn.Conv2d)]
+    handles = [m.register_forward_hook(record_patches) for m in module.modules() if isinstance(m, nn.Conv2d)]
     try:
         with _undisturbed(module, like.device), tap(module, needs_grad=True) as record:
-            stand_ins = {id(p): 0.02 * draw(*p.shape) for p in module.parameters() if not p.any()}
-            with SubstitutedParameters(lambda parameter: stand_ins.get(id(parameter), parameter)):
+            substitutes = {id(p): 0.02 * draw(*p.shape) for p in module.parameters() if not p.any()}
+            with SubstitutedParameters(lambda parameter: substitutes.get(id(parameter), parameter)):
                 out = logits(module(draw(1, 3, *size)))
             outputs = out.shape[-1]
             if len(record) and _chained(record.outputs):
@@ -61,7 +61,7 @@ def _undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _chained(outputs: Sequence[Tensor]) -> bool:
-    """Whether the last attention follows from the first; it does not where images or models run side by side."""
+    """Whether the last attention depends on the first; it does not where images or models run side by side."""
     first, last = outputs[0], outputs[-1]
     if first is last or not last.requires_grad:
         return last.requires_grad
@@ -69,10 +69,10 @@ def _chained(outputs: Sequence[Tensor]) -> bool:
 
 
 def _grid(layers: Sequence[AttentionCall], gradient: Tensor, patches: tuple[int, int]) -> TokenGrid | None:
-    """The grid, where all layers attend from all N tokens to all N, and the last convolution before them made N.
+    """Return the grid, if all layers attend from all N tokens to all N, and the last convolution before them made N.
 
-    What the head reads shows in the gradient (1 x H x N x d) at the last layer's output, after which tokens do not mix
-    any more: it is zero at what is not read. A token read alone outweighs each of n averaged ones about n times.
+    What the head reads shows in the gradient (1 x H x N x d) at the last layer's output, after which tokens are not
+    mixed: it is zero at tokens that are not read. A token read alone outweighs each of n averaged ones about n times.
     """
     tokens = layers[0].q.shape[-2]
     if any(a.q.ndim != 4 or len(a.q) != 1 or {a.q.shape[-2], a.k.shape[-2]} != {tokens} for a in layers):

@@ -1,10 +1,10 @@
-"""The architectures that the papers' experiments need and timm does not have, in timm's registry once this is imported.
+"""Architectures of the papers' experiments that timm lacks; importing this module adds them to timm's registry.
 
 >>> import clearhead.zoo
 >>> module = timm.create_model("alternet50_32", num_classes=10, attn_blocks=3)
 >>> model = load_model("zoo:alternet50_32,attn_blocks=3", num_classes=10)  # the same as a classifier
 
-Their weights are random: none were published. `MODELS` has the names.
+Their weights are random: none were published. `MODELS` lists the names.
 """
 
 from clearhead.zoo import alternet, transformers

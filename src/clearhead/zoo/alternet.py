@@ -32,24 +32,24 @@ default_cfgs = generate_default_cfgs(
 
 
 def build_up(blocks: int, layers: Sequence[int] = (3, 4, 6, 4)) -> tuple[int, ...]:
-    """How many attention blocks each stage has once `blocks` of a ResNet's blocks were replaced, one after another.
+    """Return how many attention blocks each stage has after `blocks` of a ResNet's blocks were replaced one by one.
 
-    Within a stage every second block is replaced, from its end on. The last stage comes first, until it is full (half
-    its blocks); then each earlier stage gets one at its end, from late to early; then these too are filled up, in that
-    order. So of (3, 4, 6, 4), 4 blocks are (0, 1, 1, 2), the paper's best of 0 to 5 on CIFAR-100. The paper replaces
-    "alternately from the end" and moves to an earlier stage where that brings no gain: a search. This is one order
-    that goes through its models.
+    Within a stage every second block is replaced, starting at its end. The last stage comes first, until half of its
+    blocks are replaced; then each earlier stage gets one at its end, from late to early; then these are filled too, in
+    that order. So 4 blocks of (3, 4, 6, 4) are (0, 1, 1, 2), the paper's best of 0 to 5 on CIFAR-100. The paper
+    replaces "alternately from the end" and moves to an earlier stage where that brings no gain: a search. This is one
+    order that passes through its models.
 
-    Raises ClearheadError for fewer than 0 or more than there is room for.
+    Raises ClearheadError for fewer than 0 blocks, or more than can be replaced.
     """
     room = [depth // 2 for depth in layers]
     last = len(layers) - 1
     order = [last] * room[last]
-    for already in range(max(room)):
-        order += [stage for stage in reversed(range(last)) if room[stage] > already]
+    for replaced in range(max(room)):
+        order += [stage for stage in reversed(range(last)) if room[stage] > replaced]
     if not 0 <= blocks <= len(order):
         raise ClearheadError(
-            f"attn_blocks: {blocks}; from 0 to {len(order)} can be placed, every second block of the stages of "
+            f"attn_blocks: {blocks}; from 0 to {len(order)} can be replaced, every second block of the stages of "
             f"{', '.join(map(str, layers))}"
         )
     return tuple(order[:blocks].count(stage) for stage in range(len(layers)))
@@ -75,23 +75,24 @@ class WindowAttention(nn.Module):
         nn.init.zeros_(self.proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """B x C x H x W to B x C' x H x W. Raises ClearheadError where the windows do not tile H x W."""
+        """Map B x C x H x W to B x C' x H x W. Raises ClearheadError where the windows do not tile H x W."""
         height, width = x.shape[-2:]
         if height % self.window or width % self.window:
             raise ClearheadError(
                 f"images: their feature map of {height} x {width} cannot be cut into windows of {self.window} x "
-                f"{self.window}; give images whose maps are multiples of that at the attention blocks, or another size"
+                f"{self.window}; pass images whose feature maps are multiples of that at the attention blocks"
             )
         side = (self.window, self.window)
         windows = window_partition(x.permute(0, 2, 3, 1), side).flatten(1, 2)
         q, k, v = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=self.position_bias[self.position])
         windows = self.proj(attended.transpose(1, 2).flatten(2)).unflatten(1, side)
-        return window_reverse(windows, side, height, width).permute(0, 3, 1, 2)
+        joined: Tensor = window_reverse(windows, side, height, width).permute(0, 3, 1, 2)
+        return joined
 
 
 class AttentionBlock(nn.Module):
-    """BN, GELU, 1 x 1 convolution to a quarter of the channels, BN, window attention back to all; a residual around."""
+    """BN, GELU, 1 x 1 convolution to 1/4 of the channels, BN, window attention back to all; a residual around it."""
 
     def __init__(self, dim: int, *, num_heads: int, head_dim: int, window: int, drop_path: nn.Module) -> None:
         super().__init__()
@@ -103,25 +104,26 @@ class AttentionBlock(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """B x C x H x W to the same."""
-        return x + self.drop_path(self.attn(self.norm2(self.conv(self.norm1(x)))))
+        """Map B x C x H x W to the same shape."""
+        branch: Tensor = self.drop_path(self.attn(self.norm2(self.conv(self.norm1(x)))))
+        return x + branch
 
 
 class AlterNet(ResNetV2):
-    """A pre-activation ResNet with BN-ReLU-GAP at its end, in which attention stands in for some blocks.
+    """A pre-activation ResNet with BN-ReLU-GAP at its end, in which attention replaces some blocks.
 
     Args:
         layers: blocks of each stage.
-        attn_blocks: attention blocks of each stage, at its end and every second before it; or their number in all,
-            placed by `build_up`.
+        attn_blocks: attention blocks of each stage, at its end and every second before it; or their total number,
+            distributed by `build_up`.
         num_heads: heads of each stage's attention blocks.
-        head_dim: channels of a head.
+        head_dim: channels per head.
         window: side of the windows they attend in; the stages' feature maps must be multiples of it.
-        small_images: a stem of one 3 x 3 convolution, in place of 7 x 7 with stride 2 and pooling.
+        small_images: use a stem of one 3 x 3 convolution, instead of 7 x 7 with stride 2 and pooling.
         **arguments: those of timm's ResNetV2: ``channels``, ``num_classes``, ``drop_path_rate``, ...
 
     Raises:
-        ClearheadError: `attn_blocks` for which there is no room, `num_heads` not one a stage, a `window` below 1.
+        ClearheadError: for too many `attn_blocks`, another number of `num_heads` than of stages, a `window` below 1.
     """
 
     stem: Any

@@ -1,6 +1,6 @@
-"""What timm is told of the zoo's models besides their layers: input size, normalisation, names of first and last layer.
+"""timm's configs of the zoo's models: input size, normalisation, names of the first and the last layer.
 
-There are no pretrained weights of any of them.
+None of them has pretrained weights.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
 def cifar(first_conv: str, classifier: str, **changes: Any) -> dict[str, Any]:
-    """A model for 32 x 32 pixels and 100 classes, normalised by the mean and deviation of CIFAR-100's training set."""
+    """Return the config of a model for 32 x 32 pixels and 100 classes, normalised as CIFAR-100's training set."""
     return {
         "num_classes": 100,
         "input_size": (3, 32, 32),
@@ -23,7 +23,7 @@ def cifar(first_conv: str, classifier: str, **changes: Any) -> dict[str, Any]:
 
 
 def imagenet(first_conv: str, classifier: str) -> dict[str, Any]:
-    """A model for 224 x 224 pixels and ImageNet's 1000 classes."""
+    """Return the config of a model for 224 x 224 pixels and ImageNet's 1000 classes."""
     return cifar(
         first_conv,
         classifier,

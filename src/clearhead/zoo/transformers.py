@@ -1,7 +1,7 @@
 """timm's ViT, PiT, Swin and Mixer as in "How do vision transformers work" (arXiv 2202.06709), for 32 x 32 pixels.
 
-The `mini` ones are not the paper's: half a million parameters and 20 to 35 million multiply-adds an image, for a CPU.
-Every constructor takes the arguments of timm's class besides; all attention is fused, as `tap` needs it.
+The `mini` models are not from the paper: half a million parameters and 20 to 35 million multiply-adds per image, for
+CPUs. Every constructor also takes the arguments of timm's class; all attention is fused, as `tap` needs it.
 """
 
 from collections.abc import Callable
@@ -41,26 +41,26 @@ _GAP = {"class_token": False, "global_pool": "avg"}
 
 @register_model
 def vit_tiny_patch2_32(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """ViT-Ti that reads out the CLS token; q, k and v have no bias."""
+    """ViT-Ti whose head reads the CLS token; q, k and v have no bias."""
     return _vit(VisionTransformer, "vit_tiny_patch2_32", pretrained, _TINY | kwargs)
 
 
 @register_model
 def vit_tiny_patch2_gap_32(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """ViT-Ti that reads out the average of the tokens (GAP)."""
+    """ViT-Ti whose head reads the average of the tokens (GAP)."""
     return _vit(VisionTransformer, "vit_tiny_patch2_gap_32", pretrained, _TINY | _GAP | kwargs)
 
 
 @register_model
 def vit_tiny_patch2_window_32(pretrained: bool = False, window: int = 5, **kwargs: Any) -> WindowVisionTransformer:
-    """ViT-Ti with GAP whose tokens attend to `window` x `window` tokens around them."""
+    """ViT-Ti with GAP, in which each token attends to the `window` x `window` tokens around it."""
     arguments = _TINY | {"window": window} | kwargs
     return _vit(WindowVisionTransformer, "vit_tiny_patch2_window_32", pretrained, arguments)
 
 
 @register_model
 def pit_tiny_patch2_32(pretrained: bool = False, **kwargs: Any) -> PoolingVisionTransformer:
-    """PiT-Ti: patches of 2 x 2 one pixel apart, so stages of 31 x 31, 16 x 16 and 8 x 8 tokens, and a CLS token."""
+    """PiT-Ti: patches of 2 x 2 with stride 1, so stages of 31 x 31, 16 x 16 and 8 x 8 tokens, and a CLS token."""
     arguments = {"patch_size": 2, "stride": 1, "base_dims": (48, 48, 48), "depth": (2, 6, 4), "heads": (2, 4, 8)}
     adapt = pit.checkpoint_filter_fn
     return _build(PoolingVisionTransformer, "pit_tiny_patch2_32", pretrained, adapt, arguments | kwargs)
@@ -68,14 +68,14 @@ def pit_tiny_patch2_32(pretrained: bool = False, **kwargs: Any) -> PoolingVision
 
 @register_model
 def swin_tiny_patch1_window4_32(pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
-    """Swin-Ti, every pixel a token, in windows of 4 x 4."""
+    """Swin-Ti whose tokens are the pixels, with windows of 4 x 4."""
     arguments = {"patch_size": 1, "embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}
     return _swin("swin_tiny_patch1_window4_32", pretrained, arguments | kwargs)
 
 
 @register_model
 def mixer_tiny_patch2_32(pretrained: bool = False, **kwargs: Any) -> MlpMixer:
-    """MLP-Mixer of 8 blocks and 256 channels: 128 hidden channels across tokens, 1024 within them."""
+    """MLP-Mixer of 8 blocks and 256 channels: 128 hidden channels in token mixing, 1024 in channel mixing."""
     arguments = {"patch_size": 2, "num_blocks": 8, "embed_dim": 256, "mlp_ratio": (0.5, 4.0)}
     return _build(MlpMixer, "mixer_tiny_patch2_32", pretrained, mlp_mixer.checkpoint_filter_fn, arguments | kwargs)
 
@@ -94,7 +94,7 @@ def vit_mini_patch4_gap_32(pretrained: bool = False, **kwargs: Any) -> VisionTra
 
 @register_model
 def vit_mini_patch4_window_32(pretrained: bool = False, window: int = 3, **kwargs: Any) -> WindowVisionTransformer:
-    """The small ViT with GAP whose tokens attend to `window` x `window` tokens around them."""
+    """The small ViT with GAP, in which each token attends to the `window` x `window` tokens around it."""
     arguments = _MINI | {"window": window} | kwargs
     return _vit(WindowVisionTransformer, "vit_mini_patch4_window_32", pretrained, arguments)
 
@@ -106,27 +106,27 @@ def swin_mini_patch2_window4_32(pretrained: bool = False, **kwargs: Any) -> Swin
     return _swin("swin_mini_patch2_window4_32", pretrained, arguments | kwargs)
 
 
-def _vit(kind: Callable[..., Any], name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
-    return _build(kind, name, pretrained, checkpoint_filter_fn, arguments)
+def _vit(model_class: Callable[..., Any], name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
+    return _build(model_class, name, pretrained, checkpoint_filter_fn, arguments)
 
 
 def _swin(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
-    arguments = {"window_size": 4, "drop_path_rate": 0.0} | arguments  # none by default, as in the other models
+    arguments = {"window_size": 4, "drop_path_rate": 0.0} | arguments  # 0 by default, as in the other models
     adapt = swin_transformer.checkpoint_filter_fn
     return _build(SwinTransformer, name, pretrained, adapt, arguments, features=len(arguments["depths"]))
 
 
 def _build(
-    kind: Callable[..., Any],
+    model_class: Callable[..., Any],
     name: str,
     pretrained: bool,
     adapt: Callable[..., Any],
     arguments: dict[str, Any],
     features: int = 3,
 ) -> Any:
-    """timm's model of a class. `adapt` fits a checkpoint to it, ``features_only`` gives the last `features` blocks."""
+    """Build a model of a timm class. `adapt` fits a checkpoint to it; `features` is for ``features_only``."""
     model = build_model_with_cfg(
-        kind,
+        model_class,
         name,
         pretrained,
         pretrained_filter_fn=adapt,
@@ -135,5 +135,5 @@ def _build(
     )
     for module in model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = True  # which timm's Swin is not by default
+            module.fused_attn = True  # timm's Swin is not fused by default
     return model

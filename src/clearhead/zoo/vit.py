@@ -15,13 +15,14 @@ class Attention(nn.Module):
         self.proj = nn.Linear(num_heads * head_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """B x N x D to B x N x D."""
+        """Map B x N x D to B x N x D."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        projected: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return projected
 
 
 class Block(nn.Module):
-    """Attention and MLP, each after a norm and around a residual; `residual=False` leaves out the attention's."""
+    """Attention and MLP, each after a norm and around a residual; `residual=False` omits that of the attention."""
 
     def __init__(self, dim: int, num_heads: int, head_dim: int, mlp_dim: int, residual: bool = True) -> None:
         super().__init__()
@@ -31,10 +32,11 @@ class Block(nn.Module):
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
-        """B x N x D to B x N x D."""
+        """Map B x N x D to B x N x D."""
         attended = self.attn(self.norm1(x))
         x = x + attended if self.residual else attended
-        return x + self.mlp(self.norm2(x))
+        hidden: Tensor = self.mlp(self.norm2(x))
+        return x + hidden
 
 
 class SmallViT(nn.Module):
@@ -49,8 +51,8 @@ class SmallViT(nn.Module):
         head_dim: channels of a head.
         mlp_dim: hidden channels of the MLP.
         num_classes: outputs.
-        last_residual: False leaves out the residual around the last block's attention, as the public code of
-            arXiv 2308.16274 does, so that the output depends on the last heads alone.
+        last_residual: False omits the residual connection around the last block's attention, as the public code of
+            arXiv 2308.16274 does, so that the output depends only on the last heads.
     """
 
     def __init__(
@@ -77,14 +79,15 @@ class SmallViT(nn.Module):
         self.head = nn.Linear(dim, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """B x 3 x H x W to logits, B x classes."""
+        """Map B x 3 x H x W to logits, B x classes."""
         x = self.patch_embed(images).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
-        return self.head(self.norm(self.blocks(x)[:, 0]))
+        logits: Tensor = self.head(self.norm(self.blocks(x)[:, 0]))
+        return logits
 
 
 def mnist_cifar_vit(last_residual: bool = True) -> SmallViT:
-    """The model of the MNIST-CIFAR experiments (arXiv 2308.16274): 506,306 parameters, 64 x 32 pixels."""
+    """Return the model of the MNIST-CIFAR experiments (arXiv 2308.16274): 506,306 parameters, 64 x 32 pixels."""
     return SmallViT(
         (64, 32), 4, dim=64, depth=6, num_heads=4, head_dim=64, mlp_dim=128, num_classes=2, last_residual=last_residual
     )
