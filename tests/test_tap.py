@@ -365,7 +365,7 @@ def test_scales_take_the_precision_and_device_of_the_output() -> None:
 @pytest.mark.parametrize("shape", [(3,), (1,), (), (4, 2), (5, 4), (2, 4, 1, 1)])
 def test_a_scale_of_the_wrong_shape_is_refused_with_the_right_ones(shape: tuple[int, ...]) -> None:
     model = MODELS["timm-vit"]()
-    message = rf"'blocks\.1\.attn' has shape {re.escape(str(shape))}; expected \(4,\) .* or \(2, 4\)"
+    message = rf"'blocks\.1\.attn' have shape {re.escape(str(shape))}; expected \(4,\) .* or \(2, 4\)"
     with pytest.raises(ValueError, match=message), tap(model, heads={"blocks.1.attn": torch.ones(shape)}):
         model(images())
     assert hooks(model) == 0

@@ -1,5 +1,5 @@
-"""The error that a user can mend; any other exception is a bug in clearhead and keeps its traceback."""
+"""The error for problems that a user can fix; any other exception is a bug in clearhead and keeps its traceback."""
 
 
 class ClearheadError(ValueError):
-    """Something a user can mend. The message names the argument, what was given and what would work."""
+    """A problem that a user can fix. The message names the argument, what was passed and what would work."""

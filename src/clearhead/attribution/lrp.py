@@ -108,7 +108,7 @@ class _Rules(TorchFunctionMode):
         x = next((x for x, y in self.normed if y is layer.input), layer.input)
         if x is None or x.shape[:2] != (layer.q.shape[0], layer.q.shape[-2]):
             raise ClearheadError(
-                f"method {method!r} needs attention modules that take the tokens as B x N x D; the input of {layer.name} "
+                f"method {method!r} needs attention modules that take tokens as B x N x D; the input of {layer.name} "
                 f"({type(layer.module).__name__}) is {'no tensor' if x is None else tuple(x.shape)}: use gae"
             )
         return x
