@@ -1,4 +1,4 @@
-"""What does evaluate --suite cost beyond the model itself? Decoding, preprocessing, the model, and the whole.
+"""What does clearhead evaluate cost beyond the model itself? Decoding, preprocessing, the model, and the whole.
 
 python benchmarks/suites.py --data FOLDER --model MODEL [--images 128] [--workers 0]
 
@@ -20,7 +20,7 @@ import torch
 from clearhead.data.folder import read_folder
 from clearhead.data.image_io import load_image
 from clearhead.models import load_model
-from clearhead.prediction.suite_predictions import answer
+from clearhead.prediction.suite_predictions import predict_suite
 from clearhead.shifts.sets import ShiftedDataset, identity_mapping
 
 
@@ -41,7 +41,7 @@ def main(name: str, data: Path, count: int, workers: int, batch_size: int, round
             for batch in images.split(batch_size):
                 model(batch)
         passed = time.perf_counter()
-        answer(model, [one], out, batch_size=batch_size, workers=workers)
+        predict_suite(model, [one], out, batch_size=batch_size, workers=workers)
         whole = time.perf_counter()
         shutil.rmtree(out)
         if number:  # the first round warms up

@@ -108,12 +108,12 @@ def test_a_finished_run_is_not_run_again_and_unreadable_images_may_be_allowed_la
 
 def test_the_function_saves_nothing(place, other, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = measure([str(place / "model"), str(other)], place / "data", suite=["rotation"], sets=["rotation 90"])
-    assert [(row.model, row.set) for row in found.rows] == [
+    outcome = measure([str(place / "model"), str(other)], place / "data", suite=["rotation"], sets=["rotation 90"])
+    assert [(row.model, row.set) for row in outcome.rows] == [
         (model, name) for model in ("model", "other") for name in ("clean", "rotation 90")
     ]
     assert not list(tmp_path.iterdir())
-    titles = [section.title for section in suite_page(found).sections]
+    titles = [section.title for section in suite_page(outcome).sections]
     assert titles[0] == "Accuracy"
     assert "other compared with model" in titles
     with pytest.raises(ClearheadError, match="labels: got 1 for 2 models; give one per model"):
@@ -135,16 +135,16 @@ def test_models_of_other_sets_are_not_compared(place, two):
 
 
 def test_the_first_table_has_means_over_levels_and_metrics_over_sets(place):
-    found = measure([str(place / "model")], place / "data", suite=["corruptions"], sets=["fog", "gaussian_noise"])
-    page = suite_page(found)
+    outcome = measure([str(place / "model")], place / "data", suite=["corruptions"], sets=["fog", "gaussian_noise"])
+    page = suite_page(outcome)
     overview, *_ = page.sections
     assert [row.name for row in overview.rows] == ["clean", "gaussian noise", "fog"]
-    fog = [row.top1.value for row in found.rows if row.family == "fog"]
+    fog = [row.top1.value for row in outcome.rows if row.family == "fog"]
     assert overview.rows[2].cells == [f"{100 * np.mean(fog):.1f}%"]
     assert any(section.title == "Corruptions" for section in page.sections)
-    assert isinstance(found.rows[0], SetRow)
+    assert isinstance(outcome.rows[0], SetRow)
     assert isinstance(overview.rows[0].cells[0], Estimate)
-    assert found.constants == "cifar"
+    assert outcome.constants == "cifar"
 
 
 @pytest.mark.parametrize(

@@ -78,14 +78,14 @@ def falling(side: int) -> Tensor:
 
 def one_by_one(model: Classifier, folder: ImageIndex, method: str, fill: str, target: str) -> dict[str, np.ndarray]:
     """Top-1 and probability of every picture, each filled by itself."""
-    rows, alike = [], []
+    rows, correlation = [], []
     other = randomised(model, 3)
     for item in ImageDataset(folder, model.preprocess):
         image, label = item["image"], item["label"]
         with torch.no_grad():
             chosen = label if target == "truth" else int(model(image[None]).argmax())
         ranking = explain(model, image[None], chosen, method)[0].flatten().numpy()
-        alike.append(spearmanr(ranking, explain(other, image[None], chosen, method)[0].flatten()).statistic)
+        correlation.append(spearmanr(ranking, explain(other, image[None], chosen, method)[0].flatten()).statistic)
         picture = image.double().numpy()
         background = np.zeros_like(picture)
         if fill == "mean":
@@ -105,7 +105,7 @@ def one_by_one(model: Classifier, folder: ImageIndex, method: str, fill: str, ta
                     logits = model(torch.from_numpy(changed.reshape(picture.shape)).float()[None])[0]
                 rows.append((direction, tenth, float(logits.softmax(-1)[chosen]), int(logits.argmax()) == label))
     table = np.array(rows).reshape(-1, 2, 11, 4)
-    return {"probability": table[..., 2], "right": table[..., 3], "alike": np.array(alike)}
+    return {"probability": table[..., 2], "correct": table[..., 3], "correlation": np.array(correlation)}
 
 
 def area(curve: np.ndarray) -> float:
@@ -121,30 +121,30 @@ def test_all_numbers_are_those_of_a_loop_over_pictures(
     result = faithfulness(model, noise, ["input-gradient", "fixed"], fill=fill, target=target, batch_size=3, seed=3)
     assert result.removed == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
     gaps = {}
-    for method, found in result.methods.items():
+    for method, numbers in result.methods.items():
         expected = one_by_one(model, noise, method, fill, target)
-        right, probability = expected["right"].mean(0), expected["probability"].mean(0)
-        assert found.mif_curve == pytest.approx(right[0, :10])
-        assert found.lif_curve == pytest.approx(right[1, :10])
-        assert found.mif_auc.value == pytest.approx(area(right[0, 1:10]))
-        assert found.lif_auc.value == pytest.approx(area(right[1, 1:10]))
-        assert found.mif_auc_from_0.value == pytest.approx(area(right[0, :10]))
-        assert found.lif_auc_from_0.value == pytest.approx(area(right[1, :10]))
-        assert found.deletion.value == pytest.approx(area(probability[0]), abs=1e-5)
-        kept = probability[1, ::-1]  # the most relevant tenths put back, from none to all
-        assert found.insertion.value == pytest.approx(area(kept), abs=1e-5)
+        correct, probability = expected["correct"].mean(0), expected["probability"].mean(0)
+        assert numbers.mif_curve == pytest.approx(correct[0, :10])
+        assert numbers.lif_curve == pytest.approx(correct[1, :10])
+        assert numbers.mif_auc.value == pytest.approx(area(correct[0, 1:10]))
+        assert numbers.lif_auc.value == pytest.approx(area(correct[1, 1:10]))
+        assert numbers.mif_auc_from_0.value == pytest.approx(area(correct[0, :10]))
+        assert numbers.lif_auc_from_0.value == pytest.approx(area(correct[1, :10]))
+        assert numbers.deletion.value == pytest.approx(area(probability[0]), abs=1e-5)
+        restored = probability[1, ::-1]  # the most relevant tenths put back, from none to all
+        assert numbers.insertion.value == pytest.approx(area(restored), abs=1e-5)
         raised = expected["probability"][:, 0, 1] > expected["probability"][:, 0, 0]
-        assert found.violations.value == raised.mean()
-        assert found.randomised.value == pytest.approx(expected["alike"].mean(), abs=1e-5)
-        assert {getattr(found, name).count for name in (*AREAS, "violations", "randomised")} == {7}
-        gaps[method] = area(right[1, 1:10]) - area(right[0, 1:10])
-        assert found.gap.value == pytest.approx(gaps[method])
+        assert numbers.violations.value == raised.mean()
+        assert numbers.randomised.value == pytest.approx(expected["correlation"].mean(), abs=1e-5)
+        assert {getattr(numbers, name).count for name in (*AREAS, "violations", "randomised")} == {7}
+        gaps[method] = area(correct[1, 1:10]) - area(correct[0, 1:10])
+        assert numbers.gap.value == pytest.approx(gaps[method])
     assert result.best == max(gaps, key=gaps.__getitem__)
-    for method, found in result.methods.items():
+    for method, numbers in result.methods.items():
         if method == result.best:
-            assert found.gap_to_best is None
+            assert numbers.gap_to_best is None
         else:
-            assert found.gap_to_best.value == pytest.approx(gaps[method] - gaps[result.best])
+            assert numbers.gap_to_best.value == pytest.approx(gaps[method] - gaps[result.best])
 
 
 def test_the_true_map_beats_its_inverse(small: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,21 +164,21 @@ def test_the_true_map_beats_its_inverse(small: ImageIndex, monkeypatch: pytest.M
 
 
 def test_a_map_of_the_model_does_not_survive_its_randomisation(small: ImageIndex) -> None:
-    found = faithfulness(signed(), small, ["input-gradient"], target="truth").methods["input-gradient"]
-    assert abs(found.randomised.value) < 0.3
-    assert found.randomised.count == 39  # the logit of b has no gradient
+    numbers = faithfulness(signed(), small, ["input-gradient"], target="truth").methods["input-gradient"]
+    assert abs(numbers.randomised.value) < 0.3
+    assert numbers.randomised.count == 39  # the logit of b has no gradient
 
 
 def test_constant_maps_favour_no_direction(small: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "constant", always(torch.zeros(SIDE, SIDE)))
     gaps = []
     for seed in range(5):
-        found = faithfulness(signed(), small, ["constant"], seed=seed, target="truth").methods["constant"]
-        assert all(math.isfinite(getattr(found, name).value) for name in AREAS)
-        assert found.deletion.value == pytest.approx(found.insertion.value, abs=0.03)
-        assert 0.2 < found.violations.value < 0.8
-        assert (found.randomised.count, math.isnan(found.randomised.value)) == (0, True)
-        gaps.append(found.gap.value)
+        numbers = faithfulness(signed(), small, ["constant"], seed=seed, target="truth").methods["constant"]
+        assert all(math.isfinite(getattr(numbers, name).value) for name in AREAS)
+        assert numbers.deletion.value == pytest.approx(numbers.insertion.value, abs=0.03)
+        assert 0.2 < numbers.violations.value < 0.8
+        assert (numbers.randomised.count, math.isnan(numbers.randomised.value)) == (0, True)
+        gaps.append(numbers.gap.value)
     assert min(gaps) < 0 < max(gaps)
     assert abs(np.mean(gaps)) < 0.01
 
@@ -190,7 +190,7 @@ def test_ties_are_broken_anew_for_each_image_and_alike_for_the_same_seed(
     half = torch.zeros(SIDE, SIDE)
     half[: SIDE // 2] = 1
     monkeypatch.setitem(METHODS, "half", always(half))
-    step = linear(half * 1e-9)  # both classes alike: what matters is seen by the hook
+    step = linear(half * 1e-9)  # equal logits: the hook sees the inputs
     seen: list[Tensor] = []
     step.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     faithfulness(step, small, ["half"], batch_size=18)
@@ -217,18 +217,18 @@ def test_only_the_order_of_the_pixels_counts(small: ImageIndex, seed: int, level
     with pytest.MonkeyPatch.context() as patch:
         for name, values in maps.items():
             patch.setitem(METHODS, name, always(values))
-        found = faithfulness(model, two, list(maps), target="truth").methods
-    assert without_to_best(found["values"]) == without_to_best(found["risen"])
-    assert found["distinct"].mif_curve == found["turned"].lif_curve
-    assert found["distinct"].gap.value == pytest.approx(-found["turned"].gap.value)
-    assert found["distinct"].deletion.value == pytest.approx(found["turned"].insertion.value)
-    for method in found.values():
+        numbers = faithfulness(model, two, list(maps), target="truth").methods
+    assert without_to_best(numbers["values"]) == without_to_best(numbers["risen"])
+    assert numbers["distinct"].mif_curve == numbers["turned"].lif_curve
+    assert numbers["distinct"].gap.value == pytest.approx(-numbers["turned"].gap.value)
+    assert numbers["distinct"].deletion.value == pytest.approx(numbers["turned"].insertion.value)
+    for method in numbers.values():
         assert method.mif_curve[0] == method.lif_curve[0]
         assert all(0 <= share <= 1 for share in (*method.mif_curve, *method.lif_curve))
 
 
-def without_to_best(found: MapFaithfulness) -> dict[str, object]:
-    return {name: value for name, value in vars(found).items() if name not in ("gap_to_best", "randomised")}
+def without_to_best(numbers: MapFaithfulness) -> dict[str, object]:
+    return {name: value for name, value in vars(numbers).items() if name not in ("gap_to_best", "randomised")}
 
 
 def test_batches_change_nothing_and_bound_what_the_model_gets(noise: ImageIndex) -> None:
@@ -253,10 +253,10 @@ def test_one_image_and_the_way_to_a_file_and_back(noise: ImageIndex, tmp_path: P
     one = ImageIndex(noise.root, noise.classes, noise.samples[:1], ())
     result = faithfulness(cases.classifier("hf-vit"), one, ["gae", "attention", "gae"])
     assert list(result.methods) == ["gae", "attention"]
-    for found in result.methods.values():
-        assert {*found.mif_curve, *found.lif_curve} <= {0, 1}
-        assert (found.gap.count, math.isnan(found.gap.low)) == (1, True)
-        assert found.violations.low < found.violations.high
+    for numbers in result.methods.values():
+        assert {*numbers.mif_curve, *numbers.lif_curve} <= {0, 1}
+        assert (numbers.gap.count, math.isnan(numbers.gap.low)) == (1, True)
+        assert numbers.violations.low < numbers.violations.high
     write_json(tmp_path / "results.json", to_plain(result, tmp_path))
     again = from_plain(read_json(tmp_path / "results.json"), Faithfulness, tmp_path)
     assert repr(again) == repr(result)  # NaN is not equal to itself
@@ -277,7 +277,7 @@ def test_under_autocast_and_leaving_no_trace(name: str, noise: ImageIndex) -> No
     with torch.autocast("cpu", torch.bfloat16):
         result = faithfulness(model, noise, methods, batch_size=4, fill="blur", progress=progress)
     assert tracked == [2]
-    assert all(math.isfinite(found.randomised.value) for found in result.methods.values())
+    assert all(math.isfinite(numbers.randomised.value) for numbers in result.methods.values())
     assert model.module.training
     assert all(parameter.grad is None for parameter in model.module.parameters())
     assert all(torch.equal(value, before[key]) for key, value in model.module.state_dict().items())

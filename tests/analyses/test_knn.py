@@ -55,7 +55,7 @@ def by_hand(nearest: np.ndarray, labels: np.ndarray) -> list[int]:
 def test_leave_one_out_is_scikit_learns(seen):
     model = classifier("timm-vit")
     model.module.train()
-    found = knn(model, seen, k=(1, 10), batch_size=7, progress=lambda batches, count, description: batches)
+    outcome = knn(model, seen, k=(1, 10), batch_size=7, progress=lambda batches, count, description: batches)
     assert model.module.training
     model.module.eval()
     images, labels = stack(model, seen)
@@ -63,28 +63,28 @@ def test_leave_one_out_is_scikit_learns(seen):
         x = timm_features(model.module, model.normalize(images)).numpy()
     one = KNeighborsClassifier(1, metric="cosine", algorithm="brute")
     expected = cross_val_predict(one, x, labels, cv=LeaveOneOut())
-    np.testing.assert_array_equal(found.correct[1], expected == labels)
+    np.testing.assert_array_equal(outcome.correct[1], expected == labels)
     nearest = NearestNeighbors(metric="cosine").fit(x).kneighbors(n_neighbors=10, return_distance=False)
-    np.testing.assert_array_equal(found.correct[10], by_hand(nearest, labels) == labels)
-    assert found.accuracy[1].value == np.mean(found.correct[1])
-    assert found.accuracy[10].count == 27
-    assert found.bank == 26
-    assert found.file == [sample.file for sample in seen.samples]
-    assert 0.34 < found.accuracy[10].value < 1  # neither chance nor a tie with everything
+    np.testing.assert_array_equal(outcome.correct[10], by_hand(nearest, labels) == labels)
+    assert outcome.accuracy[1].value == np.mean(outcome.correct[1])
+    assert outcome.accuracy[10].count == 27
+    assert outcome.bank == 26
+    assert outcome.file == [sample.file for sample in seen.samples]
+    assert 0.34 < outcome.accuracy[10].value < 1  # neither chance nor a tie with everything
 
 
 def test_against_a_bank_is_scikit_learns(seen, unseen):
     model = classifier("timm-vit")
-    found = knn(model, unseen, k=(1, 4), bank=seen)
+    outcome = knn(model, unseen, k=(1, 4), bank=seen)
     (images, labels), (known, of_bank) = stack(model, unseen), stack(model, seen)
     with torch.no_grad():
         x, bank = (timm_features(model.module, model.normalize(i)).numpy() for i in (images, known))
     one = KNeighborsClassifier(1, metric="cosine", algorithm="brute").fit(bank, of_bank)
-    np.testing.assert_array_equal(found.correct[1], one.predict(x) == labels)
+    np.testing.assert_array_equal(outcome.correct[1], one.predict(x) == labels)
     nearest = NearestNeighbors(metric="cosine").fit(bank).kneighbors(x, 4, return_distance=False)
-    np.testing.assert_array_equal(found.correct[4], by_hand(nearest, of_bank) == labels)
-    assert found.bank == 27
-    assert len(found.file) == 12
+    np.testing.assert_array_equal(outcome.correct[4], by_hand(nearest, of_bank) == labels)
+    assert outcome.bank == 27
+    assert len(outcome.file) == 12
 
 
 @settings(deadline=None, max_examples=40)
@@ -104,10 +104,10 @@ def test_neighbours_do_not_depend_on_the_chunks(seed, count, size, queries, chun
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_QUERIES", queries)
         patch.setattr(module, "_REFERENCES", chunk)
-        found = neighbours(x, k, bank)
+        outcome = neighbours(x, k, bank)
     fitted = NearestNeighbors(n_neighbors=k, metric="cosine").fit(x if bank is None else bank)
     expected = fitted.kneighbors(None if bank is None else x, return_distance=False)
-    np.testing.assert_array_equal(found.numpy(), expected)
+    np.testing.assert_array_equal(outcome.numpy(), expected)
 
 
 @pytest.mark.parametrize(("size", "k"), [(None, 1), (None, 10), (None, 299), (40, 1), (40, 7), (40, 40)])
@@ -115,12 +115,12 @@ def test_neighbours_are_those_of_scikit_learn(size, k):
     generator = torch.Generator().manual_seed(k)
     x = torch.randn(300, 192, generator=generator).requires_grad_()
     bank = torch.randn(size, 192, generator=generator) if size else None
-    found = neighbours(x, k, bank)
+    outcome = neighbours(x, k, bank)
     fitted = NearestNeighbors(n_neighbors=k, metric="cosine").fit((x if bank is None else bank).detach().double())
     expected = fitted.kneighbors(None if bank is None else x.detach().double(), return_distance=False)
-    assert found.dtype == torch.long
-    assert (found.numpy() == expected).mean() > 0.999  # float32 does not tell a few apart
-    assert (found.numpy()[:, :7] == expected[:, :7]).all()
+    assert outcome.dtype == torch.long
+    assert (outcome.numpy() == expected).mean() > 0.999  # float32 does not tell a few apart
+    assert (outcome.numpy()[:, :7] == expected[:, :7]).all()
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12))
@@ -152,27 +152,27 @@ def test_what_cannot_be_classified(seen, unseen, tmp_path):
 
 def test_of_many_twins_none_is_its_own_neighbour():
     x = torch.eye(3).repeat_interleave(9, 0)
-    found = neighbours(x, 4)
-    assert found.shape == (27, 4)
-    assert (found // 9 == torch.arange(27)[:, None] // 9).all()
-    assert (found != torch.arange(27)[:, None]).all()
-    assert all(len(set(row)) == 4 for row in found.tolist())
+    outcome = neighbours(x, 4)
+    assert outcome.shape == (27, 4)
+    assert (outcome // 9 == torch.arange(27)[:, None] // 9).all()
+    assert (outcome != torch.arange(27)[:, None]).all()
+    assert all(len(set(row)) == 4 for row in outcome.tolist())
 
 
 def test_twins_are_each_others_neighbours(seen):
     twins = replace(seen, samples=tuple(s for sample in seen.samples for s in (sample, replace(sample, file="twin"))))
-    found = knn(classifier("timm-swin"), twins, k=[1])
-    assert found.accuracy[1].value == 1
+    outcome = knn(classifier("timm-swin"), twins, k=[1])
+    assert outcome.accuracy[1].value == 1
 
 
 def test_models_are_compared_with_the_first(place, other):
-    found = measure([str(place / "model"), str(other)], place / "data", split="test", k=[1, 3])
-    assert list(found.accuracy) == ["model", "other"]
-    for k, change in found.change["other"].items():
-        assert change.value == pytest.approx(found.accuracy["other"][k].value - found.accuracy["model"][k].value)
+    outcome = measure([str(place / "model"), str(other)], place / "data", split="test", k=[1, 3])
+    assert list(outcome.accuracy) == ["model", "other"]
+    for k, change in outcome.change["other"].items():
+        assert change.value == pytest.approx(outcome.accuracy["other"][k].value - outcome.accuracy["model"][k].value)
         assert (change.count, change.unit) == (12, "pp")
     alone = knn(str(other), read_folder(place / "data", split="test"), k=[1, 3])
-    assert alone.accuracy == found.accuracy["other"]
+    assert alone.accuracy == outcome.accuracy["other"]
 
 
 def test_the_command_compares_features(place, other):

@@ -1,6 +1,5 @@
 """Maps as segmentations against torchmetrics, scikit-learn and the public code's way of adding up."""
 
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -58,23 +57,23 @@ def maps_and_masks(draw) -> tuple[torch.Tensor, torch.Tensor]:
 @given(maps_and_masks())
 def test_of_each_image_it_is_torchmetrics_and_scikit_learns(case):
     maps, masks = case
-    found = segmentation(maps, masks)
+    outcome = segmentation(maps, masks)
     for i, (map_, mask) in enumerate(zip(maps, masks, strict=True)):
         predicted = map_ > map_.double().mean() if map_.min() < map_.max() else torch.zeros_like(mask)
         expected = (binary_jaccard_index(predicted, mask) + binary_jaccard_index(~predicted, ~mask)) / 2
-        np.testing.assert_allclose(found.iou[i], expected, rtol=1e-6)
-        np.testing.assert_allclose(found.correct[i], (predicted == mask).float().mean(), rtol=1e-6)
+        np.testing.assert_allclose(outcome.iou[i], expected, rtol=1e-6)
+        np.testing.assert_allclose(outcome.correct[i], (predicted == mask).float().mean(), rtol=1e-6)
         values, truth = map_.flatten().numpy(), mask.flatten().numpy()
-        np.testing.assert_allclose(found.precision[i], average_precision_score(truth, values), rtol=1e-5)
+        np.testing.assert_allclose(outcome.precision[i], average_precision_score(truth, values), rtol=1e-5)
         pooled = average_precision_score(np.r_[truth, ~truth], np.r_[values, 1 - values])
-        np.testing.assert_allclose(found.pooled_precision[i], pooled, rtol=1e-5)
+        np.testing.assert_allclose(outcome.pooled_precision[i], pooled, rtol=1e-5)
 
 
 def test_a_map_that_is_the_mask_is_perfect_and_a_constant_one_is_nothing():
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[0, :4, :4] = True
-    right = segmentation(mask.float(), mask)
-    assert (right.correct, right.iou, right.precision, right.pooled_precision) == (1, 1, 1, 1)
+    perfect = segmentation(mask.float(), mask)
+    assert (perfect.correct, perfect.iou, perfect.precision, perfect.pooled_precision) == (1, 1, 1, 1)
     for value in (0.0, 0.1, 0.3, 1.0):
         constant = segmentation(torch.full((1, 8, 8), value), mask)
         assert constant.correct == 0.75
@@ -85,48 +84,57 @@ def test_a_map_that_is_the_mask_is_perfect_and_a_constant_one_is_nothing():
 def test_over_a_folder_pixels_are_added_up(folder):
     model = classifier("timm-vit")
     model.module.train()
-    found = localisation(model, folder, batch_size=7, progress=lambda batches, count, description: batches)
+    outcome = localisation(model, folder, batch_size=7, progress=lambda batches, count, description: batches)
     assert model.module.training
     model.module.eval()
     items = [ImageDataset(folder, model.preprocess)[i] for i in range(20)]
-    kept = [item for item in items if item["has_mask"] and not item["mask"].all()]
-    images, masks = torch.stack([i["image"] for i in kept]), torch.stack([i["mask"][0] for i in kept]) > 0.5
+    masked = [item for item in items if item["has_mask"] and not item["mask"].all()]
+    images, masks = (
+        torch.stack([i["image"] for i in masked]),
+        torch.stack([i["mask"][0] for i in masked]) > 0.5,
+    )
     maps = explain(model, images)  # in one batch: rounding can turn the order of two pixels
     predicted = maps > maps.mean((1, 2), keepdim=True)
     expected = jaccard(predicted.long(), masks.long(), 2, average="macro")
-    np.testing.assert_allclose(found.iou.value, expected, rtol=1e-3)
-    np.testing.assert_allclose(found.pixel_accuracy.value, (predicted == masks).float().mean(), rtol=1e-3)
-    np.testing.assert_allclose(found.image_iou.value, found.overlap.iou.mean())
+    np.testing.assert_allclose(outcome.iou.value, expected, rtol=1e-3)
+    np.testing.assert_allclose(outcome.pixel_accuracy.value, (predicted == masks).float().mean(), rtol=1e-3)
+    np.testing.assert_allclose(outcome.image_iou.value, outcome.overlap.iou.mean())
     precision = [average_precision_score(m.flatten(), v.flatten()) for m, v in zip(masks, maps, strict=True)]
-    np.testing.assert_allclose(found.precision.value, np.mean(precision), rtol=1e-3)
-    assert found.file.tolist() == [folder.samples[i["index"]].file for i in kept]
-    assert found.excluded == {"no usable mask": 2}
-    assert found.method == "gae"
-    np.testing.assert_allclose(found.area.value, masks.float().mean(), rtol=1e-5)
-    for estimate in (found.pixel_accuracy, found.iou, found.image_iou, found.precision, found.pooled_precision):
+    np.testing.assert_allclose(outcome.precision.value, np.mean(precision), rtol=1e-3)
+    assert outcome.file.tolist() == [folder.samples[i["index"]].file for i in masked]
+    assert outcome.excluded == {"no usable mask": 2}
+    assert outcome.method == "gae"
+    np.testing.assert_allclose(outcome.area.value, masks.float().mean(), rtol=1e-5)
+    for estimate in (
+        outcome.pixel_accuracy,
+        outcome.iou,
+        outcome.image_iou,
+        outcome.precision,
+        outcome.pooled_precision,
+    ):
         assert estimate.low < estimate.value < estimate.high
         assert (estimate.count, estimate.unit) == (18, "%")
 
 
 def test_only_right_predictions_where_they_alone_count(folder):
     model = classifier("timm-swin")
-    found, every = localisation(model, folder, correct_only=True), localisation(model, folder)
+    outcome, every = localisation(model, folder, correct_only=True), localisation(model, folder)
     items = [ImageDataset(folder, model.preprocess)[i] for i in range(20)]
     with torch.no_grad():
         predicted = model(torch.stack([item["image"] for item in items])).argmax(1).tolist()
-    right = {s.file for s, label in zip(folder.samples, predicted, strict=True) if label == s.label}
-    assert found.file.tolist() == [file for file in every.file if file in right]
-    assert 0 < len(found.file) < 18
-    assert found.excluded == {"no usable mask": 2, "wrong prediction": 18 - len(found.file)}
-    assert found.method == "input-gradient"
-    np.testing.assert_array_equal(found.overlap.iou, every.overlap.iou[np.isin(every.file, found.file)])
+    correct = {s.file for s, label in zip(folder.samples, predicted, strict=True) if label == s.label}
+    assert outcome.file.tolist() == [file for file in every.file if file in correct]
+    assert 0 < len(outcome.file) < 18
+    assert outcome.excluded == {"no usable mask": 2, "wrong prediction": 18 - len(outcome.file)}
+    assert outcome.method == "input-gradient"
+    np.testing.assert_array_equal(outcome.overlap.iou, every.overlap.iou[np.isin(every.file, outcome.file)])
 
 
 def test_one_image_has_no_interval(folder):
-    found = localisation(classifier("timm-vit"), replace(folder, samples=folder.samples[-1:]), method="rollout")
-    assert found.iou.count == 1
-    assert np.isnan(found.iou.low)
-    np.testing.assert_allclose(found.iou.value, found.image_iou.value)
+    outcome = localisation(classifier("timm-vit"), replace(folder, samples=folder.samples[-1:]), method="rollout")
+    assert outcome.iou.count == 1
+    assert np.isnan(outcome.iou.low)
+    np.testing.assert_allclose(outcome.iou.value, outcome.image_iou.value)
 
 
 def test_what_cannot_be_measured(folder):
@@ -159,23 +167,21 @@ def test_the_command_measures_models_and_methods(place, other):
     assert models["model"].keys() >= {"gae", "rollout", "attnlrp", "input-gradient"}
     assert models["other"]["gae"]["iou"]["count"] == 12
     assert "other, rollout" in (place / "localize" / "report.html").read_text()
-    found = measure([str(place / "model")], place / "data", split="test", methods=["gae"]).models["model"]["gae"]
-    assert found.iou.value == models["model"]["gae"]["iou"]["value"]
-    assert found.area.low == found.area.high == pytest.approx(0.28, abs=0.01)  # a quarter, before the centre crop
+    outcome = measure([str(place / "model")], place / "data", split="test", methods=["gae"]).models["model"]["gae"]
+    assert outcome.iou.value == models["model"]["gae"]["iou"]["value"]
+    assert outcome.area.low == outcome.area.high == pytest.approx(0.28, abs=0.01)  # a quarter, before the centre crop
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("model", "nowhere"), "data: nowhere: no such folder or file"),
-        (("model", "without"), "no image is left to compare a map with"),
+        (("model", "maskless"), "no image is left to compare a map with"),
         (("model", "data", "--methods", "lime"), "method: 'lime' is unknown"),
         (("model", "two", "data"), "models: the classes differ"),
         (("model", "data", "--out", "data"), "out: data holds other files"),
     ],
 )
-def test_bad_input_of_the_command(place, two, arguments, message):
-    if not (place / "without").exists():
-        shutil.copytree(place / "data", place / "without", ignore=shutil.ignore_patterns("masks"))
+def test_bad_input_of_the_command(place, maskless, two, arguments, message):
     assert message in error(clearhead("localize", *arguments, cwd=place))
     assert not (place / "runs").exists()

@@ -17,16 +17,16 @@ from clearhead.metrics.statistics import holm, proportion
 from clearhead.prediction.suite_predictions import SuitePredictions
 
 
-def said(right, seed=0) -> SuitePredictions:
-    """Answers to N images that are right where told."""
-    right = np.asarray(right, dtype=bool)
-    count = len(right)
+def predictions_of(correct, seed=0) -> SuitePredictions:
+    """Return predictions of N images, correct where `correct` is true."""
+    correct = np.asarray(correct, dtype=bool)
+    count = len(correct)
     label = np.array(["a"] * count, dtype=object)
     return SuitePredictions(
         file=np.array([f"{i}.png" for i in range(count)], dtype=object),
         label=label,
-        predicted=np.where(right, "a", "b"),
-        correct=right,
+        predicted=np.where(correct, "a", "b"),
+        correct=correct,
         top5=np.ones(count, dtype=bool),
         confidence=np.random.default_rng(seed).uniform(0.3, 1, count).astype(np.float32),
         loss=np.linspace(0, 2, count, dtype=np.float32),
@@ -46,41 +46,44 @@ def test_holm_rejects_what_stepping_down_rejects(p_values, level):
 
 
 def test_a_row_holds_the_numbers_of_its_answers():
-    right = np.arange(40) % 4 != 0
-    row = set_row("m", "imagenet-a", "200 classes", 200, said(right))
+    correct = np.arange(40) % 4 != 0
+    row = set_row("m", "imagenet-a", "200 classes", 200, predictions_of(correct))
     assert (row.images, row.unreadable) == (40, 1)
-    assert row.top1 == proportion(right)
+    assert row.top1 == proportion(correct)
     assert row.top5.value == 1
     assert row.loss == pytest.approx(1)
-    assert set_row("m", "cue-conflict", "16 classes", 16, said(right)).top5 is None
+    assert set_row("m", "cue-conflict", "16 classes", 16, predictions_of(correct)).top5 is None
 
 
 def test_a_set_is_flagged_only_where_it_stands_out_among_all():
     rng = np.random.default_rng(0)
     base = rng.random(500) < 0.7
     harmed = base & (rng.random(500) > 0.2)
-    sets = {("m", "hard", "s"): (said(base), said(harmed))}
+    sets = {("m", "hard", "s"): (predictions_of(base), predictions_of(harmed))}
     for i in range(20):  # as many flips each way
         flipped = base.copy()
         flipped[np.flatnonzero(base)[: 10 + i % 3]] = False
         flipped[np.flatnonzero(~base)[:10]] = True
-        sets["m", f"set {i}", "s"] = (said(base), said(flipped))
-    found = {change.set: change for change in changes(sets)}
-    assert found["hard"].word == "regressed"
-    assert found["hard"].change.value == pytest.approx(harmed.mean() - base.mean())
-    assert {change.word for name, change in found.items() if name != "hard"} == {"no difference detected"}
-    assert all(change.adjusted >= change.p_value for change in found.values())
+        sets["m", f"set {i}", "s"] = (predictions_of(base), predictions_of(flipped))
+    by_set = {change.set: change for change in changes(sets)}
+    assert by_set["hard"].word == "regressed"
+    assert by_set["hard"].change.value == pytest.approx(harmed.mean() - base.mean())
+    assert {change.word for name, change in by_set.items() if name != "hard"} == {"no difference detected"}
+    assert all(change.adjusted >= change.p_value for change in by_set.values())
 
 
 def test_answers_to_other_images_are_not_compared():
-    a, b = said([True, False]), said([True, False, True])
+    a, b = predictions_of([True, False]), predictions_of([True, False, True])
     with pytest.raises(ValueError, match="predictions of v2 are of different images"):
         changes({("m", "v2", "s"): (a, b)})
 
 
 def test_seeds_of_one_label_have_a_mean():
-    rows = [set_row(f"m ({i})", "v2", "s", 10, said(np.arange(10) < right)) for i, right in enumerate((5, 6, 7))]
-    rows.append(set_row("other", "v2", "s", 10, said(np.arange(10) < 9)))
+    rows = [
+        set_row(f"m ({i})", "v2", "s", 10, predictions_of(np.arange(10) < correct))
+        for i, correct in enumerate((5, 6, 7))
+    ]
+    rows.append(set_row("other", "v2", "s", 10, predictions_of(np.arange(10) < 9)))
     (row,) = over_seeds(rows, {"m (0)": "m", "m (1)": "m", "m (2)": "m", "other": "other"})
     assert (row.label, row.top1.value, row.top1.count) == ("m", pytest.approx(0.6), 3)
     assert row.top1.high - 0.6 == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-5)
@@ -107,7 +110,7 @@ def test_a_baseline_that_gets_nothing_right_is_left_out():
 
 def test_the_tables_hold_the_rows_and_can_be_read_back(tmp_path):
     names = [(model, name) for model in "ab" for name in ("val", "v2 & x_y")]
-    rows = [set_row(*pair, "1,000 classes", 1000, said(np.arange(40) % 3 > 0)) for pair in names]
+    rows = [set_row(*pair, "1,000 classes", 1000, predictions_of(np.arange(40) % 3 > 0)) for pair in names]
     write_tables(rows, tmp_path)
     assert read_baselines(tmp_path / "table.csv")["val", "1,000 classes"] == dict.fromkeys("ab", rows[0].top1.value)
     with (tmp_path / "table.csv").open() as opened:

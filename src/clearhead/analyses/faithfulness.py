@@ -248,7 +248,7 @@ def faithfulness(
         random = randomised(model, seed)
         for batch in track(batches, progress, "faithfulness"):
             images, labels = batch["image"].to(device), batch["label"].to(device)
-            # all maps before any perturbation: a method that the model does not support fails before hours of work
+            # all maps before any perturbation: a method that the model does not support fails early
             maps, logits = _maps(model, images, methods, labels if target == "truth" else None)
             explained = labels if target == "truth" else logits.argmax(-1)
             for method, values in maps.items():
@@ -384,7 +384,7 @@ def _rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     def centred(maps: Tensor) -> Tensor:
         """Return ranks minus their mean, ties at their average rank, as a fraction of the number of pixels."""
         values, order = maps.flatten(1).sort(1)
-        below, up_to = (torch.searchsorted(values, values, right=right) for right in (False, True))
+        below, up_to = (torch.searchsorted(values, values, side=side) for side in ("left", "right"))
         pixels = values.shape[1]
         return torch.zeros_like(values, dtype=torch.float32).scatter_(1, order, (below + up_to - pixels) / (2 * pixels))
 
