@@ -1,4 +1,4 @@
-"""Faithfulness against a loop over single pictures, and on models whose faithful map is known."""
+"""Faithfulness against a loop over single images, and on models whose faithful map is known."""
 
 import math
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
 
 
 def linear(weight: Tensor) -> Classifier:
-    """The logit of class a is the sum of a picture's values in 0..1, each by its weight (H x W); that of b is 0."""
+    """The logit of class a is the sum of an image's values in 0..1, each by its weight (H x W); that of b is 0."""
     side, zero, one = (SIDE, SIDE), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     layer = nn.Linear(3 * SIDE**2, 2, bias=False)
     layer.weight.data = torch.stack([weight.expand(3, -1, -1).flatten(), torch.zeros(3 * SIDE**2)])
@@ -77,7 +77,7 @@ def falling(side: int) -> Tensor:
 
 
 def one_by_one(model: Classifier, folder: ImageIndex, method: str, fill: str, target: str) -> dict[str, np.ndarray]:
-    """Top-1 and probability of every picture, each filled by itself."""
+    """Top-1 and probability of every perturbed image, each filled by itself."""
     rows, correlation = [], []
     other = randomised(model, 3)
     for item in ImageDataset(folder, model.preprocess):
@@ -86,23 +86,21 @@ def one_by_one(model: Classifier, folder: ImageIndex, method: str, fill: str, ta
             chosen = label if target == "truth" else int(model(image[None]).argmax())
         ranking = explain(model, image[None], chosen, method)[0].flatten().numpy()
         correlation.append(spearmanr(ranking, explain(other, image[None], chosen, method)[0].flatten()).statistic)
-        picture = image.double().numpy()
-        background = np.zeros_like(picture)
+        pixels = image.double().numpy()
+        background = np.zeros_like(pixels)
         if fill == "mean":
-            background += picture.mean((1, 2), keepdims=True)
+            background += pixels.mean((1, 2), keepdims=True)
         if fill == "blur":
-            sigma = BLUR * min(picture.shape[1:])
-            wide = [
-                gaussian_filter(p, sigma, mode="constant", truncate=99) for p in [*picture, np.ones_like(picture[0])]
-            ]
+            sigma = BLUR * min(pixels.shape[1:])
+            wide = [gaussian_filter(p, sigma, mode="constant", truncate=99) for p in [*pixels, np.ones_like(pixels[0])]]
             background = np.stack(wide[:3]) / wide[3]
         for direction, order in enumerate([np.argsort(-ranking), np.argsort(ranking)]):
             for tenth in range(11):
-                changed = picture.reshape(3, -1).copy()
+                changed = pixels.reshape(3, -1).copy()
                 gone = order[: len(order) * tenth // 10]
                 changed[:, gone] = background.reshape(3, -1)[:, gone]
                 with torch.no_grad():
-                    logits = model(torch.from_numpy(changed.reshape(picture.shape)).float()[None])[0]
+                    logits = model(torch.from_numpy(changed.reshape(pixels.shape)).float()[None])[0]
                 rows.append((direction, tenth, float(logits.softmax(-1)[chosen]), int(logits.argmax()) == label))
     table = np.array(rows).reshape(-1, 2, 11, 4)
     return {"probability": table[..., 2], "correct": table[..., 3], "correlation": np.array(correlation)}
@@ -113,7 +111,7 @@ def area(curve: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(("fill", "target"), [("black", "predicted"), ("mean", "truth"), ("blur", "predicted")])
-def test_all_numbers_are_those_of_a_loop_over_pictures(
+def test_all_numbers_are_those_of_a_loop_over_images(
     fill: str, target: str, noise: ImageIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(METHODS, "fixed", always(falling(cases.SIZE)))
@@ -195,8 +193,8 @@ def test_ties_are_broken_anew_for_each_image_and_alike_for_the_same_seed(
     step.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     faithfulness(step, small, ["half"], batch_size=18)
     faithfulness(step, small, ["half"], batch_size=18)
-    pictures = torch.cat([batch for batch in seen if len(batch) == 18]).amax(1)  # of the maps' and the queue's batches
-    gone = [picture == 0 for picture in pictures]
+    perturbed = torch.cat([batch for batch in seen if len(batch) == 18]).amax(1)  # of the maps' and the queue's batches
+    gone = [pixels == 0 for pixels in perturbed]
     upper = [g[: SIDE // 2].float().mean().item() for g in gone]
     lower = [g[SIDE // 2 :].float().mean().item() for g in gone]
     assert all(u in (0, 1) or v in (0, 1) for u, v in zip(upper, lower, strict=True))
@@ -236,7 +234,7 @@ def test_batches_change_nothing_and_bound_what_the_model_gets(noise: ImageIndex)
     sizes: list[int] = []
     model.module.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     whole = faithfulness(model, noise, methods)
-    assert max(sizes) == 32  # 7 images have 126 pictures a method
+    assert max(sizes) == 32  # 7 images have 126 perturbed ones per method
     sizes.clear()
     parts = faithfulness(model, noise, methods, batch_size=2)
     assert max(sizes) == 2
