@@ -13,7 +13,7 @@ from typing import Any
 
 COMMAND = Path(sys.executable).with_name("clearhead")
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["clearhead.runs_new", "clearhead.cli"])
+FORKS.set_forkserver_preload(["clearhead.runs", "clearhead.cli"])
 
 
 def clearhead(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:

@@ -10,7 +10,7 @@ import pytest
 import timm
 import yaml
 
-from clearhead import runs_new as runs
+from clearhead import runs
 from clearhead.analyses import fourier
 from clearhead.models import load_model, save_model
 from tests.command import clearhead, error

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from clearhead.repairs import RRRLoss as RRRLoss
     from clearhead.repairs import repair as repair
     from clearhead.repairs import select_heads as select_heads
-    from clearhead.runs_new import render_report as render_report
+    from clearhead.runs import render_report as render_report
     from clearhead.training.config import TrainConfig as TrainConfig
     from clearhead.training.loop import fit as fit
 
@@ -95,7 +95,7 @@ _MODULES = {
     "predict": "prediction.predict",
     "read_images": "data.images",
     "register_method": "attribution",
-    "render_report": "runs_new",
+    "render_report": "runs",
     "repair": "repairs",
     "save_model": "models",
     "score_heads": "analyses.head_scores",

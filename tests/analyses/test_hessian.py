@@ -14,7 +14,7 @@ from clearhead.data.augment import mix_batch
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.landscape import LandscapeError
 from clearhead.models import Preprocessing, from_module
-from clearhead.runs_new import run
+from clearhead.runs import run
 from tests.command import clearhead, error, result
 
 

@@ -16,7 +16,7 @@ from clearhead.analyses.slices import find_slices
 from clearhead.metrics.statistics import holm
 from clearhead.models import load_model, save_model
 from clearhead.report.page import ExampleImages
-from clearhead.runs_new import read_run
+from clearhead.runs import read_run
 from tests.command import clearhead, error
 
 CLASSES = ["ant", "bee", "cow"]

@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from clearhead import runs_new as runs
+from clearhead import runs
 from clearhead.analyses import ANALYSES
 from clearhead.cli.analyses import add_analyses
 from clearhead.cli.signature import FROM_RUNNER, read_signature

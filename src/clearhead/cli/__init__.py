@@ -58,7 +58,7 @@ def report(
 ) -> None:
     """Put several finished runs on one page."""
     require_files("runs", runs)
-    from clearhead.runs_new import render_report
+    from clearhead.runs import render_report
 
     render_report(runs, out, title)
     print(f"page: {out}")

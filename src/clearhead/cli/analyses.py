@@ -80,7 +80,7 @@ def _function(command: str, module: str) -> Callable[..., None]:
         if "images" in arguments:
             arguments["images"] = _image_files(arguments["images"])
         from clearhead.cli.output import print_run
-        from clearhead.runs_new import run
+        from clearhead.runs import run
 
         options = {name: values[name] for name in _MODEL_OPTIONS if values.get(name) is not None}
         outcome = run(

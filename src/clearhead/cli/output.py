@@ -11,7 +11,7 @@ from clearhead.progress import is_shown_by_bar, log
 
 if TYPE_CHECKING:
     from clearhead.data.dataset import DataIssue
-    from clearhead.runs_new import Run
+    from clearhead.runs import Run
 
 
 def log_to_stderr() -> None:

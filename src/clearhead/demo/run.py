@@ -6,7 +6,7 @@ from typing import Any
 
 from clearhead.demo.data import make_demo
 from clearhead.repairs import RelevanceLoss, default_config
-from clearhead.runs_new import Run, render_report, run
+from clearhead.runs import Run, render_report, run
 from clearhead.training.config import TrainConfig
 
 MODEL = Path(__file__).parents[1] / "assets" / "demo"

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from clearhead import runs_new
+from clearhead import runs
 from clearhead.analyses.hessian import Spectrum
 from clearhead.errors import ClearheadError
 from clearhead.reproduce.vits_work.claims import Measurements, claims, compared
@@ -53,7 +53,7 @@ def reproduce(
     data = parts(out / "data", cifar, chosen, seed)
 
     def run(command: str, folder: str, /, **arguments: Any) -> Any:
-        return runs_new.run(command, arguments, out=out / folder, device=device).result
+        return runs.run(command, arguments, out=out / folder, device=device).result
 
     saved: dict[str, list[int]] = {}
     for name, training in chosen.trainings.items():
@@ -114,7 +114,7 @@ def _spectra(
         arguments |= {"batches": size.batches, "seed": config.seed, "augment": augment, "mixup": config.mixup}
         arguments |= {"cutmix": config.cutmix, "label_smoothing": config.label_smoothing}
         folder = out / f"hessian-{part}-{augment}"
-        result = runs_new.run("landscape hessian", arguments, out=folder, device=device).result
+        result = runs.run("landscape hessian", arguments, out=folder, device=device).result
         for name in names:
             spectra[name] = {epoch: result.spectra[f"{name}, epoch {epoch}"] for epoch in saved[name]}
     return spectra
