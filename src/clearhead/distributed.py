@@ -2,10 +2,9 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -76,14 +75,3 @@ def mean_over_processes(values: Tensor) -> Tensor:
         torch.distributed.all_reduce(values)
         values = values / torch.distributed.get_world_size()
     return values
-
-
-@contextmanager
-def main_process_first() -> Iterator[None]:
-    """Run the block in the main process before the others enter it."""
-    is_main = rank_and_size()[0] == 0
-    if not is_main:
-        barrier()
-    yield
-    if is_main:
-        barrier()

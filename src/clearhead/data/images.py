@@ -58,11 +58,6 @@ def as_image_index(
     return data
 
 
-def plain_source(source: str | Path) -> str:
-    """A source as text, the same however its path was written."""
-    return str(source) if "://" in str(source) else str(Path(source))
-
-
 def absolute_source(source: str | Path, folder: Path = Path()) -> str:
     """Return a source as text that does not depend on how it is written: local paths absolute, symlinks resolved.
 
