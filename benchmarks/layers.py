@@ -29,17 +29,18 @@ def main(name: str, size: int, batch: int, rounds: int) -> None:
     half = (0.5, 0.5, 0.5)
     preprocess = Preprocessing((size, size), (size, size), half, half)
     model = from_module(module.eval(), preprocess=preprocess, classes=[str(i) for i in range(module.num_classes)])
-    with repeatable_forward(model):  # else each call tells the model its mode again
-        compare(name, model, torch.randn(batch, 3, size, size), rounds)
+    with repeatable_forward(model):  # otherwise each call sets the mode of the model again
+        compare(name, model, torch.rand(batch, 3, size, size), rounds)
 
 
-def compare(name: str, model: Classifier, images: Tensor, rounds: int) -> None:
-    module, batch, branches = model.module, len(images), find_branches(model)
+def compare(name: str, model: Classifier, pixels: Tensor, rounds: int) -> None:
+    module, batch, branches = model.module, len(pixels), find_branches(model)
+    images = model.normalize(pixels)  # as the module takes them: a plain pass and hooks do not normalise
     blocks = [module.get_submodule(branches[block[-1]].module) for block in group_blocks(branches)]
 
     @torch.inference_mode()
     def plain() -> None:
-        model(images)
+        module(images)
 
     def measured() -> None:
         def at(i, value, _shortcut):
@@ -49,16 +50,16 @@ def compare(name: str, model: Classifier, images: Tensor, rounds: int) -> None:
                 log_amplitudes(x, layout.height, layout.width), variances(x)
             return made
 
-        hooked_forward(model, images, branches, at)
+        hooked_forward(model, pixels, branches, at)
 
     def watched() -> None:
-        hooked_forward(model, images, branches, lambda _i, value, _shortcut: value())
+        hooked_forward(model, pixels, branches, lambda _i, value, _shortcut: value())
 
     @torch.inference_mode()
     def hooked() -> None:
         outputs = []
         handles = [block.register_forward_hook(lambda _m, _i, output: outputs.append(output)) for block in blocks]
-        model(images)
+        module(images)
         for block, made in zip(group_blocks(branches), outputs, strict=True):
             layout = branches[block[-1]].layout
             x = flatten_positions(made, layout).unflatten(1, (layout.height, layout.width))
@@ -67,7 +68,7 @@ def compare(name: str, model: Classifier, images: Tensor, rounds: int) -> None:
         for handle in handles:
             handle.remove()
 
-    candidates = {"plain forward": plain, "stopping at every unit": watched}
+    candidates = {"plain forward": plain, "stopping at every branch": watched}
     candidates |= {"frequencies and variance": measured, "by hooks, fft2 and var": hooked}
     print(f"{name}, {len(branches)} branches, {torch.get_num_threads()} threads\n")
     table(seconds(candidates, rounds), "plain forward", batch)
@@ -76,19 +77,19 @@ def compare(name: str, model: Classifier, images: Tensor, rounds: int) -> None:
 
     def from_the_start() -> None:
         for i in range(len(residual)):
-            without(model, images, residual, [i])
+            without(model, pixels, residual, [i])
 
     def resumed() -> None:
-        starts = whole(model, images, residual)[1]
+        starts = whole(model, pixels, residual)[1]
         for i in range(len(residual)):
-            without(model, images, residual, [i], starts)
+            without(model, pixels, residual, [i], starts)
 
     def passes() -> None:
         for _ in residual:
             plain()
 
     print(f"\nlesions of {len(residual)} branches\n")
-    candidates = {"as many plain forwards": passes, "from the start": from_the_start, "gone on from the unit": resumed}
+    candidates = {"as many plain forwards": passes, "from the start": from_the_start, "resumed from the branch": resumed}
     table(seconds(candidates, max(1, rounds // 3)), "as many plain forwards", batch)
 
 

@@ -3,8 +3,8 @@
     python benchmarks/masks.py                                         speed, random weights suffice
     python benchmarks/masks.py --model timm:NAME@FILE --data FOLDER    overlap with the true masks of FOLDER
 
-Speed: 100 images of 224 px through DeiT-Tiny. The floor is the forward pass, 2.5 GFLOP an image, which no mask can go
-without; on top come the cosines of 12 layers, 2 x 12 x 196² x 192 = 0.18 GFLOP, and three graphs (tau and its two
+Speed: 100 images of 224 px through DeiT-Tiny. The floor is the forward pass, 2.5 GFLOP per image, which every mask
+needs; on top come the cosines of 12 layers, 2 x 12 x 196² x 192 = 0.18 GFLOP, and three graphs (tau and its two
 neighbours) of 196 nodes, each some 20 products with 4 vectors in float64, 2 x 20 x 196² x 4 = 6 MFLOP, and as much for
 orthogonal bases. The target is twice the forward pass. The peer is the dense solver, whose cost grows with N³.
 
@@ -39,14 +39,15 @@ def dense(weights: Tensor) -> Tensor:
     return torch.linalg.eigh(weights / (root[..., :, None] * root[..., None, :])).eigenvectors[..., -2] / root
 
 
-def speed(model: Classifier, images: Tensor, rounds: int) -> None:
+def speed(model: Classifier, pixels: Tensor, rounds: int) -> None:
     assert model.grid is not None
-    grid, batches = model.grid, images.split(25)
+    grid, batches = model.grid, pixels.split(25)
+    inputs = model.normalize(pixels).split(25)
 
     @torch.no_grad()
     def forward() -> None:
-        for batch in batches:
-            model(batch)
+        for batch in inputs:
+            model.module(batch)
 
     cosines = torch.cat([similarity(model, batch) for batch in batches])
     weights = affinity(cosines)
@@ -58,7 +59,7 @@ def speed(model: Classifier, images: Tensor, rounds: int) -> None:
         "one graph": lambda: second_eigenvector(weights),
         "one graph, dense": lambda: dense(weights),
     }
-    table(seconds(candidates, rounds), "forward", len(images))
+    table(seconds(candidates, rounds), "forward", len(pixels))
 
 
 def overlaps(model: Classifier, data: Path, batch_size: int) -> None:
@@ -129,6 +130,6 @@ if __name__ == "__main__":
         overlaps(load_model(options.model), options.data, options.batch_size)
     else:
         loaded = load_model(options.model, pretrained="@" in options.model)
-        # Smooth noise: patches that are all alike, or all unlike, would leave nothing to cut.
-        noise = torch.nn.functional.interpolate(torch.randn(options.images, 3, 7, 7), size=loaded.preprocess.size)
+        # Smooth noise: between patches that are all similar, or all different, there is nothing to cut.
+        noise = torch.nn.functional.interpolate(torch.rand(options.images, 3, 7, 7), size=loaded.preprocess.size)
         speed(loaded, noise, options.rounds)

@@ -34,7 +34,9 @@ def main(rounds: int) -> None:
     mask = torch.zeros(8, 1, 224, 224)
     mask[:, :, 60:170, 40:180] = 1
     labels = torch.arange(8)
-    batch = {"image": torch.randn(8, 3, 224, 224), "label": labels, "mask": mask, "has_mask": torch.ones(8) > 0}
+    pixels = torch.rand(8, 3, 224, 224)
+    images = model.normalize(pixels)  # as the module takes them: the plain step and the recipe do not normalise
+    batch = {"image": pixels, "label": labels, "mask": mask, "has_mask": torch.ones(8) > 0}
 
     def step(loss: Callable[[], torch.Tensor]) -> None:
         optimizer.zero_grad()
@@ -42,7 +44,7 @@ def main(rounds: int) -> None:
         optimizer.step()
 
     def recipe() -> torch.Tensor:
-        attention, logits = attention_of(module, batch["image"])
+        attention, logits = attention_of(module, images)
         score = logits.gather(1, labels[:, None]).sum()
         relevance = torch.eye(attention[0].shape[-1]).expand(8, -1, -1)
         for attn in attention:
@@ -51,13 +53,13 @@ def main(rounds: int) -> None:
         maps = scale(relevance[:, 0, 1:].unflatten(1, (14, 14)), (224, 224))
         inside = mask[:, 0]
         background, foreground = F.mse_loss(maps * (1 - inside), 0 * inside), F.mse_loss(maps * inside, inside)
-        output = module(batch["image"])
+        output = module(images)
         with torch.no_grad():
-            original(batch["image"])  # the public code compares the two models' predictions at every step
+            original(images)  # the public code compares the two models' predictions at every step
         return 0.8 * (2 * background + 0.3 * foreground) + 0.2 * F.cross_entropy(output, output.argmax(-1))
 
     candidates: dict[str, Callable[[], object]] = {
-        "plain training step": lambda: step(lambda: F.cross_entropy(module(batch["image"]), labels)),
+        "plain training step": lambda: step(lambda: F.cross_entropy(module(images), labels)),
         "clearhead repair step": lambda: step(lambda: RelevanceLoss()(model, batch)["loss"]),
         "clearhead repair step, second order": lambda: step(
             lambda: RelevanceLoss(second_order=True)(model, batch)["loss"]

@@ -33,13 +33,14 @@ def main(name: str, data: Path, count: int, workers: int, batch_size: int, round
     for number in range(rounds + 1):
         out = Path(tempfile.mkdtemp())
         start = time.perf_counter()
-        pictures = [load_image(sample.path) for sample in folder.samples]
+        decoded_images = [load_image(sample.path) for sample in folder.samples]
         decoded = time.perf_counter()
-        images = torch.stack([model.preprocess.image(picture) for picture in pictures])
+        images = torch.stack([model.preprocess.image(image) for image in decoded_images])
+        images = model.normalize(images)
         prepared = time.perf_counter()
         with torch.inference_mode():
             for batch in images.split(batch_size):
-                model(batch)
+                model.from_normalized(batch)
         passed = time.perf_counter()
         predict_suite(model, [one], out, batch_size=batch_size, workers=workers)
         whole = time.perf_counter()

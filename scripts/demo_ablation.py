@@ -1,6 +1,6 @@
-"""Which part of the repair does the work? The demo's model on the demo's pictures of another seed.
+"""Measure which part of the repair does the work, with the demo's model on the demo's images of another seed.
 
-Each variant is shown as it was after the epoch that its validation loss keeps, and after the last epoch.
+Each variant is shown after the epoch with the lowest validation loss, and after the last epoch.
 
 python scripts/demo_ablation.py --out /tmp/ablation
 """
@@ -29,8 +29,8 @@ VARIANTS = {
 }
 
 
-def said(estimate: Estimate) -> str:
-    """A number with its interval."""
+def formatted(estimate: Estimate) -> str:
+    """Return a number with its interval."""
     return f"{format_value(estimate.value, estimate.unit)} {format_interval(estimate)}"
 
 
@@ -41,24 +41,24 @@ def main(out: Path) -> None:
     model, config = load_model(str(MODEL)), settings()
     train, validation, test = (read_folder(out, split=s, classes=model.classes) for s in ("train", "val", "test"))
 
-    def numbers(found: Classifier) -> Audit:
-        return summarize(predict(found, test, batch_size=100), model.classes)
+    def measured(classifier: Classifier) -> Audit:
+        return summarize(predict(classifier, test, batch_size=100), model.classes)
 
     print("| | epoch | average | worst group | foreground relevance |\n|---|---|---|---|---|")
-    results = [("as it ships", "", numbers(model))]
+    results = [("original model", "", measured(model))]
     for name, loss in VARIANTS.items():
         state = out / "state" / name
         trained, history = fit(model, loss, train, validation, config, state)
         last = copy.deepcopy(model.module)
         last.load_state_dict(load_file(state / "model.safetensors"))
-        kept = best_epoch(history).number
-        results.append((name, f"{kept}, kept", numbers(trained)))
-        if kept < config.epochs:
-            results.append((name, f"{config.epochs}, the last", numbers(replace(model, module=last.eval()))))
-    for name, kept, found in results:
-        if found.worst_group and found.relevance_mass:
-            cells = (found.accuracy, found.worst_group[1], found.relevance_mass)
-            print(f"| {name} | {kept} | {' | '.join(said(cell) for cell in cells)} |", flush=True)
+        best = best_epoch(history).number
+        results.append((name, f"{best}, best", measured(trained)))
+        if best < config.epochs:
+            results.append((name, f"{config.epochs}, the last", measured(replace(model, module=last.eval()))))
+    for name, epoch, audit in results:
+        if audit.worst_group and audit.relevance_mass:
+            cells = (audit.accuracy, audit.worst_group[1], audit.relevance_mass)
+            print(f"| {name} | {epoch} | {' | '.join(formatted(cell) for cell in cells)} |", flush=True)
 
 
 if __name__ == "__main__":

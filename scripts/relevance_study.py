@@ -1,4 +1,4 @@
-"""The table "Masks that nobody drew" of docs/results.md: repairs by TokenCut masks, measured on shifted photographs.
+"""Make the table "Masks by the model itself" of docs/results.md: repairs with TokenCut masks on shifted photographs.
 
     python scripts/relevance_study.py --data CLEARHEAD_DATA --out study
 

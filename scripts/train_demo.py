@@ -40,11 +40,11 @@ def draw(pairs: list[tuple[str, str]], seed: int) -> tuple[Tensor, Tensor, Tenso
 
 
 def augmented(images: Tensor) -> Tensor:
-    """Mirrored half of the time, moved by up to 4 pixels."""
+    """Return images flipped horizontally half of the time and shifted by up to 4 pixels."""
     flip = torch.rand(len(images)) < 0.5
     images = torch.where(flip[:, None, None, None], images.flip(-1), images)
-    down, right = torch.randint(0, 9, (2,)).tolist()
-    return F.pad(images, (4, 4, 4, 4), mode="replicate")[..., down : down + 64, right : right + 64]
+    top, left = torch.randint(0, 9, (2,)).tolist()
+    return F.pad(images, (4, 4, 4, 4), mode="replicate")[..., top : top + 64, left : left + 64]
 
 
 def train(module: nn.Module, images: Tensor, loss: Callable[[Tensor, Tensor], Tensor], epochs: int, lr: float) -> None:
