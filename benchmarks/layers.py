@@ -89,7 +89,11 @@ def compare(name: str, model: Classifier, pixels: Tensor, rounds: int) -> None:
             plain()
 
     print(f"\nlesions of {len(residual)} branches\n")
-    candidates = {"as many plain forwards": passes, "from the start": from_the_start, "resumed from the branch": resumed}
+    candidates = {
+        "as many plain forwards": passes,
+        "from the start": from_the_start,
+        "resumed from the branch": resumed,
+    }
     table(seconds(candidates, max(1, rounds // 3)), "as many plain forwards", batch)
 
 

@@ -55,7 +55,7 @@ def test_overwritten_weights_are_another_run(here, caplog):
     assert second.folder != first.folder
     assert not second.finished_earlier
     assert "weights of model model changed" in caplog.text
-    assert first.result.maps["model"].units[-1].high != second.result.maps["model"].units[-1].high
+    assert first.result.maps["model"].branches[-1].high != second.result.maps["model"].branches[-1].high
 
 
 def test_added_images_new_masks_and_metadata_are_another_run(here, caplog):

@@ -31,14 +31,14 @@ def hsic(k: np.ndarray, l: np.ndarray) -> float:  # noqa: E741  (as in the paper
 def test_products_of_centred_matrices_are_the_unbiased_hsic(n, seed):
     rng = np.random.default_rng(seed)
     k, l = (x @ x.T for x in (rng.normal(size=(n, 3)), rng.normal(size=(n, 5))))  # noqa: E741
-    found = (centred(torch.from_numpy(k)) * centred(torch.from_numpy(l))).sum().item() / (n * (n - 3))
-    assert found == pytest.approx(hsic(k, l), rel=1e-6, abs=1e-9)
+    measured = (centred(torch.from_numpy(k)) * centred(torch.from_numpy(l))).sum().item() / (n * (n - 3))
+    assert measured == pytest.approx(hsic(k, l), rel=1e-6, abs=1e-9)
 
 
 def test_similarity_of_one_batch_is_that_of_its_features(folder):
     model, other = small("vit"), small("resnet")
-    found = cka(model, folder, other, batch_size=6)
-    assert (found.images, found.batch_size) == (12, 6)
+    measured = cka(model, folder, other, batch_size=6)
+    assert (measured.images, measured.batch_size) == (12, 6)
     whole = cka(model, folder, other)
     assert (whole.images, whole.batch_size) == (12, 12)
     assert np.shape(whole.cka) == (5, 6)
@@ -68,9 +68,9 @@ def hsic_fast(k, l):  # noqa: E741
 
 
 def test_a_model_is_similar_to_itself(folder):
-    found = cka(small("vit"), folder)
-    matrix = np.array(found.cka)
-    assert found.rows == found.columns
+    measured = cka(small("vit"), folder)
+    matrix = np.array(measured.cka)
+    assert measured.rows == measured.columns
     np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-9)
     np.testing.assert_allclose(matrix, matrix.T, atol=1e-9)
     np.testing.assert_allclose(cka(small("vit"), folder, small("vit")).cka, matrix, atol=1e-6)

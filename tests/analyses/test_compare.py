@@ -1,4 +1,4 @@
-"""Two models on the same images: what is told of the classes."""
+"""Two models on the same images: what is reported of the classes."""
 
 import numpy as np
 import pyarrow.parquet
@@ -37,8 +37,8 @@ def test_an_intervention_that_one_model_was_not_shown_is_left_out() -> None:
     before.interventions["background swapped"][:] = [0, 1, 2]
     after.interventions["background swapped"][:2] = [0, 1]  # the last image of its batch had no partner
     for pair in ((before, after), (after, before)):
-        found = compare(*pair, CLASSES).differences["accuracy, background swapped"]
-        assert (found.value, found.count) == (0, 2)
+        measured = compare(*pair, CLASSES).differences["accuracy, background swapped"]
+        assert (measured.value, measured.count) == (0, 2)
 
 
 def test_other_labels_for_the_same_images_are_refused() -> None:
@@ -50,10 +50,10 @@ def test_each_class_has_its_difference_and_the_worst_their_first_flips() -> None
     label = [0] * 6 + [1] * 6
     before = predictions([0] * 6 + [1, 1, 1, 0, 0, 0], label)
     after = predictions([1, 1, 1, 1, 0, 0] + [1] * 6, label)
-    found = compare(before, after, CLASSES)
-    assert {name: round(e.value, 3) for name, e in found.classes.items()} == {"ant": -0.667, "bee": 0.5}
-    assert all(e.count == 6 and e.low < e.value < e.high for e in found.classes.values())
-    assert found.first_negative_flips == {
+    measured = compare(before, after, CLASSES)
+    assert {name: round(e.value, 3) for name, e in measured.classes.items()} == {"ant": -0.667, "bee": 0.5}
+    assert all(e.count == 6 and e.low < e.value < e.high for e in measured.classes.values())
+    assert measured.first_negative_flips == {
         "ant": ["00.png", "01.png", "02.png"]
     }  # four were lost; cow has no image, bee gained
     assert compare(after, after, CLASSES).first_negative_flips == {}

@@ -44,9 +44,9 @@ def numpy_amplitudes(grid: np.ndarray) -> np.ndarray:
 def test_amplitudes_are_the_diagonal_of_the_transform(height, width, seed):
     x = np.random.default_rng(seed).normal(size=(2, height, width, 3))
     assume(np.abs(np.fft.fft2(x, axes=(1, 2))).min() > 1e-2)  # the logarithm of what rounds to nothing is not told
-    found = log_amplitudes(torch.from_numpy(x).flatten(1, 2), height, width)
-    np.testing.assert_allclose(found, numpy_amplitudes(x), atol=1e-3)
-    assert found.shape[1] == len(frequencies(height, width))
+    measured = log_amplitudes(torch.from_numpy(x).flatten(1, 2), height, width)
+    np.testing.assert_allclose(measured, numpy_amplitudes(x), atol=1e-3)
+    assert measured.shape[1] == len(frequencies(height, width))
 
 
 def test_frequencies_are_told_truly():
@@ -65,10 +65,10 @@ def test_variance_is_that_of_torch_wherever_the_mean_is(offset, count, seed):
 @pytest.mark.parametrize("name", ["vit", "vit-not-square", "resnet", "resnet-preact", "torchvision-swin"])
 def test_maps_are_those_that_hooks_see(name, folder):
     model, grids = small(name), []
-    found = feature_maps(model, folder, batch_size=5)
-    assert found.images == 12
-    assert not found.left_out
-    blocks = sorted({unit.unit.rpartition(" ")[0] for unit in found.units[1:]})
+    measured = feature_maps(model, folder, batch_size=5)
+    assert measured.images == 12
+    assert not measured.left_out
+    blocks = sorted({branch.branch.rpartition(" ")[0] for branch in measured.branches[1:]})
     for block in map(model.module.get_submodule, blocks):
         if name == "resnet":  # its block ends in a ReLU after the sum
             block.act3.register_forward_pre_hook(lambda _m, args: grids.append(args[0].movedim(1, -1).clone()))
@@ -78,40 +78,42 @@ def test_maps_are_those_that_hooks_see(name, folder):
             block.register_forward_hook(lambda _m, _i, output: grids.append(output))
     with torch.inference_mode():
         model(images_of(model, folder)[0])
-    last = {block: max(i for i, u in enumerate(found.units) if u.unit.startswith(f"{block} ")) for block in blocks}
+    last = {
+        block: max(i for i, u in enumerate(measured.branches) if u.branch.startswith(f"{block} ")) for block in blocks
+    }
     for block, grid in zip(blocks, grids, strict=True):
-        unit = found.units[last[block]]
+        branch = measured.branches[last[block]]
         if grid.ndim == 3:
-            grid = grid[:, model.grid.prefix :].unflatten(1, (unit.height, unit.width))
-        assert grid.shape[1:3] == (unit.height, unit.width)
+            grid = grid[:, model.grid.prefix :].unflatten(1, (branch.height, branch.width))
+        assert grid.shape[1:3] == (branch.height, branch.width)
         amplitude = numpy_amplitudes(grid.double().numpy()).mean(0)
-        np.testing.assert_allclose(unit.amplitude, amplitude - amplitude[0], atol=1e-3)
+        np.testing.assert_allclose(branch.amplitude, amplitude - amplitude[0], atol=1e-3)
         if len(amplitude) > 1:
-            assert unit.high.value == pytest.approx(unit.amplitude[-1], abs=1e-9)
+            assert branch.high.value == pytest.approx(branch.amplitude[-1], abs=1e-9)
         if grid[0, ..., 0].numel() == 1:
             continue
-        assert unit.variance.value == pytest.approx(grid.flatten(1, 2).var(1).mean().item(), rel=1e-3)
-        assert unit.variance.low <= unit.variance.value <= unit.variance.high
+        assert branch.variance.value == pytest.approx(grid.flatten(1, 2).var(1).mean().item(), rel=1e-3)
+        assert branch.variance.low <= branch.variance.value <= branch.variance.high
 
 
-def test_changes_are_differences_between_units_and_means_of_their_kind(folder):
-    found = feature_maps(small("vit"), folder)
-    for before, after in zip(found.units, found.units[1:], strict=False):
+def test_changes_are_differences_between_branches_and_means_of_their_type(folder):
+    measured = feature_maps(small("vit"), folder)
+    for before, after in zip(measured.branches, measured.branches[1:], strict=False):
         assert after.high_change.value == pytest.approx(after.high.value - before.high.value)
         assert after.variance_change.value == pytest.approx(after.variance.value - before.variance.value)
-    assert found.units[0].high_change is None
-    for kind in ("attention", "mlp"):
-        changes = [unit.high_change.value for unit in found.units if unit.kind == kind]
-        assert found.high_change[kind].value == pytest.approx(np.mean(changes))
-        assert found.high_change[kind].count == 12
+    assert measured.branches[0].high_change is None
+    for type_name in ("attention", "mlp"):
+        changes = [branch.high_change.value for branch in measured.branches if branch.type == type_name]
+        assert measured.high_change[type_name].value == pytest.approx(np.mean(changes))
+        assert measured.high_change[type_name].count == 12
 
 
 def test_no_change_is_told_where_the_grid_changes_or_has_one_frequency(folder):
-    found = feature_maps(small("torchvision-resnet"), folder)
-    assert [(u.height, u.high_change) for u in found.units[2:]] == [(4, None), (2, None), (1, None)]
-    assert math.isnan(found.units[-1].high.value)
-    assert found.units[1].high_change is not None
-    assert math.isnan(found.units[-1].variance.value)
+    measured = feature_maps(small("torchvision-resnet"), folder)
+    assert [(u.height, u.high_change) for u in measured.branches[2:]] == [(4, None), (2, None), (1, None)]
+    assert math.isnan(measured.branches[-1].high.value)
+    assert measured.branches[1].high_change is not None
+    assert math.isnan(measured.branches[-1].variance.value)
 
 
 def test_a_grid_of_one_frequency_has_changes_of_variance_alone(folder):
@@ -119,10 +121,10 @@ def test_a_grid_of_one_frequency_has_changes_of_variance_alone(folder):
     model = build(vit)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = feature_maps(model, folder)
-    assert [unit.high_change for unit in found.units] == [None] * 3
-    assert found.high_change == {}
-    assert list(found.variance_change) == ["attention", "mlp"]
+        measured = feature_maps(model, folder)
+    assert [branch.high_change for branch in measured.branches] == [None] * 3
+    assert measured.high_change == {}
+    assert list(measured.variance_change) == ["attention", "mlp"]
 
 
 def test_no_change_is_told_across_a_unit_that_was_left_out(folder):
@@ -133,9 +135,9 @@ def test_no_change_is_told_across_a_unit_that_was_left_out(folder):
         x = odd[:, :16]
         return x + m.one(x)
 
-    found = feature_maps(build(Handmade(there_and_back)), folder)
-    assert len(found.left_out) == 1
-    assert [unit.high_change is None for unit in found.units] == [True, False, True]
+    measured = feature_maps(build(Handmade(there_and_back)), folder)
+    assert len(measured.left_out) == 1
+    assert [branch.high_change is None for branch in measured.branches] == [True, False, True]
 
 
 def test_maps_without_a_grid_are_refused(folder):
@@ -148,13 +150,13 @@ def test_maps_without_a_grid_are_refused(folder):
 
 
 def test_branches_are_counted_whose_change_is_known():
-    def unit(change: float | None) -> FeatureMap:
+    def branch(change: float | None) -> FeatureMap:
         high = None if change is None else Estimate(change, change, change, 8)
         one = Estimate(1.0, 1.0, 1.0, 8)
         return FeatureMap("a", "conv", 0.5, 4, 4, [0, 0.5], [0, -1], one, one, high, one)
 
     mean = Estimate(-0.5, -1, 0, 8)
-    maps = FeatureMaps([unit(c) for c in (None, -2.0, 1.0)], {"conv": mean}, {"conv": mean, "mlp": mean}, [], 8)
+    maps = FeatureMaps([branch(c) for c in (None, -2.0, 1.0)], {"conv": mean}, {"conv": mean, "mlp": mean}, [], 8)
     changes = page(Fourier(Subject(["model"]), {"model": maps})).sections[0]
     assert [(row.name, row.cells, row.note) for row in changes.rows] == [
         ("model, convolution", [mean, mean], "2 branches, 1 lower it"),
@@ -166,9 +168,9 @@ def test_the_command_leaves_a_whole_run(place):
     run = clearhead("layers", "fourier", "model", "data", "--limit", 8, "--out", "fourier", cwd=place)
     assert run.returncode == 0, run.stderr
     assert "attention" in run.stdout
-    found = result(place / "fourier")["maps"]["model"]
-    assert found["images"] == 8
-    assert [unit["kind"] for unit in found["units"]] == ["embed", *["attention", "mlp"] * 2]
+    measured = result(place / "fourier")["maps"]["model"]
+    assert measured["images"] == 8
+    assert [branch["type"] for branch in measured["branches"]] == ["embed", *["attention", "mlp"] * 2]
     text = (place / "fourier" / "report.html").read_text()
     assert "Fourier spectrum" in text
     assert "Variance of feature maps" in text

@@ -26,15 +26,15 @@ def model():
 
 
 def test_a_linear_models_spectrum_is_that_of_its_fisher_matrix(model, ten_images):
-    found = spectra(model, ten_images, top=2, batches=9, batch_size=10, tolerance=1e-4)
-    assert len(found.batches) == 1  # a pass over the images
+    measured = spectra(model, ten_images, top=2, batches=9, batch_size=10, tolerance=1e-4)
+    assert len(measured.batches) == 1  # a pass over the images
     images = torch.stack([model.preprocess.image(Image.open(sample.path)) for sample in ten_images.samples])
     x, p = model.normalize(images).mean((2, 3)), model(images).softmax(-1).detach()
     logits = torch.diag_embed(p) - p[:, :, None] * p[:, None]  # of the logits, N x 2 x 2
     true = torch.linalg.eigvalsh(torch.einsum("ncd,ni,nj->cidj", logits, x, x).reshape(6, 6) / 10)
-    assert found.batches[0].values == pytest.approx(true.flip(0)[:2].tolist(), rel=1e-3)
-    assert found.largest.value == pytest.approx(true[-1].item(), rel=1e-3)
-    assert found.negative.value == 0
+    assert measured.batches[0].values == pytest.approx(true.flip(0)[:2].tolist(), rel=1e-3)
+    assert measured.largest.value == pytest.approx(true[-1].item(), rel=1e-3)
+    assert measured.negative.value == 0
 
 
 def test_weight_decay_moves_every_eigenvalue(model, ten_images):
@@ -56,9 +56,9 @@ def test_random_crops_change_the_batches_and_the_seed_decides_them(model, ten_im
 
 
 def test_mixing_images_mixes_their_labels(model, ten_images):
-    found = spectra(model, ten_images, top=2, batch_size=4, mixup=1.0, label_smoothing=0.1, seed=3, tolerance=1e-4)
+    measured = spectra(model, ten_images, top=2, batch_size=4, mixup=1.0, label_smoothing=0.1, seed=3, tolerance=1e-4)
     drawn = loader(ImageDataset(ten_images, model.preprocess), 4, 0, shuffle=True, seed=3)
-    for number, (batch, one) in enumerate(zip(drawn, found.batches, strict=False)):
+    for number, (batch, one) in enumerate(zip(drawn, measured.batches, strict=False)):
         image, target = mix_batch(batch["image"], batch["label"], 2, mixup=1.0, seed=(3, number))
         assert (target.amax(1) < 1).any()
         target = 0.9 * target + 0.1 / 2
@@ -75,36 +75,36 @@ def test_fewer_images_than_a_batch_raise_an_error(model, ten_images):
 
 
 def test_the_whole_spectrum_of_each_batch(model, ten_images):
-    found = spectra(model, ten_images, top=2, batch_size=5, tolerance=1e-4, density=True)
-    for batch in found.batches:
+    measured = spectra(model, ten_images, top=2, batch_size=5, tolerance=1e-4, density=True)
+    for batch in measured.batches:
         (nodes,), (weights,) = batch.density.nodes, batch.density.weights
         assert sum(weights) == pytest.approx(1)
         assert max(nodes) == pytest.approx(batch.highest, rel=1e-3)  # 6 steps in 6 dimensions: the eigenvalues
         assert batch.trace.value == pytest.approx(sum(nodes), abs=1e-4)
-    assert found.trace.value == pytest.approx(sum(b.trace.value for b in found.batches) / 2)
+    assert measured.trace.value == pytest.approx(sum(b.trace.value for b in measured.batches) / 2)
     assert spectra(model, ten_images, top=2, batch_size=5).trace is None
-    *_, figure, table = page(HessianResult(Subject(["m"], "d"), 2, {"m": found})).sections
+    *_, figure, table = page(HessianResult(Subject(["m"], "d"), 2, {"m": measured})).sections
     assert figure.title == "Whole spectrum"
     assert table.columns[-1] == "trace"
 
 
 def test_figures_of_many_models_draw_the_first_and_the_table_has_all(model, ten_images):
-    found = spectra(model, ten_images, top=2, batch_size=5, tolerance=1e-4)
+    measured = spectra(model, ten_images, top=2, batch_size=5, tolerance=1e-4)
     names = [f"model {i}" for i in range(9)]
-    figure, table = page(HessianResult(Subject(names, "d"), 2, dict.fromkeys(names, found))).sections
+    figure, table = page(HessianResult(Subject(names, "d"), 2, dict.fromkeys(names, measured))).sections
     assert figure.text.endswith("The first 8 of 9 models.")
     assert "model 7" in figure.svg
     assert "model 8" not in figure.svg
     assert [row.name for row in table.rows] == names
-    assert len(page(HessianResult(Subject(names, "d"), 2, {"epoch 3": found})).sections) == 2
+    assert len(page(HessianResult(Subject(names, "d"), 2, {"epoch 3": measured})).sections) == 2
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_models_whose_eigenvalues_are_far_apart_are_drawn_by_power_of_ten(model, ten_images, sign):
-    found = spectra(model, ten_images, top=2, batch_size=5, tolerance=1e-4)
+    measured = spectra(model, ten_images, top=2, batch_size=5, tolerance=1e-4)
     for factor, far in ((2.0, False), (1e4, True)):
         both = {
-            name: replace(found, batches=[replace(b, values=[by * v for v in b.values]) for b in found.batches])
+            name: replace(measured, batches=[replace(b, values=[by * v for v in b.values]) for b in measured.batches])
             for name, by in (("near", sign), ("far", sign * factor))
         }
         figure, _ = page(HessianResult(Subject(list(both), "d"), 2, both)).sections
@@ -119,9 +119,9 @@ FAST = {"split": "train", "top": 1, "batches": 2, "batch_size": 2, "tolerance": 
 def test_the_command_takes_a_run_for_the_epochs_it_saved(place, trained):
     finished = clearhead("landscape", "hessian", trained, "data", *OPTIONS, "--top", 2, "--out", "epochs", cwd=place)
     assert finished.returncode == 0, finished.stderr
-    found = result(place / "epochs")["spectra"]
-    assert list(found) == ["epoch 1", "epoch 3", "epoch 10", "checkpoint"]
-    assert found["epoch 10"]["largest"] == found["checkpoint"]["largest"]
+    measured = result(place / "epochs")["spectra"]
+    assert list(measured) == ["epoch 1", "epoch 3", "epoch 10", "checkpoint"]
+    assert measured["epoch 10"]["largest"] == measured["checkpoint"]["largest"]
     text = (place / "epochs" / "report.html").read_text()
     assert "trained: Hessian spectra" in text
     assert "Highest eigenvalue by epoch" in text
@@ -151,9 +151,9 @@ def test_a_stopped_run_goes_on_with_the_model_it_stopped_at(place, trained, tmp_
     calls = stopped_at(2)
     with pytest.raises(KeyboardInterrupt, match="state"):
         run("landscape hessian", arguments, out=tmp_path / "out", device="cpu")
-    found = run("landscape hessian", arguments, out=tmp_path / "out", device="cpu").result
+    measured = run("landscape hessian", arguments, out=tmp_path / "out", device="cpu").result
     assert len(calls) == 3
-    assert list(found.spectra) == found.subject.models == ["model", "trained, epoch 3"]
+    assert list(measured.spectra) == measured.subject.models == ["model", "trained, epoch 3"]
     assert not (tmp_path / "out" / "state").exists()
 
 
@@ -167,10 +167,10 @@ def test_another_model_under_the_same_name_is_another_run(place, trained, tmp_pa
         run("landscape hessian", arguments, device="cpu")
     shutil.rmtree(tmp_path / "model")
     shutil.copytree(trained / "checkpoint", tmp_path / "model")
-    found = run("landscape hessian", arguments, device="cpu").result.spectra
+    measured = run("landscape hessian", arguments, device="cpu").result.spectra
     assert len(calls) == 4
     fresh = measure(["model"], str(place / "data"), **FAST).spectra
-    assert found["model"].largest == fresh["model"].largest
+    assert measured["model"].largest == fresh["model"].largest
 
 
 def test_a_run_that_has_saved_more_epochs_is_another_run(place, trained, tmp_path, stopped_at, monkeypatch):
@@ -183,10 +183,10 @@ def test_a_run_that_has_saved_more_epochs_is_another_run(place, trained, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         run("landscape hessian", arguments, device="cpu")
     shutil.copytree(trained / "epochs" / "3", grown / "epochs" / "3")
-    found = run("landscape hessian", arguments, device="cpu").result.spectra
+    measured = run("landscape hessian", arguments, device="cpu").result.spectra
     fresh = measure(arguments["models"], str(place / "data"), **FAST).spectra
-    assert list(found) == list(fresh) == ["grown, epoch 1", "grown, epoch 3", "grown, checkpoint", "model"]
-    assert all(found[name].largest == fresh[name].largest for name in found)
+    assert list(measured) == list(fresh) == ["grown, epoch 1", "grown, epoch 3", "grown, checkpoint", "model"]
+    assert all(measured[name].largest == fresh[name].largest for name in measured)
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
@@ -196,11 +196,11 @@ def test_epochs_have_the_name_of_their_run_where_there_are_two(place, trained, t
         shutil.copytree(trained / "checkpoint", tmp_path / parent / "vit" / "checkpoint")
     one, other = tmp_path / "a" / "vit", tmp_path / "b" / "vit"
     models = [str(one), str(other / "epochs" / "1"), str(other / "epochs" / "3"), str(other / "checkpoint")]
-    found = measure(models, str(place / "data"), **FAST)
+    measured = measure(models, str(place / "data"), **FAST)
     parts = [*(f"epoch {n}" for n in (1, 3, 10)), "checkpoint"]
     expected = [*(f"vit (1), {part}" for part in parts), "vit (2), epoch 1", "vit (2), epoch 3", "vit (2)"]
-    assert list(found.spectra) == expected
-    assert page(found).sections[0].title == "Highest eigenvalue by epoch"
+    assert list(measured.spectra) == expected
+    assert page(measured).sections[0].title == "Highest eigenvalue by epoch"
 
 
 @pytest.mark.slow

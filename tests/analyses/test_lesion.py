@@ -51,24 +51,24 @@ def test_starting_at_the_shortcut_gives_the_logits_of_a_whole_pass(name):
     images = torch.randn(3, 3, 32, 32)
     _, starts = whole(model, images, branches)
     for i in range(len(branches)):
-        found = without(model, images, branches, [i], starts)
-        torch.testing.assert_close(found, without(model, images, branches, [i]), rtol=1e-3, atol=1e-3)
+        measured = without(model, images, branches, [i], starts)
+        torch.testing.assert_close(measured, without(model, images, branches, [i]), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["vit", "timm-swin", "resnet"])
 def test_lesions_are_paired_differences(name, folder):
     model = small(name) if name != "timm-swin" else classifier(name)
     folder = replace(folder, classes=model.classes)  # swin has two more
-    found = lesions(model, folder, batch_size=5)
+    measured = lesions(model, folder, batch_size=5)
     branches = [branch for branch in find_branches(model) if branch.type != "embed"]
     images, labels = images_of(model, folder)
     with torch.inference_mode():
         whole = model(images)
-    assert found.accuracy.value == pytest.approx((whole.argmax(-1) == labels).float().mean().item())
-    assert found.nll.value == pytest.approx(F.cross_entropy(whole, labels).item(), rel=1e-4)
+    assert measured.accuracy.value == pytest.approx((whole.argmax(-1) == labels).float().mean().item())
+    assert measured.nll.value == pytest.approx(F.cross_entropy(whole, labels).item(), rel=1e-4)
     expected = [[i] for i in range(len(branches))] + [block for block in group_blocks(branches) if len(block) > 1]
-    assert len(found.branches + found.blocks) == len(expected)
-    for lesion, removed in zip(found.branches + found.blocks, expected, strict=True):
+    assert len(measured.branches + measured.blocks) == len(expected)
+    for lesion, removed in zip(measured.branches + measured.blocks, expected, strict=True):
         logits = without(model, images, branches, removed)
         change = (logits.argmax(-1) == labels).float().mean() - (whole.argmax(-1) == labels).float().mean()
         assert lesion.accuracy.value == pytest.approx(change.item(), abs=1e-6)
@@ -87,8 +87,8 @@ def test_nan_logits_and_other_classes_raise_errors(folder):
 
 
 def test_half_of_the_work_is_shared_where_it_can_be(folder):
-    found = lesions(small("resnet"), folder)
-    assert found.passes == pytest.approx(1 + 1 + 4 / 5 + 3 / 5 + 2 / 5 + 1 / 5)
+    measured = lesions(small("resnet"), folder)
+    assert measured.passes == pytest.approx(1 + 1 + 4 / 5 + 3 / 5 + 2 / 5 + 1 / 5)
     assert lesions(small("vit"), folder).passes == pytest.approx(1 + 1 + 3 / 4 + 2 / 4 + 1 / 4 + 1 + 2 / 4)
 
 
@@ -98,8 +98,8 @@ def test_a_model_that_looks_back_is_run_whole(folder):
         y = y + m.two(y)
         return y + m.one(y) * x.mean(1, keepdim=True)
 
-    found = lesions(build(Handmade(back)), folder)
-    assert found.passes == pytest.approx(1 + 1 + 1 + 1 / 3)  # all but the last are looked past
+    measured = lesions(build(Handmade(back)), folder)
+    assert measured.passes == pytest.approx(1 + 1 + 1 + 1 / 3)  # all but the last are looked past
 
 
 def test_the_embedding_cannot_be_removed():
@@ -131,12 +131,12 @@ def test_the_command_leaves_a_whole_run(place):
     run = clearhead(*command, cwd=place)
     assert run.returncode == 0, run.stderr
     assert "without blocks.0" in run.stdout
-    found = result(place / "lesion")["lesions"]["model"]
-    assert [len(found["branches"]), len(found["blocks"])] == [4, 2]
-    assert found["accuracy"]["count"] == 12
+    measured = result(place / "lesion")["lesions"]["model"]
+    assert [len(measured["branches"]), len(measured["blocks"])] == [4, 2]
+    assert measured["accuracy"]["count"] == 12
     assert "Accuracy without each branch" in (place / "lesion" / "report.html").read_text()
     assert not (place / "lesion" / "state").exists()
-    assert [branch["name"] for branch in found["branches"]][:2] == ["blocks.0 attention", "blocks.0 mlp"]
+    assert [branch["name"] for branch in measured["branches"]][:2] == ["blocks.0 attention", "blocks.0 mlp"]
     again = clearhead(*command, cwd=place)  # is read, not run again
     assert again.returncode == 0, again.stderr
     assert "finished earlier" in again.stderr

@@ -63,27 +63,29 @@ def test_directions_are_as_long_as_the_filters_and_nothing_else_moves(name):
 def test_a_plane_is_that_of_weights_moved_by_hand(ten_images):
     module = convolutional()
     model = named(module)
-    found = surface(model, ten_images, dims=2, points=3, span=0.5, weight_decay=0.1, batch_size=4, seed=1)
+    measured = surface(model, ten_images, dims=2, points=3, span=0.5, weight_decay=0.1, batch_size=4, seed=1)
     images = torch.stack([model.preprocess.image(Image.open(sample.path)) for sample in ten_images.samples])
     labels = torch.tensor([sample.label for sample in ten_images.samples])
     directions = random_directions(module, 2, seed=1)
-    assert (found.steps, found.images) == ([-0.5, 0.0, 0.5], 10)
-    for i, point in enumerate([(x, y) for x in found.steps for y in found.steps]):
+    assert (measured.steps, measured.images) == ([-0.5, 0.0, 0.5], 10)
+    for i, point in enumerate([(x, y) for x in measured.steps for y in measured.steps]):
         other = shifted_weights(module, directions, point)
         assert not other.training
         output = other(model.normalize(images))
-        assert found.nll[i] == pytest.approx(F.cross_entropy(output, labels).item(), rel=1e-5)
-        assert found.accuracy[i] == pytest.approx((output.argmax(1) == labels).float().mean().item())
+        assert measured.nll[i] == pytest.approx(F.cross_entropy(output, labels).item(), rel=1e-5)
+        assert measured.accuracy[i] == pytest.approx((output.argmax(1) == labels).float().mean().item())
         squares = sum(p.detach().double().square().sum().item() for p in other.parameters())
-        assert found.l2[i] == pytest.approx(0.05 * squares, rel=1e-6)
+        assert measured.l2[i] == pytest.approx(0.05 * squares, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["timm-vit", "timm-swin", "hf-vit", "torchvision-vit"])
 def test_points_of_a_transformer_of_any_library(name):
     module, images, labels = cases.MODELS[name](), cases.images(4), torch.tensor([0, 1, 2, 3])
     directions = random_directions(module, 1)
-    found = loss_at_points(module, directions, [(0.0,), (0.3,)], [(images[:3], labels[:3]), (images[3:], labels[3:])])
-    for point, (nll, _) in zip([(0.0,), (0.3,)], found, strict=True):
+    measured = loss_at_points(
+        module, directions, [(0.0,), (0.3,)], [(images[:3], labels[:3]), (images[3:], labels[3:])]
+    )
+    for point, (nll, _) in zip([(0.0,), (0.3,)], measured, strict=True):
         output = cases.logits(shifted_weights(module, directions, point), images)
         assert float(nll) == pytest.approx(F.cross_entropy(output, labels).item(), rel=1e-4)
 
@@ -109,9 +111,9 @@ def test_along_eigenvectors_the_curvature_is_the_eigenvalue(ten_images):
         )
         assert (low + high - 2 * here).item() / 1e-6 == pytest.approx(value * length**2, rel=1e-2)
 
-    found = surface(named(convolutional()), ten_images, dims=2, points=3, span=0.01, along="eigenvectors")
-    assert len(found.curvature) == 2
-    assert len(found.nll) == 9
+    measured = surface(named(convolutional()), ten_images, dims=2, points=3, span=0.01, along="eigenvectors")
+    assert len(measured.curvature) == 2
+    assert len(measured.nll) == 9
 
 
 @pytest.mark.parametrize("how", ["whole", "stopped", "broken"])
@@ -149,12 +151,12 @@ class _Brittle(nn.Module):
 
 
 def test_not_a_number_far_out_is_a_gap_and_at_the_weights_an_error(ten_images):
-    found = surface(named(_Brittle(False)), ten_images, dims=1, points=5)
-    assert found.nll[2] is not None
-    assert found.nll[0] is None
-    assert found.nll[4] is None
-    assert [value is None for value in found.accuracy] == [value is None for value in found.nll]
-    assert '"nll": [null' in json.dumps(asdict(found), allow_nan=False)
+    measured = surface(named(_Brittle(False)), ten_images, dims=1, points=5)
+    assert measured.nll[2] is not None
+    assert measured.nll[0] is None
+    assert measured.nll[4] is None
+    assert [value is None for value in measured.accuracy] == [value is None for value in measured.nll]
+    assert '"nll": [null' in json.dumps(asdict(measured), allow_nan=False)
     with pytest.raises(LandscapeError, match="the loss is nan at the model's own weights"):
         surface(named(_Brittle(True)), ten_images, dims=1, points=5)
 
@@ -186,7 +188,7 @@ def test_impossible_grids_raise_an_error(ten_images, options, message):
 
 
 class _Keeping(nn.Module):
-    """In eval mode keeps what it made of a weight until it is told the mode again, as timm's LeViT does."""
+    """In eval mode caches what it made of a weight until its mode is set again, as timm's LeViT does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,9 +212,9 @@ def test_what_a_module_keeps_in_eval_mode_is_of_the_weights_it_has(ten_images):
     direction = {"head.bias": torch.tensor([1.0, -0.5])}
     points = loss_at_points(model.module, [direction], [(-1.0,), (0.0,), (1.0,)], [(images, labels)])
     weight, bias = model.module.head.weight, model.module.head.bias
-    for x, found in zip((-1.0, 0.0, 1.0), points, strict=True):
+    for x, measured in zip((-1.0, 0.0, 1.0), points, strict=True):
         logits = images.flatten(1) @ weight.T + 3 * (bias + x * direction["head.bias"])
-        assert found[0].item() == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+        assert measured[0].item() == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     double = copied(model.module).double()
 
     def loss():
@@ -245,9 +247,9 @@ def test_the_command_shows_models_side_by_side(place, trained, options, expected
     run = clearhead(*command, *options, "--out", out, cwd=place)
     assert run.returncode == 0, run.stderr
     assert "mean rise" in run.stdout
-    found = result(place / out)
-    assert found["subject"]["models"] == ["model", "trained"]
-    for one in found["surfaces"].values():
+    measured = result(place / out)
+    assert measured["subject"]["models"] == ["model", "trained"]
+    for one in measured["surfaces"].values():
         assert len(one["nll"]) == len(one["accuracy"]) == len(one["l2"]) == 3 ** one["dims"]
     text = (place / out / "report.html").read_text()
     assert all(part in text for part in expected)
@@ -255,10 +257,10 @@ def test_the_command_shows_models_side_by_side(place, trained, options, expected
 
 def test_measure_takes_a_classifier(ten_images):
     model = named(convolutional())
-    found = measure([model], ten_images, dims=1, points=3)
-    assert found.surfaces == {found.subject.model: surface(model, ten_images, dims=1, points=3)}
-    assert found.subject.images == 10
-    assert page(found).sections[0].title == "Cross-entropy on a line"
+    measured = measure([model], ten_images, dims=1, points=3)
+    assert measured.surfaces == {measured.subject.model: surface(model, ten_images, dims=1, points=3)}
+    assert measured.subject.images == 10
+    assert page(measured).sections[0].title == "Cross-entropy on a line"
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ def test_the_command_shows_distances_and_angles(place, trained):
     run = clearhead(*command, cwd=place)
     assert run.returncode == 0, run.stderr
     assert "epoch 10" in run.stdout
-    found = result(place / "trajectory")
-    assert found["epochs"] == [1, 3, 10]
-    assert len(found["trajectory"]["step"]) == 2
-    assert found["trajectory"]["angle"][0] == pytest.approx(90, abs=3)  # random steps in many dimensions
+    measured = result(place / "trajectory")
+    assert measured["epochs"] == [1, 3, 10]
+    assert len(measured["trajectory"]["step"]) == 2
+    assert measured["trajectory"]["angle"][0] == pytest.approx(90, abs=3)  # random steps in many dimensions
     assert "trained: training trajectory" in (place / "trajectory" / "report.html").read_text()
     (place / "trained" / "log.txt").write_text("a line")
     again = clearhead(*command, cwd=place)

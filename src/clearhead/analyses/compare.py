@@ -44,7 +44,7 @@ class Comparison:
     Attributes:
         before: the audit of A.
         after: the audit of B.
-        differences: B minus A by measure, in the order they are told; higher is better but for the loss.
+        differences: B minus A by measure, in the order of the table; higher is better except for the loss.
         groups: difference of the accuracy of each group.
         classes: difference of the accuracy of each class that has images.
         mcnemar: positive and negative flips, and the exact p-value.
@@ -239,7 +239,8 @@ def _other_differences(before: Predictions, after: Predictions, seed: int) -> di
 
 def _flipped(files: npt.NDArray[Any], change: npt.NDArray[Any], flipped: npt.NDArray[Any], shown: int) -> list[str]:
     """Return the files of the flipped images, those of the most negative change first."""
-    return files[flipped][change[flipped].argsort(kind="stable")][:shown].tolist()
+    first: list[str] = files[flipped][change[flipped].argsort(kind="stable")][:shown].tolist()
+    return first
 
 
 def export(result: ComparisonResult, folder: Path) -> None:
@@ -296,13 +297,13 @@ def headline(comparison: Comparison | None) -> list[tuple[str, Estimate]]:
 
 
 def _measures(audit: Audit) -> dict[str, Estimate]:
-    """The measures of one model that are shares, in the order they are told."""
-    found = {"worst-group accuracy": audit.worst_group[1]} if audit.worst_group else {}
-    found["average accuracy"] = audit.accuracy
-    found |= {f"accuracy, {name}": value for name, value in audit.interventions.items() if name != "clean"}
+    """Return the measures of one model that are fractions, in the order of the table."""
+    measures = {"worst-group accuracy": audit.worst_group[1]} if audit.worst_group else {}
+    measures["average accuracy"] = audit.accuracy
+    measures |= {f"accuracy, {name}": value for name, value in audit.interventions.items() if name != "clean"}
     if audit.relevance_mass:
-        found["foreground relevance"] = audit.relevance_mass
-    return found | {"ECE": audit.calibration.ece}
+        measures["foreground relevance"] = audit.relevance_mass
+    return measures | {"ECE": audit.calibration.ece}
 
 
 def _pairs(c: Comparison) -> list[tuple[str, list[tuple[str, Estimate]]]]:
@@ -311,7 +312,7 @@ def _pairs(c: Comparison) -> list[tuple[str, list[tuple[str, Estimate]]]]:
 
 
 def difference_table(c: Comparison) -> Table:
-    """Each measure before and after, the paired difference, and the flips."""
+    """Return each measure before and after, the paired difference, and the flips."""
     before = _measures(c.before) | {"loss": c.before.calibration.loss}
     after = _measures(c.after) | {"loss": c.after.calibration.loss}
     rows = [
@@ -339,8 +340,8 @@ def _probability(p: float) -> str:
 
 
 def _class_tables(c: Comparison) -> list[Section]:
-    """The classes whose accuracy rose and fell most, for more than two classes."""
-    found: list[Section] = []
+    """Return tables of the classes whose accuracy rose and fell most, for more than two classes."""
+    tables: list[Section] = []
     changed = sorted(c.classes.items(), key=lambda item: -item[1].value) if len(c.classes) > 2 else []
     for title, classes in (
         ("Most improved classes", [(name, d) for name, d in changed if d.value > 0]),
@@ -350,6 +351,6 @@ def _class_tables(c: Comparison) -> list[Section]:
             shown = classes[:MOST_CHANGED]
             rows = [Row(name, [c.before.classes[name], c.after.classes[name], d]) for name, d in shown]
             text = f"{len(classes):,} of {len(c.classes):,} classes{'; the first are shown' * (shown != classes)}. "
-            text += "With few images a class, chance alone moves many; the intervals say how far."
-            found.append(Table(title, ["before", "after", "difference"], rows, text))
-    return found
+            text += "With few images per class many change by chance alone; the intervals show by how much."
+            tables.append(Table(title, ["before", "after", "difference"], rows, text))
+    return tables

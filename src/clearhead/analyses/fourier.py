@@ -1,8 +1,8 @@
-"""Frequencies and variance of feature maps through the depth of a model.
+"""Measure frequencies and variance of feature maps through the depth of a model.
 
 After Park & Kim, "How Do Vision Transformers Work?" (arXiv 2202.06709), figures 2 and 8: attention lowers the high
-frequencies and the variance of feature maps, convolutions raise them. One forward pass an image; a feature map is
-measured where it is made, and none is kept.
+frequencies and the variance of feature maps, convolutions raise them. One forward pass per image; a feature map is
+measured where it is computed, and none is stored.
 """
 
 import math
@@ -36,7 +36,7 @@ from clearhead.models.source import ModelLike, as_classifier, display_names
 from clearhead.options import BatchSize, Limit, Seed, Split, Workers
 from clearhead.progress import Progress, prefixed, track
 from clearhead.report import layer_plots
-from clearhead.report.layer_plots import kind_name
+from clearhead.report.layer_plots import type_name
 from clearhead.report.page import Figure, Page, Row, Section, Table
 from clearhead.storage import resumable
 
@@ -45,21 +45,21 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """The feature map of one unit, over images.
+    """The feature map after one residual branch, over images.
 
     Attributes:
-        unit, kind, depth: which unit, as in ``ResidualBranch``.
+        branch, type, depth: name, type and depth of the branch, as in ``ResidualBranch``.
         height, width: its grid of positions.
-        frequency: of each amplitude, in units of π (radians a position).
+        frequency: of each amplitude, in units of π (radians per position).
         amplitude: relative log amplitude at each frequency, mean over images; 0 at frequency 0.
         high: that of the last frequency; NaN on a grid too small to have one.
         variance: over positions.
-        high_change, variance_change: through the unit, after less before; None where the grid before was another, or
+        high_change, variance_change: through the branch, after - before; None where the grid before was another, or
             unknown, or too small.
     """
 
-    unit: str
-    kind: str
+    branch: str
+    type: str
     depth: float
     height: int
     width: int
@@ -76,14 +76,14 @@ class FeatureMaps:
     """The feature maps of one model.
 
     Attributes:
-        units: in order of depth.
-        high_change: by kind, the mean change of the last frequency's amplitude through a unit of it.
-        variance_change: by kind, the mean change of the variance.
-        left_out: names of units whose positions form no grid.
+        branches: in order of depth.
+        high_change: by type, the mean change of the last frequency's amplitude through a branch of this type.
+        variance_change: by type, the mean change of the variance.
+        left_out: names of branches whose positions form no grid.
         images: how many.
     """
 
-    units: list[FeatureMap]
+    branches: list[FeatureMap]
     high_change: dict[str, Estimate]
     variance_change: dict[str, Estimate]
     left_out: list[str]
@@ -99,30 +99,30 @@ class Fourier:
 
 
 def frequencies(height: int, width: int) -> list[float]:
-    """The frequencies of ``log_amplitudes`` in units of π: 0 to the last below π, which is 6/7 π on a grid of 14."""
+    """Return the frequencies of ``log_amplitudes`` in units of π: 0 to the last below π, 6/7 π on a grid of 14."""
     shorter = min(height, width)
     return [2 * k / shorter for k in range((shorter + 1) // 2)]
 
 
 def log_amplitudes(values: Tensor, height: int, width: int) -> Tensor:
-    """log(|F| + 1e-6) on the diagonal of the Fourier transform from its centre to the corner, mean over channels.
+    """Return log(|F| + 1e-6) on the diagonal of the Fourier transform from centre to corner, mean over channels.
 
-    The transform is the unnormalised one of two dimensions. Of one that is not square the bins nearest to the diagonal
-    are taken. Only these few are computed, by a product with their waves.
+    The transform is the unnormalised one of two dimensions; where it is not square, the bins nearest to the diagonal
+    are used. Only these few are computed, by a product with their waves.
 
     Args:
         values: B x (height * width) x C.
         height, width: of the grid.
 
     Returns:
-        B x frequencies, as ``frequencies`` tells them.
+        B x frequencies, as ``frequencies`` lists them.
     """
     cosine, sine = (_waves(height, width, values.device) @ values.float()).chunk(2, 1)
     return (torch.hypot(cosine, sine) + 1e-6).log().mean(-1)
 
 
 def variances(values: Tensor) -> Tensor:
-    """The unbiased variance over positions of B x positions x C, mean over channels: B."""
+    """Return the unbiased variance over positions of B x positions x C, mean over channels: B."""
     values = values.float()
     centred = values - values.mean(1, keepdim=True)
     return centred.square_().sum(1).mean(-1) / (values.shape[1] - 1)  # torch.var is several times slower on a CPU
@@ -130,8 +130,8 @@ def variances(values: Tensor) -> Tensor:
 
 @cache
 def _waves(height: int, width: int, device: torch.device) -> Tensor:
-    """The cosines, then the sines of each frequency at each position: 2 frequencies x positions."""
-    with torch.inference_mode(False):  # it is kept
+    """Return the cosines, then the sines of each frequency at each position: 2 frequencies x positions."""
+    with torch.inference_mode(False):  # it is cached
         bins = torch.arange((min(height, width) + 1) // 2, dtype=torch.float64)
         down, across = ((bins * side / min(height, width)).round() / side for side in (height, width))
         y, x = torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64)
@@ -154,7 +154,7 @@ def measure(
 ) -> Fourier:
     """Measure which layers lower high frequencies and which raise them, and the variance of feature maps.
 
-    Any images will do: labels are not used.
+    Labels are not used.
 
     Example:
         $ clearhead layers fourier timm:vit_small_patch16_224 timm:resnet50 DATA
@@ -271,9 +271,9 @@ def _summarize(branches: list[ResidualBranch], numbers: list[dict[str, Array]], 
                 variance_change=change.get("variance"),
             )
         )
-    kinds: list[str] = list(dict.fromkeys(one.kind for one in maps if one.kind != "embed"))
+    types = list(dict.fromkeys(one.type for one in maps if one.type != "embed"))
     high, variance = (
-        {kind: _mean(np.mean(changes[name, kind], 0), seed) for kind in kinds if changes[name, kind]}
+        {type_: _mean(np.mean(changes[name, type_], 0), seed) for type_ in types if changes[name, type_]}
         for name in ("high", "variance")
     )
     left_out = [branch.name for branch in branches if not branch.layout]
@@ -302,12 +302,12 @@ def page(result: Fourier) -> Page:
 def _change_table(result: Fourier) -> Table:
     rows = [
         Row(
-            f"{name}, {kind_name(kind)}",
-            [maps.high_change.get(kind, ""), maps.variance_change[kind]],
-            _lowering(maps, kind),
+            f"{name}, {type_name(type_)}",
+            [maps.high_change.get(type_, ""), maps.variance_change[type_]],
+            _lowering(maps, type_),
         )
         for name, maps in result.maps.items()
-        for kind in maps.variance_change
+        for type_ in maps.variance_change
     ]
     text = (
         "Mean change of the feature map through a branch of each type (after - before), where the grid stays the same. "
@@ -317,15 +317,15 @@ def _change_table(result: Fourier) -> Table:
     return Table("Change through a branch", ["high frequency", "variance"], rows, text)
 
 
-def _lowering(maps: FeatureMaps, kind: str) -> str:
-    changes = [one.high_change.value for one in maps.units if one.kind == kind and one.high_change]
+def _lowering(maps: FeatureMaps, type_: str) -> str:
+    changes = [one.high_change.value for one in maps.branches if one.type == type_ and one.high_change]
     return f"{len(changes)} branches, {sum(change < 0 for change in changes)} lower it" if changes else ""
 
 
 def _model_sections(maps: FeatureMaps, suffix: str) -> list[Section]:
-    grids = " and ".join(dict.fromkeys(f"{one.height} x {one.width}" for one in maps.units))
-    last = " and ".join(dict.fromkeys(f"{one.frequency[-1]:.3g}π" for one in maps.units if len(one.frequency) > 1))
-    lines = [(one.depth, one.frequency, one.amplitude) for one in maps.units if len(one.frequency) > 1]
+    grids = " and ".join(dict.fromkeys(f"{one.height} x {one.width}" for one in maps.branches))
+    last = " and ".join(dict.fromkeys(f"{one.frequency[-1]:.3g}π" for one in maps.branches if len(one.frequency) > 1))
+    lines = [(one.depth, one.frequency, one.amplitude) for one in maps.branches if len(one.frequency) > 1]
     excluded = f" Excluded, because their positions form no grid: {', '.join(maps.left_out)}." if maps.left_out else ""
     sections: list[Section] = []
     if lines:
@@ -337,19 +337,19 @@ def _model_sections(maps: FeatureMaps, suffix: str) -> list[Section]:
         sections.append(Figure(title, text, layer_plots.amplitudes(lines, title)))
         title = f"High frequency{suffix}"
         text = f"The highest of these frequencies ({last}) after each branch, coloured by the branch's type."
-        high = [(one.kind, one.depth, one.high) for one in maps.units]
+        high = [(one.type, one.depth, one.high) for one in maps.branches]
         sections.append(Figure(title, text, layer_plots.through_depth(high, title, "Δ log amplitude", steps=True)))
     title = f"Variance of feature maps{suffix}"
     text = "Variance over positions, mean over channels and images, after each branch."
-    variance = [(one.kind, one.depth, one.variance) for one in maps.units]
+    variance = [(one.type, one.depth, one.variance) for one in maps.branches]
     sections.append(Figure(title, text, layer_plots.through_depth(variance, title, "variance", steps=True)))
     rows = [
         Row(
-            one.unit,
+            one.branch,
             [one.high, one.high_change or "", one.variance, one.variance_change or ""],
             f"{one.height} x {one.width}",
         )
-        for one in maps.units
+        for one in maps.branches
     ]
     columns = ["high frequency", "change", "variance", "change of variance"]
     return [*sections, Table(f"Branches{suffix}", columns, rows, "After each branch, with its grid.", names="branch")]

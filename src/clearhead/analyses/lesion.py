@@ -1,4 +1,4 @@
-"""Lesions: what a trained model loses when one of its residual branches, or a whole block, is removed.
+"""Measure what a trained model loses when one of its residual branches, or a whole block, is removed.
 
 A removed branch passes on its shortcut and nothing else. Everything before it is unchanged and is not computed again
 for each branch, which halves the work; this is tried on the model first, and not used where it changes the output.
@@ -42,14 +42,14 @@ class Lesion:
 
     Attributes:
         name: of the branch or the block.
-        kind: of the branch; ``block`` for several branches.
+        type: of the branch; ``block`` for several branches.
         depth: of the branch, or of the last one of the block.
         accuracy: without it - with it.
         nll: negative log-likelihood, without it - with it, in nats.
     """
 
     name: str
-    kind: str
+    type: str
     depth: float
     accuracy: Estimate
     nll: Estimate
@@ -173,9 +173,9 @@ def lesions(
     results = []
     for removed, (still_correct, losses) in zip(removals, rest, strict=True):
         last = branches[removed[-1]]
-        name, kind = (last.name, last.type) if len(removed) == 1 else (_block_name(branches, removed), "block")
+        name, type_ = (last.name, last.type) if len(removed) == 1 else (_block_name(branches, removed), "block")
         change = accuracy_difference(correct > 0, still_correct > 0), mean_difference(loss, losses, "nats", seed)
-        results.append(Lesion(name, kind, last.depth, *change))
+        results.append(Lesion(name, type_, last.depth, *change))
     passes = 1 + sum(1 - removed[0] / len(branches) if resumes[removed[0]] else 1.0 for removed in removals)
     accuracy, nll = proportion(correct > 0), mean(loss.astype(np.float64), "nats", seed)
     return Lesions(accuracy, nll, results[: len(branches)], results[len(branches) :], passes)
@@ -311,4 +311,4 @@ def _model_sections(measured: Lesions, suffix: str) -> list[Section]:
 
 
 def _points(measured: Sequence[Lesion], name: str) -> list[tuple[str, float, Estimate]]:
-    return [(one.kind, one.depth, getattr(one, name)) for one in measured]
+    return [(one.type, one.depth, getattr(one, name)) for one in measured]

@@ -141,8 +141,8 @@ def _parameter(parameter: Parameter, base: Any, option: Any, default: Any = _SAM
     return inspect.Parameter(parameter.name, keyword, default=value, annotation=Annotated[base, option])
 
 
-def _is_bool(kind: Any) -> bool:
-    return kind is bool or (get_origin(kind) in (Union, types.UnionType) and bool in get_args(kind))
+def _is_bool(annotation: Any) -> bool:
+    return annotation is bool or (get_origin(annotation) in (Union, types.UnionType) and bool in get_args(annotation))
 
 
 def parse(parameter: Parameter, value: Any) -> Any:

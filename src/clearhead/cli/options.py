@@ -22,7 +22,7 @@ def parse_integers(value: str, option: str) -> list[int]:
 
 def parse_pair(value: str, separator: str, option: str) -> tuple[str, str]:
     """Return the two parts of an option's value around a separator."""
-    left, _, right = value.partition(separator)
-    if not (left and right):
+    first, _, second = value.partition(separator)
+    if not (first and second):
         raise ClearheadError(f"--{option}: got {value!r}; give two parts with {separator!r} between them")
-    return left, right
+    return first, second

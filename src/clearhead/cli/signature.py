@@ -91,17 +91,17 @@ def _evaluate(node: ast.expr | None) -> Any:
     return eval(compile(ast.fix_missing_locations(expression), "<signature>", "eval"), dict(_NAMES))
 
 
-def is_sequence(kind: Any, item: type) -> bool:
+def is_sequence(annotation: Any, item: type) -> bool:
     """Whether a type is a sequence of such items, or such a sequence or something else."""
-    if get_origin(kind) in (typing.Union, types.UnionType):
-        return any(is_sequence(part, item) for part in get_args(kind))
-    return get_origin(kind) in (list, tuple, collections.abc.Sequence) and get_args(kind)[0] is item
+    if get_origin(annotation) in (typing.Union, types.UnionType):
+        return any(is_sequence(part, item) for part in get_args(annotation))
+    return get_origin(annotation) in (list, tuple, collections.abc.Sequence) and get_args(annotation)[0] is item
 
 
-def literals(kind: Any) -> list[str]:
+def literals(annotation: Any) -> list[str]:
     """Return the literal values a type allows."""
-    if get_origin(kind) is typing.Literal:
-        return [str(value) for value in get_args(kind)]
-    if get_origin(kind) in (typing.Union, types.UnionType):
-        return [value for part in get_args(kind) for value in literals(part)]
+    if get_origin(annotation) is typing.Literal:
+        return [str(value) for value in get_args(annotation)]
+    if get_origin(annotation) in (typing.Union, types.UnionType):
+        return [value for part in get_args(annotation) for value in literals(part)]
     return []

@@ -22,9 +22,9 @@ from clearhead.report.svg import (
     to_svg,
 )
 
-_KINDS = {"embed": 0, "attention": 1, "mlp": 2, "conv": 4, "block": 3}
+_TYPES = {"embed": 0, "attention": 1, "mlp": 2, "conv": 4, "block": 3}
 """Colour and marker of each type of branch, the same in all plots."""
-_KIND_NAMES = {"embed": "embedding", "attention": "attention", "mlp": "MLP", "conv": "convolution", "block": "block"}
+_TYPE_NAMES = {"embed": "embedding", "attention": "attention", "mlp": "MLP", "conv": "convolution", "block": "block"}
 
 
 def amplitudes(lines: Sequence[tuple[float, Sequence[float], Sequence[float]]], title: str) -> str:
@@ -55,44 +55,46 @@ def amplitudes(lines: Sequence[tuple[float, Sequence[float], Sequence[float]]], 
 
 
 def through_depth(
-    units: Sequence[tuple[str, float, Estimate]], title: str, y_label: str, unit: str = "", steps: bool = False
+    branches: Sequence[tuple[str, float, Estimate]], title: str, y_label: str, unit: str = "", steps: bool = False
 ) -> str:
     """Draw an estimate with its interval per branch against depth, coloured by type.
 
     Args:
-        units: (type, depth in 0..1, estimate) of each branch, in order.
+        branches: (type, depth in 0..1, estimate) of each branch, in order.
         title: accessible name of the plot.
         y_label: label of y.
         unit: of the numbers, as in ``Estimate.unit``.
         steps: draw the line from each branch to the next in the colour of the next, which caused the change.
     """
-    units = [u for u in units if u[2].value == u[2].value]
-    kinds = [kind for kind in _KINDS if any(kind == u[0] for u in units)]
-    with new_figure(2.9, kinds) as figure:
+    branches = [b for b in branches if b[2].value == b[2].value]
+    types = [type_ for type_ in _TYPES if any(type_ == b[0] for b in branches)]
+    with new_figure(2.9, types) as figure:
         axes = axes_at(figure, left=0.8, right=4.5, low=0.5, high=2.9)
         if not steps:
             axes.axhline(0, color=INK, alpha=0.5, linewidth=1)
-        for (_, x, before), (kind, to, after) in pairwise(units):
+        for (_, x, before), (type_, to, after) in pairwise(branches):
             look: dict[str, Any] = (
-                {"color": SERIES[_KINDS[kind]], "linewidth": 2.2} if steps else {"color": INK, "alpha": 0.25}
+                {"color": SERIES[_TYPES[type_]], "linewidth": 2.2} if steps else {"color": INK, "alpha": 0.25}
             )
             axes.plot([x, to], [before.value, after.value], **look)
-        for kind, x, estimate in units:
-            colour = SERIES[_KINDS[kind]]
+        for type_, x, estimate in branches:
+            colour = SERIES[_TYPES[type_]]
             if estimate.low == estimate.low:
                 axes.plot([x, x], [estimate.low, estimate.high], color=colour, linewidth=1.2)
-            axes.plot([x], [estimate.value], MARKERS[_KINDS[kind]], color=colour, markersize=4.5)
+            axes.plot([x], [estimate.value], MARKERS[_TYPES[type_]], color=colour, markersize=4.5)
         label_axes(axes, "depth", y_label)
         axes.set_xlim(-0.02, 1.02)
         set_ticks(axes.yaxis, unit)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value, "")))
         handles = [
-            Line2D([], [], color=SERIES[i], marker=MARKERS[i], markersize=6, linewidth=1.8, label=_KIND_NAMES[kind])
-            for kind, i in _KINDS.items()
-            if kind in kinds
+            Line2D([], [], color=SERIES[i], marker=MARKERS[i], markersize=6, linewidth=1.8, label=_TYPE_NAMES[type_])
+            for type_, i in _TYPES.items()
+            if type_ in types
         ]
-        place_legend(figure, axes, handles, len(kinds))
-        description = "; ".join(f"{kind} at depth {x:.3g}: {format_value(e.value, e.unit)}" for kind, x, e in units)
+        place_legend(figure, axes, handles, len(types))
+        description = "; ".join(
+            f"{type_} at depth {x:.3g}: {format_value(e.value, e.unit)}" for type_, x, e in branches
+        )
         return to_svg(figure, title, description)
 
 
@@ -125,9 +127,9 @@ def matrix(values: Sequence[Sequence[float]], title: str, rows: str, columns: st
         )
 
 
-def kind_name(kind: str) -> str:
+def type_name(type_: str) -> str:
     """Return the name of a type of branch for people."""
-    return _KIND_NAMES[kind]
+    return _TYPE_NAMES[type_]
 
 
 def _opacity(depth: float) -> float:
