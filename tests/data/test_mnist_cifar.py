@@ -254,7 +254,7 @@ def test_invalid_parquet_files_raise_an_error(raw, sources, tmp_path):
         [1],
         label="fine_label",
     )
-    raises("are needed, got", [good], [1], image="picture")
+    raises("are needed, got", [good], [1], image="photo")
     raises("no image has label 1; labels 0 and 1 are needed", [good, good], [0, 3])
     raises("no image has label 0", [good, good], ["zero", "one"])
     raises("image of row 1 is not an image", [good, {"bytes": b"scrap", "path": "x"}], [0, 1])

@@ -45,8 +45,8 @@ def draw(size: tuple[int, int], box: tuple[float, float, float, float] | None) -
     """An object in a box, given as fractions of the sides, on a uniform background."""
     image = Image.new("RGB", size, BACKGROUND)
     if box:
-        (left, right), (top, bottom) = ([side * box[i + k] for k in (0, 2)] for i, side in enumerate(size))
-        ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), fill=OBJECT)
+        (x0, x1), (y0, y1) = ([side * box[i + k] for k in (0, 2)] for i, side in enumerate(size))
+        ImageDraw.Draw(image).rectangle((x0, y0, x1 - 1, y1 - 1), fill=OBJECT)
     return image
 
 

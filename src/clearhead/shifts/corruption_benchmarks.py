@@ -43,7 +43,7 @@ def read_cifar_c(root: str | Path) -> list[ShiftedDataset]:
             severities one after another), or a folder that contains exactly one such folder.
 
     Raises:
-        DataError: if there is no such folder, or several, no corruption type, or an array has another shape.
+        DataError: if the folder or a corruption type is missing, several folders match, or an array has another shape.
     """
     folder = _cifar_folder(Path(root))
     clear_caches()
@@ -85,8 +85,8 @@ def read_imagenet_c(root: str | Path) -> list[ShiftedDataset]:
             weather, digital, extra) or one level further down.
 
     Raises:
-        DataError: if there is no such folder or no corruption type, a class folder is not a WordNet id, or a type has
-            two folders.
+        DataError: if the folder or a corruption type is missing, a class folder is not a WordNet id, or a type has two
+            folders.
     """
     root = Path(root)
     types: dict[str, Path] = {}

@@ -3,6 +3,11 @@
 The random numbers of the published data sets, ImageNet-C and CIFAR-10-C, are unknown: the corruptions here have the
 same distribution, but not the same pixels, and are not stored as JPEG of quality 85 as ImageNet-C was. Use the
 published data sets for numbers to compare with published ones.
+
+Formulas and constants are from the published code, hendrycks/robustness, ImageNet-C/create_c/make_imagenet_c.py and
+make_cifar_c.py. They are in pixels, whatever the size of the image; where that code uses 224 (or 32), the height and
+width of the image are used. It computes in float64 and in 8 bits, these functions in float32, rounded to 8 bits where
+that code does.
 """
 
 import functools

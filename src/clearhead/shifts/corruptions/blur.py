@@ -1,9 +1,6 @@
-"""Blur images as Hendrycks & Dietterich (arXiv 1903.12261): defocus, glass, motion, zoom and (extra) Gaussian.
+"""Blur images: defocus, glass, motion, zoom and, of the extra types, Gaussian blur.
 
-Formulas and constants are from the published code, hendrycks/robustness, ImageNet-C/create_c/make_imagenet_c.py and
-make_cifar_c.py. They are in pixels, whatever the size of the image; where that code uses 224 (or 32), the height and
-width of the image are used. Its libraries compute in float64 or 8 bits, this module in the
-dtype of the images: float32 differs by less than 1e-5 unless stated otherwise.
+In the dtype of the images: float32 differs from the published float64 by less than 1e-5 unless stated otherwise.
 """
 
 import math

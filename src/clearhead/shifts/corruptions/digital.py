@@ -1,9 +1,4 @@
-"""Apply digital corruptions of Hendrycks & Dietterich (arXiv 1903.12261): contrast, elastic, pixelate, JPEG, saturate.
-
-Formulas and constants are from the published code, hendrycks/robustness, ImageNet-C/create_c/make_imagenet_c.py and
-make_cifar_c.py. They are in pixels, whatever the size of the image; where that code uses 224 (or 32), the height and
-width of the image are used. It computes in float64, this module in float32.
-"""
+"""Change contrast, elastic shape, resolution and JPEG quality and, of the extra types, saturation."""
 
 import io
 from collections.abc import Sequence

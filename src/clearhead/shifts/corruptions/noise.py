@@ -1,7 +1,6 @@
-"""Add noise as Hendrycks & Dietterich (arXiv 1903.12261): Gaussian, shot, impulse and (extra) speckle.
+"""Add noise: Gaussian, shot, impulse and, of the extra types, speckle noise.
 
-Formulas and constants are from the published code, hendrycks/robustness, ImageNet-C/create_c/make_imagenet_c.py and
-make_cifar_c.py. Only the random numbers are torch's, one per channel of each pixel.
+Only the random numbers are torch's, one per channel of each pixel.
 """
 
 import functools

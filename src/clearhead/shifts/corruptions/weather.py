@@ -1,10 +1,4 @@
-"""Apply weather of Hendrycks & Dietterich (arXiv 1903.12261): snow, frost, fog, brightness and (extra) spatter.
-
-Formulas and constants are from the published code, hendrycks/robustness, ImageNet-C/create_c/make_imagenet_c.py and
-make_cifar_c.py. They are in pixels, whatever the size of the image; where that code uses 224 (or 32), the height and
-width of the image are used. It computes in float64 and in 8 bits, this module in float32,
-rounded to 8 bits where that code does.
-"""
+"""Add snow, frost, fog and brightness and, of the extra types, spatter."""
 
 import functools
 import importlib.util
