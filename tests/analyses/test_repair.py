@@ -77,7 +77,7 @@ def test_terms_are_switched_and_recorded(place):
         (["data", "--method", "dfr", "--background", "1"], "not an option of the method dfr"),
         (["data", "--method", "lrp"], "relevance"),
         (["data", "--preset", "ViT-Z"], "choose from ViT-B"),
-        (["data", "--device", "cuda:7"], "device: 'cuda:7' cannot be used here"),
+        (["data", "--device", "cuda:7"], "device: 'cuda:7' is unavailable"),
     ],
 )
 def test_bad_input_ends_with_one_message(place, maskless, arguments, message):

@@ -52,6 +52,7 @@ def classifier() -> Classifier:
     return from_module(vit().eval(), preprocess=Preprocessing((32, 32), (32, 32), half, half), classes=["a", "b"])
 
 
+@pytest.mark.filterwarnings("ignore:.*one training image")
 @pytest.mark.parametrize("method", REPAIRS)
 def test_every_repair_runs(method: str, images: tuple[ImageIndex, ImageIndex]) -> None:
     model = classifier()

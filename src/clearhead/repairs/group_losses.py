@@ -20,7 +20,8 @@ from clearhead.distributed import mean_over_processes
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier
 from clearhead.models.classifier import logits as logits_of
-from clearhead.repairs.loss_inputs import Batch, is_training
+from clearhead.repairs.loss_inputs import is_training
+from clearhead.training.losses import Batch
 
 T = TypeVar("T")
 

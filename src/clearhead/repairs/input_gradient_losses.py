@@ -27,7 +27,8 @@ from clearhead.data.loading import batch_mean
 from clearhead.models import Classifier
 from clearhead.models.classifier import chosen_logit
 from clearhead.models.classifier import logits as logits_of
-from clearhead.repairs.loss_inputs import Batch, masks_in
+from clearhead.repairs.loss_inputs import masks_in
+from clearhead.training.losses import Batch
 
 
 @dataclass(frozen=True)

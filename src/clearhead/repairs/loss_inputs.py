@@ -5,8 +5,6 @@ A batch is a mapping with ``image`` (B x 3 x H x W), ``label`` (B), and where th
 ``clearhead.data.loading`` have all of them; a training loop of your own needs those of its loss only.
 """
 
-from collections.abc import Mapping
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,8 +13,7 @@ from torch import Tensor, nn
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier, Preprocessing, TokenGrid
 from clearhead.models.token_grid import probe
-
-Batch = Mapping[str, Any]
+from clearhead.training.losses import Batch
 
 _grids: WeakKeyDictionary[nn.Module, dict[tuple[int, int], tuple[int, TokenGrid | None]]] = WeakKeyDictionary()
 """Number of outputs and token grid of plain modules, by input size."""

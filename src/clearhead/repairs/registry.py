@@ -185,10 +185,16 @@ def repair(
     if train_images is not None and train_images.root == validation_images.root:
         require_apart(training=train_images, validation=validation_images)
     if chosen.function is not None:
-        on = {"batch_size": config.batch_size, "workers": config.workers, "progress": progress, "seed": config.seed}
-        classifier = on_device(classifier, device)
         repaired, report = chosen.function(
-            classifier, train_images, validation_images, group_columns=group_columns, **on, **options
+            on_device(classifier, device),
+            train_images,
+            validation_images,
+            group_columns=group_columns,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            progress=progress,
+            **options,
         )
         return repaired, RepairOutcome(method, report=report)
     assert train_images is not None
@@ -209,7 +215,7 @@ def repair(
 
 
 def require_repair(method: str, config: TrainConfig, options: Mapping[str, Any]) -> Repair:
-    """Return the repair of a name. Raises ClearheadError if it is unknown, or ignores part of the config or options."""
+    """Return a repair by its name. Raises ClearheadError for an unknown name, or a config or options it cannot use."""
     if method not in REPAIRS:
         raise ClearheadError(f"method: {method!r} is unknown; choose from {', '.join(REPAIRS)}")
     chosen = REPAIRS[method]

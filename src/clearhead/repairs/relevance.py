@@ -35,7 +35,8 @@ from clearhead.errors import ClearheadError
 from clearhead.models import Classifier
 from clearhead.models.classifier import chosen_logit, logit_gradients
 from clearhead.repairs.input_gradient_losses import input_gradient
-from clearhead.repairs.loss_inputs import Batch, is_training, masks_in, with_token_grid
+from clearhead.repairs.loss_inputs import is_training, masks_in, with_token_grid
+from clearhead.training.losses import Batch
 
 DifferentiableAttribution = Literal["gae", "rollout", "attention", "input-gradient", "input-x-gradient"]
 """Attribution methods that the loss can be computed on."""

@@ -37,7 +37,7 @@ def best_epoch(history: Sequence[Epoch], monitor: Monitor = "loss") -> Epoch:
 
 
 def epoch_line(epoch: Epoch, epochs: int, monitor: Monitor, lr: float, seconds: float, remaining: float) -> str:
-    """Describe an epoch of so many: losses, accuracy, learning rate, its duration and the time remaining in seconds."""
+    """Describe an epoch in one line: losses, accuracy, learning rate, duration and remaining time (both in seconds)."""
     validation = epoch.validation
     parts = [f"validation loss {validation['loss']:.3f}"]
     if monitor == "worst_group_loss":

@@ -189,10 +189,10 @@ def fit(
             schedule.step()
             if i % _STEPS_PER_LOSS_CHECK == 0:
                 value = means.loss()
-                _require_finite(value, reached.history, config)
+                _require_finite(value, record.history, config)
                 current_loss = f", loss {value:.3f}"
         averages = means.means()
-        _require_finite(averages["loss"], reached.history, config)
+        _require_finite(averages["loss"], record.history, config)
         module.eval()
         prepared.eval()
         if optimizers.is_schedule_free(config.optimizer):
@@ -201,40 +201,40 @@ def fit(
 
     def log_epoch(seconds: float = 0.0, remaining: float = 0.0) -> None:
         if accelerator.is_main_process:
-            last_step = reached.history[-1].number * len(batches) - 1
+            last_step = record.history[-1].number * len(batches) - 1
             lr = config.lr * config.lr_lambda(len(batches))(last_step)
-            log.info(epoch_line(reached.history[-1], config.epochs, monitor, lr, seconds, remaining))
+            log.info(epoch_line(record.history[-1], config.epochs, monitor, lr, seconds, remaining))
 
     def stops() -> bool:
-        return bool(on_epoch_end and on_epoch_end(reached.history, current))
+        return bool(on_epoch_end and on_epoch_end(record.history, current))
 
     resumed = load_state(accelerator, state)
     if resumed is None:
         module.eval()
-        reached = TrainingState([Epoch(0, {}, validate("before training"))], weights_on_cpu(accelerator, module))
+        record = TrainingState([Epoch(0, {}, validate("before training"))], weights_on_cpu(accelerator, module))
         log_epoch()
-        reached.stopped = stops()
+        record.stopped = stops()
     else:
-        reached = resumed
+        record = resumed
         if accelerator.is_main_process:
-            log.info("resuming after epoch %s/%s", reached.history[-1].number, config.epochs)
-    first, started = len(reached.history), time.perf_counter()
-    while not reached.stopped and len(reached.history) <= config.epochs:
-        number, epoch_started = len(reached.history), time.perf_counter()
+            log.info("resuming after epoch %s/%s", record.history[-1].number, config.epochs)
+    first, started = len(record.history), time.perf_counter()
+    while not record.stopped and len(record.history) <= config.epochs:
+        number, epoch_started = len(record.history), time.perf_counter()
         title = f"epoch {number}/{config.epochs}"
         averages = train_epoch(number, title)
         seconds = time.perf_counter() - epoch_started
         epoch = Epoch(number, averages, validate(title), seconds, len(train_set))
-        if epoch.validation[monitor] < best_epoch(reached.history, monitor).validation[monitor]:
-            reached.best = weights_on_cpu(accelerator, module)
-        reached.history.append(epoch)
+        if epoch.validation[monitor] < best_epoch(record.history, monitor).validation[monitor]:
+            record.best = weights_on_cpu(accelerator, module)
+        record.history.append(epoch)
         now = time.perf_counter()
         log_epoch(now - epoch_started, (now - started) / (number - first + 1) * (config.epochs - number))
-        reached.stopped = stops()
-        save_state(accelerator, state, reached)
+        record.stopped = stops()
+        save_state(accelerator, state, record)
     best = copied(model.module)
-    best.load_state_dict(reached.best)
-    return replace(model, module=best.eval()), reached.history
+    best.load_state_dict(record.best)
+    return replace(model, module=best.eval()), record.history
 
 
 def _accelerator(device: str | None, config: TrainConfig) -> Accelerator:

@@ -11,7 +11,7 @@ from clearhead.models import Classifier
 from clearhead.models.classifier import logits as logits_of
 
 Batch = Mapping[str, Any]
-"""Images, labels and what else ``clearhead.data.loading.ImageDataset`` gives; ``clearhead.repairs`` describes it."""
+"""Images, labels and more, as ``clearhead.data.loading.ImageDataset`` collates them; ``repairs.loss_inputs`` lists them."""
 
 Loss = Callable[[Classifier, Batch], dict[str, Tensor]]
 """Returns the total under ``loss``, the ``logits`` (B x classes), and any parts to record."""

@@ -18,7 +18,7 @@ _BEST, _HISTORY, _STOPPED = "best.safetensors", "history.json", "ended"
 
 @dataclass
 class TrainingState:
-    """What has been reached; Accelerate saves the rest (weights, optimizer, schedule, random generators).
+    """The results of a training so far; Accelerate saves weights, optimizer, schedule and random generators.
 
     Attributes:
         history: the epochs so far.
