@@ -11,7 +11,7 @@ from clearhead.models import Classifier
 from clearhead.models.classifier import logits as logits_of
 
 Batch = Mapping[str, Any]
-"""Images, labels and more, as ``clearhead.data.loading.ImageDataset`` collates them; ``repairs.loss_inputs`` lists them."""
+"""What ``clearhead.data.loading.ImageDataset`` gives, collated; ``clearhead.repairs.loss_inputs`` lists the entries."""
 
 Loss = Callable[[Classifier, Batch], dict[str, Tensor]]
 """Returns the total under ``loss``, the ``logits`` (B x classes), and any parts to record."""
