@@ -35,7 +35,7 @@ def test_corruptions_have_a_mean_and_for_imagenet_an_mce():
     labels = [classes[i] for i in rng.integers(0, 1000, 60)]
     sets = corruption_sets(folder(classes, labels), {"all": identity_mapping(1000)})
     predictions = {one.name: answers([v if rng.random() < 0.7 else classes[0] for v in labels], labels) for one in sets}
-    found = aggregate_metrics(sets, predictions)
+    result = aggregate_metrics(sets, predictions)
     faces = corruption_sets(
         folder([f"face {i}" for i in range(1000)], ["face 1"] * 60), {"all": identity_mapping(1000)}
     )
@@ -44,20 +44,20 @@ def test_corruptions_have_a_mean_and_for_imagenet_an_mce():
     }  # of a thousand classes, but not ImageNet's
     assert aggregate_metrics(sets, predictions, imagenet=False).keys() == {"mean corruption accuracy"}
     accuracy = {name: [predictions[f"{name} {s}"].correct.mean() for s in range(1, 6)] for name in COMMON}
-    assert found["mean corruption accuracy"].value == pytest.approx(np.mean(list(accuracy.values())))
+    assert result["mean corruption accuracy"].value == pytest.approx(np.mean(list(accuracy.values())))
     errors = {name: [1 - value for value in values] for name, values in accuracy.items()}
-    assert found["mCE"].value == pytest.approx(mean_corruption_error(errors))
-    assert found["mCE"].low < found["mCE"].value < found["mCE"].high
+    assert result["mCE"].value == pytest.approx(mean_corruption_error(errors))
+    assert result["mCE"].low < result["mCE"].value < result["mCE"].high
     assert aggregate_metrics(sets[1:], predictions) == {}
     broken = predictions[sets[7].name]
-    kept = np.arange(60) != 11
+    saved = np.arange(60) != 11
     fewer = {
-        name: getattr(broken, name)[kept] for name in SuitePredictions.__dataclass_fields__ if name != "unreadable"
+        name: getattr(broken, name)[saved] for name in SuitePredictions.__dataclass_fields__ if name != "unreadable"
     }
-    found = aggregate_metrics(
+    result = aggregate_metrics(
         sets, predictions | {sets[7].name: SuitePredictions(**fewer, unreadable={"11.png": "truncated"})}
     )
-    assert found["mCE"].count == 59  # one that cannot be read under a corruption counts under none
+    assert result["mCE"].count == 59  # one that cannot be read under a corruption counts under none
 
 
 def test_shape_bias_is_of_the_decisions_for_either():
@@ -66,8 +66,8 @@ def test_shape_bias_is_of_the_decisions_for_either():
     data = folder(classes, ["cat"] * 7, [{"texture": t} if t else {} for t in textures])
     one = ShiftedDataset("cue-conflict", data, {"4 classes": ClassMapping(identity_mapping(4).outputs, 4, pool="mean")})
     predictions = answers(["cat", "cat", "dog", "car", "cat", "car", "cat"], ["cat"] * 7)
-    found = aggregate_metrics([one], {one.name: predictions})["shape bias"]
-    assert (found.value, found.count) == (pytest.approx(2 / 3), 3)
+    result = aggregate_metrics([one], {one.name: predictions})["shape bias"]
+    assert (result.value, result.count) == (pytest.approx(2 / 3), 3)
 
 
 def test_the_background_gap_is_paired():
@@ -76,7 +76,9 @@ def test_the_background_gap_is_paired():
         ShiftedDataset(f"imagenet-9 ({name})", data, {"9 classes": identity_mapping(2)})
         for name in ("mixed_same", "mixed_rand")
     ]
-    predictions = {one.name: answers(list(found), ["a"] * 4) for one, found in zip(sets, ("aaab", "abbb"), strict=True)}
+    predictions = {
+        one.name: answers(list(result), ["a"] * 4) for one, result in zip(sets, ("aaab", "abbb"), strict=True)
+    }
     assert aggregate_metrics(sets, predictions)["background gap"].value == pytest.approx(0.5)
     random = predictions[sets[1].name]
     other = SuitePredictions(**(vars(random) | {"file": np.array([f"x{i}" for i in range(4)], dtype=object)}))

@@ -37,32 +37,32 @@ def test_all_numbers_are_those_of_torchmetrics_and_of_their_formulas():
     p = torch.from_numpy(logits).softmax(1)
     confidence, predicted = (values.numpy() for values in p.max(1))
     brier = np.square(p.numpy() - np.eye(5)[labels]).sum(1)
-    loss, right = -np.log(p.numpy()[np.arange(600), labels]), predicted == labels
-    found = calibration(confidence, loss, brier, right)
+    loss, correct = -np.log(p.numpy()[np.arange(600), labels]), predicted == labels
+    result = calibration(confidence, loss, brier, correct)
     expected = multiclass_calibration_error(p, torch.from_numpy(labels), 5, n_bins=15, norm="l1").item()
-    assert found.ece.value == pytest.approx(expected, abs=1e-6)
-    assert found.overconfidence.value == pytest.approx(confidence.mean() - right.mean())
+    assert result.ece.value == pytest.approx(expected, abs=1e-6)
+    assert result.overconfidence.value == pytest.approx(confidence.mean() - correct.mean())
     # each bin's confidence less its accuracy, weighted: the calibration error with signs (Park and Kim's ECE±)
-    bins = found.bins
+    bins = result.bins
     gaps = np.subtract(bins.confidence, bins.accuracy)
-    assert found.overconfidence.value == pytest.approx(np.average(gaps, weights=bins.counts))
-    assert found.brier.value == pytest.approx(brier.mean())
-    assert found.loss.value == pytest.approx(loss_at(1, logits, labels))
+    assert result.overconfidence.value == pytest.approx(np.average(gaps, weights=bins.counts))
+    assert result.brier.value == pytest.approx(brier.mean())
+    assert result.loss.value == pytest.approx(loss_at(1, logits, labels))
     sure = confidence > 0.9
-    assert found.confident.value == pytest.approx(sure.mean())
-    assert found.confident_accuracy.value == pytest.approx(right[sure].mean())
-    assert found.unconfident_errors.value == pytest.approx((~sure & ~right).sum() / (~right).sum())
-    assert (found.confident.count, found.confident_accuracy.count, found.unconfident_errors.count) == (
+    assert result.confident.value == pytest.approx(sure.mean())
+    assert result.confident_accuracy.value == pytest.approx(correct[sure].mean())
+    assert result.unconfident_errors.value == pytest.approx((~sure & ~correct).sum() / (~correct).sum())
+    assert (result.confident.count, result.confident_accuracy.count, result.unconfident_errors.count) == (
         600,
         sure.sum(),
-        sum(~right),
+        sum(~correct),
     )
 
 
 def test_a_model_that_is_never_sure_and_never_wrong_has_numbers_for_the_rest():
-    found = calibration(np.full(4, 0.5), np.full(4, 0.7), np.full(4, 0.5), np.ones(4, bool))
-    assert np.isnan([found.confident_accuracy.value, found.unconfident_errors.value]).all()
-    assert (found.confident.value, found.overconfidence.value) == (0, -0.5)
+    result = calibration(np.full(4, 0.5), np.full(4, 0.7), np.full(4, 0.5), np.ones(4, bool))
+    assert np.isnan([result.confident_accuracy.value, result.unconfident_errors.value]).all()
+    assert (result.confident.value, result.overconfidence.value) == (0, -0.5)
 
 
 @given(st.integers(0, 1000), st.floats(0.3, 8), st.integers(2, 12))
@@ -74,17 +74,17 @@ def test_the_temperature_is_the_lowest_place_of_the_loss(seed, scale, classes):
     bounds = np.log(TEMPERATURES)
     expected = minimize_scalar(lambda t: loss_at(np.exp(t), logits, labels), bounds=bounds, method="bounded")
     with warnings.catch_warnings(action="ignore"):
-        found = fit_temperature(logits, labels)
-    assert low <= found <= high
-    assert loss_at(found, logits, labels) <= expected.fun + 1e-9
+        result = fit_temperature(logits, labels)
+    assert low <= result <= high
+    assert loss_at(result, logits, labels) <= expected.fun + 1e-9
 
 
 @pytest.mark.parametrize("factor", [0.25, 1, 3])
 def test_the_temperature_undoes_a_scale_and_changes_no_order(factor):
     logits, labels = drawn(4000)
-    once = fit_temperature(logits, labels)
-    assert once == pytest.approx(1, abs=0.08)
-    assert fit_temperature(factor * logits + 100, labels) == pytest.approx(factor * once, rel=1e-6)
+    first_time = fit_temperature(logits, labels)
+    assert first_time == pytest.approx(1, abs=0.08)
+    assert fit_temperature(factor * logits + 100, labels) == pytest.approx(factor * first_time, rel=1e-6)
 
 
 def test_where_no_temperature_is_best_the_bound_is_used_with_a_warning():
@@ -120,28 +120,28 @@ def test_balanced_accuracy_is_the_mean_of_the_recalls():
     rng = np.random.default_rng(0)
     labels, predicted = rng.choice(6, 300, p=[0.5, 0.3, 0.1, 0.05, 0.03, 0.02]), rng.integers(0, 6, 300)
     predicted = np.where(rng.random(300) < 0.6, labels, predicted)
-    found = balanced_accuracy(predicted == labels, labels)
+    result = balanced_accuracy(predicted == labels, labels)
     expected = multiclass_accuracy(torch.from_numpy(predicted), torch.from_numpy(labels), 6, average="macro").item()
-    assert found.value == pytest.approx(expected)
-    assert (found.count, found.unit) == (300, "%")
-    assert found.low < found.value < found.high
+    assert result.value == pytest.approx(expected)
+    assert (result.count, result.unit) == (300, "%")
+    assert result.low < result.value < result.high
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=40))
 @settings(deadline=None)
 def test_balanced_accuracy_keeps_within_its_bounds_and_has_a_width(images):
-    labels, right = (np.array(values) for values in zip(*images, strict=True))
-    found = balanced_accuracy(right.astype(bool), labels)
-    assert 0 <= found.low <= found.value <= found.high <= 1
-    assert found.high - found.low > 0.01
+    labels, correct = (np.array(values) for values in zip(*images, strict=True))
+    result = balanced_accuracy(correct.astype(bool), labels)
+    assert 0 <= result.low <= result.value <= result.high <= 1
+    assert result.high - result.low > 0.01
 
 
 def test_balanced_accuracy_of_nothing_and_of_other_images():
     assert np.isnan(balanced_accuracy(np.zeros(0, bool), np.zeros(0, int)).value)
     with pytest.raises(ValueError, match="give one per image"):
         balanced_accuracy(np.ones(3, bool), np.zeros(2, int))
-    right = np.arange(100) < 80
-    one, wilson = balanced_accuracy(right, np.zeros(100)), proportion(right)
+    correct = np.arange(100) < 80
+    one, wilson = balanced_accuracy(correct, np.zeros(100)), proportion(correct)
     assert [one.value, one.low, one.high] == pytest.approx([wilson.value, wilson.low, wilson.high], abs=0.01)
 
 
@@ -162,8 +162,8 @@ def test_the_interval_of_balanced_accuracy_covers_the_truth(true, images):
     rng, labels = np.random.default_rng(0), np.repeat(np.arange(len(true)), images)
     held = 0
     for _ in range(400):
-        found = balanced_accuracy(rng.random(len(labels)) < np.array(true)[labels], labels)
-        held += found.low <= np.mean(true) <= found.high
+        result = balanced_accuracy(rng.random(len(labels)) < np.array(true)[labels], labels)
+        held += result.low <= np.mean(true) <= result.high
     assert held / 400 > 0.915
 
 
@@ -174,15 +174,15 @@ def test_predictions_tell_the_probabilities_as_they_are_and_at_a_temperature(tmp
         for i in range(3):
             Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
     model, folder = cases.classifier("timm-vit"), read_folder(tmp_path, classes=tuple("abcde"))
-    found, logits = predict(model, folder, batch_size=4, temperature=2.5), logits_of(model, folder, batch_size=4)
+    result, logits = predict(model, folder, batch_size=4, temperature=2.5), logits_of(model, folder, batch_size=4)
     labels = np.repeat(np.arange(5), 3)
-    for scale, numbers in ((1, vars(found)), (2.5, found.scaled)):
+    for scale, numbers in ((1, vars(result)), (2.5, result.scaled)):
         p = (torch.from_numpy(logits.astype(np.float64)) / scale).softmax(1).numpy()
         np.testing.assert_allclose(numbers["confidence"], p.max(1), atol=1e-5)
         np.testing.assert_allclose(numbers["loss"], -np.log(p[np.arange(15), labels]), atol=1e-4)
         np.testing.assert_allclose(numbers["brier"], np.square(p - np.eye(5)[labels]).sum(1), atol=1e-5)
-    columns = found.table(model.classes)
+    columns = result.table(model.classes)
     assert {"brier", "brier, scaled", "confidence, scaled", "loss, scaled"} <= columns.keys()
     plain = predict(model, folder, batch_size=4)
     assert plain.scaled == {}
-    np.testing.assert_array_equal(plain.predicted, found.predicted)
+    np.testing.assert_array_equal(plain.predicted, result.predicted)

@@ -36,15 +36,15 @@ def test_a_share_has_wilsons_interval(correct):
     n, p, z = len(correct), correct.mean(), norm.ppf(0.975)
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    found = proportion(correct)
-    np.testing.assert_allclose([found.value, found.low, found.high], [p, middle - half, middle + half], atol=1e-9)
-    assert (found.count, found.unit) == (n, "%")
+    result = proportion(correct)
+    np.testing.assert_allclose([result.value, result.low, result.high], [p, middle - half, middle + half], atol=1e-9)
+    assert (result.count, result.unit) == (n, "%")
 
 
 def test_a_share_of_nothing_is_not_a_number():
-    found = proportion(np.array([], bool))
-    assert math.isnan(found.value)
-    assert found.count == 0
+    result = proportion(np.array([], bool))
+    assert math.isnan(result.value)
+    assert result.count == 0
 
 
 @given(pairs)
@@ -59,20 +59,20 @@ def test_a_paired_difference_holds_its_value_and_turns_with_its_sign(pair):
 @given(pairs)
 def test_mcnemar_is_the_exact_sign_test_of_the_flips(pair):
     before, after = pair
-    found = mcnemar(before, after)
-    n = found.positive_flips + found.negative_flips
-    assert found.positive_flips == (~before & after).sum()
-    assert found.negative_flips == (before & ~after).sum()
-    tail = sum(math.comb(n, k) for k in range(min(found.positive_flips, found.negative_flips) + 1)) / 2**n
-    np.testing.assert_allclose(found.p_value, min(1, 2 * tail))
+    result = mcnemar(before, after)
+    n = result.positive_flips + result.negative_flips
+    assert result.positive_flips == (~before & after).sum()
+    assert result.negative_flips == (before & ~after).sum()
+    tail = sum(math.comb(n, k) for k in range(min(result.positive_flips, result.negative_flips) + 1)) / 2**n
+    np.testing.assert_allclose(result.p_value, min(1, 2 * tail))
 
 
 def test_the_mean_and_its_interval_are_those_of_a_normal_sample():
     values = np.random.default_rng(0).normal(3, 2, 4000)
-    found, half = mean(values, "nats"), 1.96 * values.std() / math.sqrt(4000)
+    result, half = mean(values, "nats"), 1.96 * values.std() / math.sqrt(4000)
     expected = values.mean() + np.array([0, -half, half])
-    np.testing.assert_allclose([found.value, found.low, found.high], expected, atol=5e-3)
-    assert mean(values, "nats") == found  # the seed decides
+    np.testing.assert_allclose([result.value, result.low, result.high], expected, atol=5e-3)
+    assert mean(values, "nats") == result  # the seed decides
     assert math.isnan(mean(values[:1]).low)
     assert math.isnan(mean(values[:0]).value)
     assert mean(np.full(5, 2.0)) == Estimate(2.0, 2.0, 2.0, 5)
@@ -80,18 +80,18 @@ def test_the_mean_and_its_interval_are_those_of_a_normal_sample():
 
 def test_a_mean_difference_is_paired():
     before = np.random.default_rng(0).normal(0, 100, 500)
-    found = mean_difference(before, before + 1.0)
-    np.testing.assert_allclose([found.low, found.value, found.high], 1, atol=1e-9)
+    result = mean_difference(before, before + 1.0)
+    np.testing.assert_allclose([result.low, result.value, result.high], 1, atol=1e-9)
 
 
 def test_groups_and_the_worst_of_them():
     correct = np.array([1, 1, 0, 1, 0, 0], bool)
     groups = ["b", "b", "b", "a", "a", "c"]
-    found = by_group(correct, groups)
-    assert {name: (e.value, e.count) for name, e in found.items()} == {"a": (0.5, 2), "b": (2 / 3, 3), "c": (0, 1)}
+    result = by_group(correct, groups)
+    assert {name: (e.value, e.count) for name, e in result.items()} == {"a": (0.5, 2), "b": (2 / 3, 3), "c": (0, 1)}
     name, worst = worst_group(correct, groups)
     assert (name, worst.value, worst.count) == ("c", 0, 1)
-    assert worst.low <= min(e.low for e in found.values())
+    assert worst.low <= min(e.low for e in result.values())
 
 
 @pytest.mark.parametrize(
@@ -105,12 +105,12 @@ def test_groups_and_the_worst_of_them():
 )
 def test_the_worst_groups_interval_covers_the_worst_true_accuracy(true, sizes):
     rng, groups = np.random.default_rng(0), np.repeat(list("abcdefgh")[: len(true)], sizes)
-    found = [worst_group(rng.random(len(groups)) < np.repeat(true, sizes), groups)[1] for _ in range(300)]
-    assert np.mean([e.low <= min(true) <= e.high for e in found]) >= 0.95
+    result = [worst_group(rng.random(len(groups)) < np.repeat(true, sizes), groups)[1] for _ in range(300)]
+    assert np.mean([e.low <= min(true) <= e.high for e in result]) >= 0.95
 
 
-# Groups as (images, share right before, share of those right after, share of the wrong right after). The bootstrap of
-# the minimum covers 81% of the second: with many equals before and one group apart after it sees a rise by luck.
+# Groups as (images, accuracy before, share still correct after, share of the wrong ones corrected). The bootstrap of
+# the minimum covers 81% of the second: with many equal groups before and one different after, chance looks like a rise.
 CHANGES = {
     "no change among equals": [(100, 0.6, 0.95, 0.075)] * 4,
     "equals before, not after": [(100, 0.6, 0.99, 0.9)] * 3 + [(100, 0.6, 0.99, 0.02)],
@@ -123,9 +123,9 @@ CHANGES = {
 
 def draw(rng, change):
     names = np.repeat([str(i) for i in range(len(change))], [n for n, *_ in change])
-    _, right, kept, gained = (np.repeat(column, [n for n, *_ in change]) for column in zip(*change, strict=True))
-    before = rng.random(len(names)) < right
-    return before, rng.random(len(names)) < np.where(before, kept, gained), names
+    _, correctness, saved, gained = (np.repeat(column, [n for n, *_ in change]) for column in zip(*change, strict=True))
+    before = rng.random(len(names)) < correctness
+    return before, rng.random(len(names)) < np.where(before, saved, gained), names
 
 
 @pytest.mark.slow
@@ -133,8 +133,8 @@ def draw(rng, change):
 def test_the_interval_of_the_worst_groups_difference_covers_the_truth(change):
     rng = np.random.default_rng(1)
     truth = min(p * k + (1 - p) * g for _, p, k, g in change) - min(p for _, p, _, _ in change)
-    found = [worst_group_difference(*draw(rng, change)) for _ in range(1000)]
-    assert np.mean([e.low <= truth + 1e-12 and truth - 1e-12 <= e.high for e in found]) >= 0.95
+    result = [worst_group_difference(*draw(rng, change)) for _ in range(1000)]
+    assert np.mean([e.low <= truth + 1e-12 and truth - 1e-12 <= e.high for e in result]) >= 0.95
 
 
 def test_a_rise_of_the_worst_group_is_rarely_seen_where_there_is_none():
@@ -151,7 +151,7 @@ def test_a_rise_of_the_worst_group_is_rarely_seen_where_there_is_none():
 def test_a_worst_group_difference_holds_its_value_and_turns_with_its_sign(drawn):
     before, after, groups = drawn
     there, back = worst_group_difference(before, after, groups), worst_group_difference(after, before, groups)
-    lowest = [min(right[groups == name].mean() for name in groups) for right in (before, after)]
+    lowest = [min(correctness[groups == name].mean() for name in groups) for correctness in (before, after)]
     np.testing.assert_allclose(there.value, lowest[1] - lowest[0], atol=1e-12)
     np.testing.assert_allclose([there.low, there.high], [-back.high, -back.low], atol=1e-12)
     assert there.low <= there.value <= there.high
@@ -161,8 +161,10 @@ def test_a_worst_group_difference_holds_its_value_and_turns_with_its_sign(drawn)
 def test_a_worst_group_difference_of_one_group_is_that_of_accuracy():
     rng = np.random.default_rng(0)
     before, after = rng.random(500) < 0.6, rng.random(500) < 0.7
-    found, plain = worst_group_difference(before, after, ["a"] * 500), accuracy_difference(before, after)
-    np.testing.assert_allclose([found.value, found.low, found.high], [plain.value, plain.low, plain.high], atol=1e-12)
+    result, plain = worst_group_difference(before, after, ["a"] * 500), accuracy_difference(before, after)
+    np.testing.assert_allclose(
+        [result.value, result.low, result.high], [plain.value, plain.low, plain.high], atol=1e-12
+    )
 
 
 @pytest.mark.slow
@@ -174,9 +176,9 @@ def test_the_interval_of_a_paired_difference_covers_the_truth(count, gained, los
     for _ in range(2000):
         drawn = rng.random(count)
         before, after = drawn >= gained, (drawn < gained) | (drawn >= gained + lost)
-        found = accuracy_difference(before, after)
-        covered += found.low <= gained - lost <= found.high
-    assert covered / 2000 >= 0.94  # 95% but for the chance of 2000 draws
+        result = accuracy_difference(before, after)
+        covered += result.low <= gained - lost <= result.high
+    assert covered / 2000 >= 0.94  # 95%, minus the sampling error of 2000 draws
 
 
 @pytest.mark.slow
@@ -184,8 +186,8 @@ def test_the_bootstrap_of_a_mean_is_right_for_many_and_too_short_for_few_with_a_
     rng = np.random.default_rng(0)
 
     def covered(draw, truth):
-        found = [mean(draw(), seed=i) for i in range(300)]
-        return np.mean([e.low <= truth <= e.high for e in found])
+        result = [mean(draw(), seed=i) for i in range(300)]
+        return np.mean([e.low <= truth <= e.high for e in result])
 
     assert covered(lambda: rng.normal(size=100), 0) >= 0.92
     assert 0.75 <= covered(lambda: rng.lognormal(0, 1.5, 100), math.exp(1.125)) <= 0.92
@@ -193,11 +195,11 @@ def test_the_bootstrap_of_a_mean_is_right_for_many_and_too_short_for_few_with_a_
 
 @pytest.mark.parametrize("groups", [[], ["a", "b"]])
 def test_groups_that_do_not_fit_the_images_raise_an_error(groups):
-    right = np.ones(3, bool)
+    correctness = np.ones(3, bool)
     with pytest.raises(ValueError, match="give one per image"):
-        worst_group(right, groups)
+        worst_group(correctness, groups)
     with pytest.raises(ValueError, match="give one per image"):
-        worst_group_difference(right, right, groups)
+        worst_group_difference(correctness, correctness, groups)
 
 
 @pytest.mark.parametrize("function", [accuracy_difference, mean_difference, mcnemar])
@@ -212,9 +214,9 @@ def test_the_calibration_error_is_that_of_torchmetrics():
     labels = torch.from_numpy(rng.integers(0, 5, 700))
     confidence, predicted = probabilities.max(1)
     expected = multiclass_calibration_error(probabilities, labels, 5, n_bins=15, norm="l1").item()
-    found = expected_calibration_error(confidence.numpy(), (predicted == labels).numpy())
-    np.testing.assert_allclose(found.value, expected, atol=1e-6)
-    assert found.low <= found.value <= found.high
+    result = expected_calibration_error(confidence.numpy(), (predicted == labels).numpy())
+    np.testing.assert_allclose(result.value, expected, atol=1e-6)
+    assert result.low <= result.value <= result.high
 
 
 def test_the_calibration_error_of_a_calibrated_model_is_above_zero_with_its_interval():

@@ -23,10 +23,10 @@ def test_a_model_in_train_mode_predicts_as_in_eval_mode_and_is_left_unchanged(fo
     expected, logits, masses = predict(model, folder), logits_of(model, folder), relevance_masses(model, folder)
     model.module.blocks[0].mlp.drop1.p = 0.5
     model.module.train()
-    found = predict(model, folder)
-    np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
-    np.testing.assert_allclose(found.relevance_mass, expected.relevance_mass, rtol=1e-5)
-    np.testing.assert_array_equal(found.interventions["background only"], expected.interventions["background only"])
+    result = predict(model, folder)
+    np.testing.assert_allclose(result.loss, expected.loss, rtol=1e-5)
+    np.testing.assert_allclose(result.relevance_mass, expected.relevance_mass, rtol=1e-5)
+    np.testing.assert_array_equal(result.interventions["background only"], expected.interventions["background only"])
     np.testing.assert_allclose(logits_of(model, folder), logits, rtol=1e-5)
     np.testing.assert_allclose(relevance_masses(model, folder), masses, rtol=1e-5)
     assert model.module.training

@@ -69,7 +69,7 @@ def test_class_mappings_follow_their_definition(seed, among, pool):
     ends = np.sort(rng.choice(np.arange(1, 12), 7, replace=False))
     means = [tuple(part.tolist()) for part in np.split(outputs, ends)][:-1]  # 7 classes; the last outputs mean none
     logits, label = rng.normal(size=(5, 12)) * 3, rng.integers(0, 7, 5)
-    found = score_logits(torch.tensor(logits), torch.tensor(label), ClassMapping(tuple(means), 12, among, pool))
+    result = score_logits(torch.tensor(logits), torch.tensor(label), ClassMapping(tuple(means), 12, among, pool))
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     for i in range(5):
         if among == "all":
@@ -80,11 +80,11 @@ def test_class_mappings_follow_their_definition(seed, among, pool):
             each = [p[i][list(own)].max() if pool == "max" else p[i][list(own)].mean() for own in means]
             q = np.array(each) / np.sum(each)
             expected, best, sure, loss = q.argmax(), label[i] in np.argsort(-q)[:5], q.max(), -np.log(q[label[i]])
-        assert found["predicted"][i] == expected
-        assert found["correct"][i] == (expected == label[i])
-        assert found["top5"][i] == best
-        assert found["confidence"][i].item() == pytest.approx(sure)
-        assert found["loss"][i].item() == pytest.approx(loss)
+        assert result["predicted"][i] == expected
+        assert result["correct"][i] == (expected == label[i])
+        assert result["top5"][i] == best
+        assert result["confidence"][i].item() == pytest.approx(sure)
+        assert result["loss"][i].item() == pytest.approx(loss)
 
 
 def test_a_mapping_for_another_number_of_outputs_raises_an_error():
@@ -101,11 +101,11 @@ def test_predictions_are_those_of_the_model(model, folder, tmp_path):
     images = torch.stack([model.preprocess.image(load_image(sample.path)) for sample in folder.samples])
     with torch.no_grad():
         p = model(images).softmax(-1)
-    for found in by_mapping.values():
-        assert found.file.tolist() == [sample.file for sample in folder.samples]
-        assert found.label.tolist() == [CLASSES[sample.label] for sample in folder.samples]
-        assert found.predicted.tolist() == [CLASSES[i] for i in p.argmax(-1)]
-        np.testing.assert_allclose(found.confidence, p.amax(-1), rtol=1e-5)
+    for result in by_mapping.values():
+        assert result.file.tolist() == [sample.file for sample in folder.samples]
+        assert result.label.tolist() == [CLASSES[sample.label] for sample in folder.samples]
+        assert result.predicted.tolist() == [CLASSES[i] for i in p.argmax(-1)]
+        np.testing.assert_allclose(result.confidence, p.amax(-1), rtol=1e-5)
     noise = read_suite_predictions(tmp_path / "out" / file_name("noise 1"))["all"]
     changed = noisy(images, generators(0, range(len(images))))
     with torch.no_grad():
@@ -192,9 +192,9 @@ def test_broken_images_are_listed_and_too_many_stop_the_run(model, folder, tmp_p
     broken = folder.samples[3].path
     broken.write_bytes(broken.read_bytes()[:60])
     predict_suite(model, sets_of(folder), tmp_path / "out", batch_size=4, most_unreadable=0.1)
-    found = read_suite_predictions(tmp_path / "out" / file_name("clean"))["all"]
-    assert len(found.file) == 20
-    assert list(found.unreadable) == [folder.samples[3].file]
+    result = read_suite_predictions(tmp_path / "out" / file_name("clean"))["all"]
+    assert len(result.file) == 20
+    assert list(result.unreadable) == [folder.samples[3].file]
     for _ in range(2):  # starting again does not get past the limit
         with pytest.raises(DataError, match=r"1 of 21 images cannot be read, more than 1%.*3\.png"):
             predict_suite(model, sets_of(folder), tmp_path / "strict", batch_size=4)
@@ -225,8 +225,8 @@ def test_parts_of_other_sets_or_sizes_are_not_mixed_in(model, folder, tmp_path, 
         predict_suite(model, [one, two], tmp_path / "out", batch_size=4, progress=stopped)
     predict_suite(model, [one, two, three], tmp_path / "out", batch_size=4)
     for name in ("clean", "noise 1", "noise 2"):
-        for found in read_suite_predictions(tmp_path / "out" / file_name(name)).values():
-            assert found.file.tolist() == [sample.file for sample in folder.samples]
+        for result in read_suite_predictions(tmp_path / "out" / file_name(name)).values():
+            assert result.file.tolist() == [sample.file for sample in folder.samples]
     assert not (tmp_path / "out" / ".parts").exists()
 
 

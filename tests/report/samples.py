@@ -19,13 +19,15 @@ def share(value: float, half: float = 0.018, count: int = 1600, unit: str = "%")
 
 
 def scene(seed: int, size: int = 224) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An image of a disc on a ground, the disc's mask, and a map about another place."""
+    """Return an image of a disc on a background, the mask of the disc, and a map with its maximum elsewhere."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] / size
     cy, cx = random.uniform(0.35, 0.65, 2)
     mask = (y - cy) ** 2 + ((x - cx) * 0.7) ** 2 < 0.04
-    ground = random.uniform(60, 200, 3) + 40 * np.sin(9 * x + 7 * y)[..., None] + random.normal(0, 12, (size, size, 3))
-    image = np.where(mask[..., None], random.uniform(20, 240, 3) + random.normal(0, 8, (size, size, 3)), ground)
+    background = (
+        random.uniform(60, 200, 3) + 40 * np.sin(9 * x + 7 * y)[..., None] + random.normal(0, 12, (size, size, 3))
+    )
+    image = np.where(mask[..., None], random.uniform(20, 240, 3) + random.normal(0, 8, (size, size, 3)), background)
     by, bx = random.uniform(0.1, 0.9, 2)
     return image.clip(0, 255).astype(np.uint8), mask, np.exp(-((y - by) ** 2 + (x - bx) ** 2) / 0.03)
 

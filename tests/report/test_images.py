@@ -74,8 +74,8 @@ def test_a_mask_of_another_size_is_refused() -> None:
 
 
 def decoded(uri: str) -> Image.Image:
-    kind, _, data = uri.partition(";base64,")
-    assert kind == "data:image/webp"
+    media_type, _, data = uri.partition(";base64,")
+    assert media_type == "data:image/webp"
     return Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
 
 

@@ -194,32 +194,32 @@ def test_estimates_are_shown_with_interval_and_unit(full: str) -> None:
 
 
 def test_a_count_is_told_once_at_the_widest_place_where_it_holds() -> None:
-    def told(*rows: Row) -> list[str]:
+    def reported(*rows: Row) -> list[str]:
         parsed = Parsed(render(one_table(*rows)))
-        found = [text for tag in ("th", "td", "p") for text in parsed.texts(tag) if "n = " in text or "n:" in text]
-        return [re.sub(r"\d+\.\d% \[[^]]*\]", "e", text) for text in found]
+        result = [text for tag in ("th", "td", "p") for text in parsed.texts(tag) if "n = " in text or "n:" in text]
+        return [re.sub(r"\d+\.\d% \[[^]]*\]", "e", text) for text in result]
 
     def estimate(count: int) -> Estimate:
         return share(0.5, count=count)
 
     nothing = Estimate(NAN, NAN, NAN, 0, "%")
     both = "In brackets: 95% intervals. "
-    assert told(Row("a", [estimate(1600), 3]), Row("b", [nothing, "x"])) == [both + "n = 1,600 samples."]
-    assert told(Row("a", [estimate(5), estimate(5)]), Row("b", [estimate(6), nothing])) == [
+    assert reported(Row("a", [estimate(1600), 3]), Row("b", [nothing, "x"])) == [both + "n = 1,600 samples."]
+    assert reported(Row("a", [estimate(5), estimate(5)]), Row("b", [estimate(6), nothing])) == [
         "a n = 5",
         "b n = 6",
         both + "n: number of samples.",
     ]
-    assert told(Row("a", [estimate(5), estimate(6)]), Row("b", [estimate(5), nothing])) == [
+    assert reported(Row("a", [estimate(5), estimate(6)]), Row("b", [estimate(5), nothing])) == [
         "column 0 n = 5",
         "column 1 n = 6",
         both + "n: number of samples.",
     ]
-    assert told(Row("a", [estimate(5), estimate(6)]), Row("b", [estimate(7), estimate(8)])) == [
+    assert reported(Row("a", [estimate(5), estimate(6)]), Row("b", [estimate(7), estimate(8)])) == [
         *(f"e n = {count}" for count in (5, 6, 7, 8)),
         both + "n: number of samples.",
     ]
-    assert told(Row("a", ["x", 3])) == []
+    assert reported(Row("a", ["x", 3])) == []
 
 
 @pytest.mark.parametrize("columns", [1, 3])

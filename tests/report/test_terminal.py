@@ -34,9 +34,9 @@ COLUMNS = [f"a long column number {i}" for i in range(12)]
 def test_nothing_is_cut_or_wrapped_whatever_the_width(width):
     name = "a/long/folder/name/" * 10
     rows = [Row(name, [share(i / 20) for i in range(12)], "a note"), Row("short", [""] * 12)]
-    found = lines(page(Table("Title", COLUMNS, rows, names="model")), width)
-    assert len(found) == 4
-    title, header, first, second = found
+    result = lines(page(Table("Title", COLUMNS, rows, names="model")), width)
+    assert len(result) == 4
+    title, header, first, second = result
     assert title == "Title"
     assert header.split("  ")[0] == "model"
     assert all(column in header for column in COLUMNS)
@@ -59,10 +59,10 @@ def test_a_pipe_gets_whole_rows(capsys):
 def test_names_come_out_literally(text):
     table = Table(text, [text], [Row(text, [text], text)], names=text)
     verdict = Verdict("improved", text, text, text)
-    found = lines(page(table, verdicts=[verdict], headline=[(text, share(0.5))]))
-    assert len(found) == 6
-    assert found[0] == f"improved on {text}: {text} {text}"
-    assert [line.count(text) for line in found[2:]] == [1, 1, 2, 3]
+    result = lines(page(table, verdicts=[verdict], headline=[(text, share(0.5))]))
+    assert len(result) == 6
+    assert result[0] == f"improved on {text}: {text} {text}"
+    assert [line.count(text) for line in result[2:]] == [1, 1, 2, 3]
 
 
 def test_values_come_with_interval_and_count_in_the_most_compact_form():
@@ -83,19 +83,19 @@ def test_values_come_with_interval_and_count_in_the_most_compact_form():
 
 def test_headline_numbers_have_their_counts():
     headline = [("Accuracy", share(0.5, 1234)), ("Unmeasured", Estimate(math.nan, math.nan, math.nan, 0, "%"))]
-    found = lines(page(headline=headline))
-    assert found[1].split() == ["Accuracy", "50.0%", "[45.0,", "55.0]", "1,234"]
-    assert found[2].split() == ["Unmeasured", "–"]
+    result = lines(page(headline=headline))
+    assert result[1].split() == ["Accuracy", "50.0%", "[45.0,", "55.0]", "1,234"]
+    assert result[2].split() == ["Unmeasured", "–"]
 
 
 def test_only_the_first_table_is_printed_and_no_line_is_empty():
     first, second = (Table(title, ["x"], [Row("two\nlines\n\n", ["v\nw"])]) for title in ("First", "Second"))
     verdicts = [Verdict("regressed", "It fell.", "Rule.", "data"), Verdict("inconclusive", "Who knows.")]
-    found = lines(page(Figure("F", "", "<svg/>"), first, second, verdicts=verdicts, headline=[("A", share(0.1))]))
-    assert found[:2] == ["regressed on data: It fell. Rule.", "inconclusive: Who knows."]
-    assert all(found)
-    assert not any("Second" in line for line in found)
-    assert found[-1].split() == ["two", "lines", "v", "w"]
+    result = lines(page(Figure("F", "", "<svg/>"), first, second, verdicts=verdicts, headline=[("A", share(0.1))]))
+    assert result[:2] == ["regressed on data: It fell. Rule.", "inconclusive: Who knows."]
+    assert all(result)
+    assert not any("Second" in line for line in result)
+    assert result[-1].split() == ["two", "lines", "v", "w"]
 
 
 def test_wide_characters_are_aligned():

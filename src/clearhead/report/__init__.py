@@ -1,1 +1,1 @@
-"""One self-contained HTML page of results, its plots and its pictures."""
+"""Reports: HTML pages, terminal output, plots and images."""

@@ -36,7 +36,7 @@ def amplitudes(lines: Sequence[tuple[float, Sequence[float], Sequence[float]]], 
     """
     shown = [0.0, 0.25, 0.5, 0.75, 1.0]
     with new_figure(2.9, ["depth"]) as figure:
-        axes = axes_at(figure, left=0.7, right=4.5, low=0.5, high=2.9)
+        axes = axes_at(figure, x=(0.7, 4.5), y=(0.5, 2.9))
         for depth, x, y in lines:
             axes.plot(x, y, color=SERIES[1], alpha=_opacity(depth), linewidth=1.4)
         label_axes(axes, "frequency", "Δ log amplitude")
@@ -69,7 +69,7 @@ def through_depth(
     branches = [b for b in branches if b[2].value == b[2].value]
     types = [type_ for type_ in _TYPES if any(type_ == b[0] for b in branches)]
     with new_figure(2.9, types) as figure:
-        axes = axes_at(figure, left=0.8, right=4.5, low=0.5, high=2.9)
+        axes = axes_at(figure, x=(0.8, 4.5), y=(0.5, 2.9))
         if not steps:
             axes.axhline(0, color=INK, alpha=0.5, linewidth=1)
         for (_, x, before), (type_, to, after) in pairwise(branches):
@@ -111,7 +111,7 @@ def matrix(values: Sequence[Sequence[float]], title: str, rows: str, columns: st
     cell = min(3.8 / wide, 0.4)
     size = cell * wide, min(cell * high, 7.0)
     with new_figure(0.55 + size[1]) as figure:
-        axes = axes_at(figure, left=0.7, right=0.7 + size[0], low=0.5, high=0.5 + size[1])
+        axes = axes_at(figure, x=(0.7, 0.7 + size[0]), y=(0.5, 0.5 + size[1]))
         for y, row in enumerate(values):
             for x, value in enumerate(row):
                 share = min(max(value, 0.0), 1.0) if value == value else 0.0

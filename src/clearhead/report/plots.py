@@ -37,7 +37,7 @@ def intervals(rows: Sequence[tuple[str, Sequence[tuple[str, Estimate]]]], title:
     models = list(dict.fromkeys(model for _, estimates in rows for model, _ in estimates))
     height = 0.25 * (sum(len(estimates) for _, estimates in rows) + 1.5 * len(rows))
     with new_figure(0.35 + height, models) as figure:
-        axes = axes_at(figure, left=0.05, right=3.85, low=0.35, high=0.35 + height)
+        axes = axes_at(figure, x=(0.05, 3.85), y=(0.35, 0.35 + height))
         y = 0.0
         for metric, estimates in rows:
             axes.text(0, y, shorten(metric), transform=axes.get_yaxis_transform(), weight="bold", va="center")
@@ -74,8 +74,8 @@ def reliability(
     """
     bins = [(c, a, n) for c, a, n in zip(confidence, accuracy, counts, strict=True) if n > 0]
     with new_figure(4.3) as figure:
-        above = axes_at(figure, left=0.7, right=4.5, low=1.5, high=4.2)
-        below = axes_at(figure, left=0.7, right=4.5, low=0.5, high=1.2)
+        above = axes_at(figure, x=(0.7, 4.5), y=(1.5, 4.2))
+        below = axes_at(figure, x=(0.7, 4.5), y=(0.5, 1.2))
         above.set(xlim=(0, 1.02), ylim=(0, 1.02), ylabel="accuracy")
         above.plot([0, 1], [0, 1], color=INK, alpha=0.4, linewidth=1, linestyle=DASHED)
         above.text(
@@ -123,7 +123,7 @@ def curves(
     """
     marked = [] if chosen is None else [f"epoch {chosen} selected"]
     with new_figure(2.9, [*lines, *marked]) as figure:
-        axes = axes_at(figure, left=0.7, right=4.6, low=0.5, high=2.9)
+        axes = axes_at(figure, x=(0.7, 4.6), y=(0.5, 2.9))
         for i, values in enumerate(lines.values()):
             colour, marker = series_style(i)
             axes.plot(
@@ -166,7 +166,7 @@ def lines(
         log_y: y on a logarithmic scale.
     """
     with new_figure(2.9, list(points)) as figure:
-        axes = axes_at(figure, left=0.7, right=4.5, low=0.5, high=2.9)
+        axes = axes_at(figure, x=(0.7, 4.5), y=(0.5, 2.9))
         for i, line in enumerate(points.values()):
             colour, marker = series_style(i)
             x, y, bar = ([point[j] for point in line] for j in range(3))
@@ -209,10 +209,10 @@ def heatmap(
     width = max(map(len, values))
     names = [shorten(name, 22) for name in rows]
     left, cell = 0.25 + 0.09 * max(map(len, names)) + (0.25 if label else 0), 0.3
-    right = min(4.6, left + 0.62 * width)
+    end = min(4.6, left + 0.62 * width)
     largest = max((abs(v) for row in values for v in row if not math.isnan(v)), default=0) or 1
     with new_figure(0.55 + cell * len(values)) as figure:
-        axes = axes_at(figure, left=left, right=right, low=0.5, high=0.5 + cell * len(values))
+        axes = axes_at(figure, x=(left, end), y=(0.5, 0.5 + cell * len(values)))
         for y, row in enumerate(values):
             for x, value in enumerate(row):
                 if math.isnan(value):
@@ -265,7 +265,7 @@ def contours(
         levels = list(MaxNLocator(9).tick_values(low, high))
     shades = [(SERIES[1], alpha) for alpha in np.linspace(0.06, 0.8, len(levels) - 1)]
     with new_figure(3.9) as figure:
-        axes = axes_at(figure, left=0.7, right=4.1, low=0.5, high=3.9)
+        axes = axes_at(figure, x=(0.7, 4.1), y=(0.5, 3.9))
         axes.contourf(steps, steps, field, levels=levels, colors=shades)
         if crossed := [level for level in levels if field.min() < level < field.max()]:
             drawn = axes.contour(steps, steps, field, levels=crossed, colors=INK, alpha=0.5, linewidths=0.7)
@@ -303,7 +303,7 @@ def scatter(
     low, high = min(values), max(values)
     room = 0.06 * (high - low) or 0.05
     with new_figure(4.0, list(points)) as figure:
-        axes = axes_at(figure, left=0.8, right=4.4, low=0.5, high=4.0)
+        axes = axes_at(figure, x=(0.8, 4.4), y=(0.5, 4.0))
         axes.plot([low, high], [low, high], color=INK, alpha=0.4, linewidth=1, linestyle=DASHED)
         for i, pairs in enumerate(points.values()):
             colour, marker = series_style(i)

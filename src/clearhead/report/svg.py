@@ -59,10 +59,10 @@ def new_figure(height: float, names: Sequence[str] = ()) -> Iterator[Figure]:
         yield Figure(figsize=(WIDTH, height + legend), facecolor="none")
 
 
-def axes_at(figure: Figure, left: float, right: float, low: float, high: float) -> Axes:
-    """Add axes at a position in inches from the lower left corner."""
+def axes_at(figure: Figure, x: tuple[float, float], y: tuple[float, float]) -> Axes:
+    """Add axes that extend over x and y, in inches from the lower left corner."""
     width, height = figure.get_size_inches()
-    return figure.add_axes((left / width, low / height, (right - left) / width, (high - low) / height))
+    return figure.add_axes((x[0] / width, y[0] / height, (x[1] - x[0]) / width, (y[1] - y[0]) / height))
 
 
 def add_legend(figure: Figure, axes: Axes, names: Sequence[str], dashed: Sequence[str] = ()) -> None:
