@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from clearhead.runs import run
 from PIL import Image
 
 from clearhead.analyses import hessian
@@ -15,6 +14,7 @@ from clearhead.data.augment import mix_batch
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.landscape import LandscapeError
 from clearhead.models import Preprocessing, from_module
+from clearhead.runs import run
 from tests.command import clearhead, error, result
 
 

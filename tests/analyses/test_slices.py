@@ -8,7 +8,6 @@ import pyarrow.parquet
 import pytest
 import timm
 import torch
-from clearhead.runs import read_run
 from PIL import Image
 from scipy.stats import fisher_exact
 
@@ -17,6 +16,7 @@ from clearhead.analyses.slices import find_slices
 from clearhead.metrics.statistics import holm
 from clearhead.models import load_model, save_model
 from clearhead.report.page import ExampleImages
+from clearhead.runs import read_run
 from tests.command import clearhead, error
 
 CLASSES = ["ant", "bee", "cow"]
