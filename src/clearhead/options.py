@@ -1,8 +1,9 @@
 """Options of analyses, each described once: a Python keyword argument, a command-line option and a key in config.yaml.
 
 An analysis annotates the keyword arguments of its ``measure`` with these aliases or with
-``Annotated[type, Option(...)]``. The command line is made from that signature (``clearhead.cli.signature``). This
-module imports nothing heavy.
+``Annotated[type, Option(...)]``. The command line is made from that signature (``clearhead.cli.signature``). Two
+arguments of many analyses are not options: ``progress``, which shows progress, and ``state``, a folder in which
+finished parts are saved, to continue after an interruption. This module imports nothing heavy.
 """
 
 from collections.abc import Sequence

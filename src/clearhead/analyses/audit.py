@@ -121,16 +121,12 @@ def measure(
         model: a classifier, module or name.
         data: the images: a folder, another source, or an index. Masks add foreground relevance and interventions,
             columns of metadata.csv add groups.
-        split: use the images of this split.
         groups: columns of metadata.csv that define groups with the class; all by default.
         method: attribution method; ``gae`` for models with a token grid, else ``input-gradient``.
         heads: score every attention head too.
         temperature: split to fit a temperature on.
-        limit: use at most this many images, drawn at random.
-        batch_size: images per forward pass.
-        workers: data-loading processes.
-        seed: of the drawn images, of the swapped backgrounds and of the bootstrap.
-        progress: shows progress.
+
+    The other arguments are described in ``clearhead.options``.
 
     Raises:
         DataError: for data that cannot be used, or a temperature split that shares images with the audited ones.

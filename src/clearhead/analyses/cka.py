@@ -78,12 +78,9 @@ def measure(
     Args:
         models: one classifier, module or name, or two.
         data: the images: a folder, another source, or an index.
-        split: use the images of this split.
-        limit: use at most this many images, drawn at random.
         batch_size: of the mini-batches, at least 4; an incomplete last batch is not used.
-        workers: data-loading processes.
-        seed: of the drawn images and their order.
-        progress: shows progress.
+
+    The other arguments are described in ``clearhead.options``.
 
     Raises:
         LayersError: for more than two models, a model without residual branches, or fewer than 4 images.

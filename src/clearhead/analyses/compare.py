@@ -124,15 +124,11 @@ def measure(
         before: the baseline: a classifier, module or name.
         after: the model to compare with it, with the same classes.
         data: the images: a folder, another source, or an index.
-        split: use the images of this split.
         groups: columns of metadata.csv that define groups with the class; all by default.
         margin: non-inferiority margin, the loss of accuracy that still counts as no regression.
         method: attribution method; ``gae`` for models with a token grid, else ``input-gradient``.
-        limit: use at most this many images, drawn at random.
-        batch_size: images per forward pass.
-        workers: data-loading processes.
-        seed: of the drawn images, of the swapped backgrounds and of the bootstrap.
-        progress: shows progress.
+
+    The other arguments are described in ``clearhead.options``.
 
     Raises:
         DataError: for models of different classes, or data that cannot be used.

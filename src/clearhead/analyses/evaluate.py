@@ -81,11 +81,9 @@ def measure(
         labels: one per model; models of one label are seeds of one training, and their mean is reported too.
         split: of the images that shifts are made from.
         most_unreadable: largest acceptable fraction of unreadable images in a set.
-        batch_size: images per batch.
-        workers: data-loading processes.
-        seed: of the shifts and of the bootstrap.
-        progress: shows progress.
         folder: where predictions are saved, below ``predictions/``; None does not save them.
+
+    The other arguments are described in ``clearhead.options``.
 
     Raises:
         DataError: for sets that cannot be used, or with too many unreadable images.

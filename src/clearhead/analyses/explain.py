@@ -120,12 +120,8 @@ def measure(
         images: image files. Those that cannot be decoded are skipped, and are issues of the result.
         target: the class to explain, by name or index; None for the predicted class of each image.
         method: attribution methods; None takes the default of the model, ``all`` all that work on it.
-        limit: use at most this many images, drawn at random.
-        batch_size: images per forward pass.
-        workers: data-loading processes.
-        seed: of the drawn images.
-        progress: shows progress.
-        state: folder in which maps and images are written one by one, to go on after an interruption.
+
+    The other arguments are described in ``clearhead.options``.
 
     Raises:
         ClearheadError: for a class that does not exist, or a method that does not exist or does not work on the model.

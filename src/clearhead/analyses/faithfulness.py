@@ -13,7 +13,6 @@ constant map removes pixels at random in either direction.
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -22,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from clearhead.analyses.each_model import measure_each
 from clearhead.analyses.subject import Subject, subject_of
 from clearhead.attribution import explain, explain_with_logits, list_methods
 from clearhead.data.images import DataLike, as_image_index
@@ -34,10 +34,9 @@ from clearhead.models.classifier import copied, evaluation_mode, require_not_nan
 from clearhead.models.source import ModelLike, as_classifier, display_names, require_same_classes
 from clearhead.options import BatchSize, Limit, Methods, Option, Seed, Split, Workers
 from clearhead.prediction.predict import default_method
-from clearhead.progress import Progress, prefixed, track
+from clearhead.progress import Progress, track
 from clearhead.report import plots
 from clearhead.report.page import Cell, Figure, Page, Row, Section, Table
-from clearhead.storage import resumable
 
 Array = npt.NDArray[Any]
 Fill = Literal["black", "mean", "blur"]
@@ -157,17 +156,12 @@ def measure(
     Args:
         models: classifiers or names, all of the same classes.
         data: the images: a folder, another source, or an index.
-        split: use the images of this split.
-        limit: use at most this many images, drawn at random.
         methods: keys of ``clearhead.attribution.METHODS``; None is each model's default, ``["all"]`` all it supports.
         fill: value of removed pixels.
         target: explain the ``predicted`` class, or the one that is the ``truth``.
         batch_size: images per batch, and the most images in a forward pass.
-        workers: data-loading processes.
-        seed: of the drawn images, of the order of equally relevant pixels, of the shuffled parameters and of the
-            bootstrap.
-        progress: shows progress.
-        state: folder in which the result of each model is saved, to go on after an interruption.
+
+    The other arguments are described in ``clearhead.options``.
 
     Raises:
         ModelError: for models of different classes.
@@ -176,21 +170,11 @@ def measure(
     """
     classes = require_same_classes(models)
     index = sample_n(as_image_index(data, classes=classes, split=split), limit, seed)
-    names, results = display_names(models), {}
-    for name, model in zip(names, models, strict=True):
-        compute = partial(
-            faithfulness,
-            model,
-            index,
-            methods,
-            fill=fill,
-            target=target,
-            batch_size=batch_size,
-            workers=workers,
-            seed=seed,
-            progress=prefixed(progress, name),
-        )
-        results[name] = resumable(state, name, compute, Faithfulness)
+    names = display_names(models)
+    options: dict[str, Any] = {"methods": methods, "fill": fill, "target": target, "seed": seed}
+    options |= {"batch_size": batch_size, "workers": workers, "progress": progress, "state": state}
+    by_name = dict(zip(names, models, strict=True))
+    results, _ = measure_each(faithfulness, Faithfulness, by_name, index, **options)
     baseline = results[names[0]].methods
     change = {
         name: {

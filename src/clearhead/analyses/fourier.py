@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from clearhead.analyses.each_model import measure_each
 from clearhead.analyses.subject import Subject, subject_of
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.images import DataLike, as_image_index
@@ -34,11 +35,10 @@ from clearhead.layers.branches import (
 from clearhead.metrics.statistics import Estimate, mean
 from clearhead.models.source import ModelLike, as_classifier, display_names
 from clearhead.options import BatchSize, Limit, Seed, Split, Workers
-from clearhead.progress import Progress, prefixed, track
+from clearhead.progress import Progress, track
 from clearhead.report import layer_plots
 from clearhead.report.layer_plots import type_name
 from clearhead.report.page import Figure, Page, Row, Section, Table
-from clearhead.storage import resumable
 
 Array = npt.NDArray[Any]
 
@@ -162,31 +162,18 @@ def measure(
     Args:
         models: classifiers, modules or names.
         data: the images: a folder, another source, or an index.
-        split: use the images of this split.
-        limit: use at most this many images, drawn at random.
-        batch_size: images per forward pass.
-        workers: data-loading processes.
-        seed: of the drawn images and of the bootstrap over images.
-        progress: shows progress.
-        state: folder in which the result of each model is saved, to go on after an interruption.
+
+    The other arguments are described in ``clearhead.options``.
 
     Raises:
         LayersError: for a model without residual branches, or none of whose feature maps lies on a grid.
         DataError: for data that cannot be used.
     """
     index = sample_n(as_image_index(data, split=split), limit, seed)
-    names, maps = display_names(models), {}
-    for name, model in zip(names, models, strict=True):
-        compute = partial(
-            feature_maps,
-            model,
-            index,
-            batch_size=batch_size,
-            workers=workers,
-            seed=seed,
-            progress=prefixed(progress, name),
-        )
-        maps[name] = resumable(state, name, compute, FeatureMaps)
+    names = display_names(models)
+    options = {"batch_size": batch_size, "workers": workers, "seed": seed}
+    by_name = dict(zip(names, models, strict=True))
+    maps, _ = measure_each(feature_maps, FeatureMaps, by_name, index, progress=progress, state=state, **options)
     return Fourier(subject_of(names, index, data, split), maps)
 
 

@@ -56,12 +56,10 @@ def measure(
     Args:
         model: a classifier, a module or a name.
         data: the images: a folder, another source, or an index; masks and metadata are used where there are any.
-        split: use the images of this split.
         layers: the attention layers whose heads are scored.
         attributes: metadata columns; None takes all with at most 10 values that go with different classes.
-        batch_size: images per forward pass.
-        workers: data-loading processes.
-        progress: shows progress.
+
+    The other arguments are described in ``clearhead.options``.
 
     Raises:
         NoAttentionError: for a model without attention.

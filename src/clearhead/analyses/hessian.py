@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import gaussian_kde
 
+from clearhead.analyses.each_model import measure_each
 from clearhead.analyses.epochs import expand_epochs
 from clearhead.analyses.subject import Subject, subject_of
 from clearhead.data.augment import Augmentation, augmentation, mix_batch
@@ -30,10 +30,9 @@ from clearhead.landscape.spectrum import SpectralDensity, Trace, spectral_densit
 from clearhead.metrics.statistics import Estimate, format_value, mean
 from clearhead.models.source import ModelLike, as_classifier, display_names
 from clearhead.options import Option, Seed, Split, Workers
-from clearhead.progress import Progress, prefixed, track
+from clearhead.progress import Progress, track
 from clearhead.report import plots
 from clearhead.report.page import Figure, Page, Row, Section, Table
-from clearhead.storage import resumable
 
 Array = npt.NDArray[Any]
 
@@ -134,13 +133,10 @@ def measure(
     Args:
         models: classifiers, modules, names or run folders.
         data: labelled images: a folder, another source, or an index.
-        split: use the images of this split.
         top, batches, batch_size, weight_decay, augment, mixup, cutmix, label_smoothing, tolerance, density: as for
             ``spectra``.
-        workers: data-loading processes.
-        seed: of the batches, the augmentation, and the first vectors.
-        progress: shows progress.
-        state: folder in which the result of each model is saved, to go on after an interruption.
+
+    The other arguments are described in ``clearhead.options``.
 
     Raises:
         LandscapeError: for fewer images than a batch, or a loss without a spectrum.
@@ -150,16 +146,11 @@ def measure(
     options |= {"augment": augment, "mixup": mixup, "cutmix": cutmix, "label_smoothing": label_smoothing}
     options |= {"tolerance": tolerance, "density": density, "workers": workers, "seed": seed}
 
-    @cache
     def read(classes: tuple[str, ...]) -> ImageIndex:
         return as_image_index(data, classes=classes, split=split)
 
-    results = {}
-    for name, model in expand_epochs(models).items():
-        classifier = as_classifier(model)
-        index = read(classifier.classes)
-        compute = partial(spectra, classifier, index, **options, progress=prefixed(progress, name))
-        results[name] = resumable(state, name, compute, Spectrum)
+    epochs = expand_epochs(models)
+    results, index = measure_each(spectra, Spectrum, epochs, read, progress=progress, state=state, **options)
     used = min(batches, len(index.samples) // batch_size) * batch_size
     subject = replace(subject_of(display_names(models), index, data, split), images=used)
     return HessianResult(subject, top, results)

@@ -7,15 +7,15 @@ features. Nothing is trained, so the features before and after a repair can be c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clearhead.analyses.each_model import measure_each
 from clearhead.analyses.subject import Subject, subject_of
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.image_io import DataError
@@ -27,9 +27,8 @@ from clearhead.models import Classifier
 from clearhead.models.features import features
 from clearhead.models.source import ModelLike, as_backbone, display_names
 from clearhead.options import BatchSize, Option, Split, Workers
-from clearhead.progress import Progress, prefixed, track
+from clearhead.progress import Progress, track
 from clearhead.report.page import Page, Row, Table
-from clearhead.storage import resumable
 
 _QUERIES, _REFERENCES = 256, 16384
 """Rows and columns of one chunk of similarities: 16 MiB in float32."""
@@ -90,12 +89,9 @@ def measure(
     Args:
         models: classifiers or names; weights without a classifier head too.
         data: the images: a folder, another source, or an index.
-        split: use the images of this split.
         k: numbers of neighbours.
-        batch_size: images per batch.
-        workers: data-loading processes.
-        progress: shows progress.
-        state: folder in which the result of each model is saved, to go on after an interruption.
+
+    The other arguments are described in ``clearhead.options``.
 
     Raises:
         DataError: for data that cannot be used, or of one class.
@@ -104,12 +100,9 @@ def measure(
     """
     index = as_image_index(data, split=split)
     names = display_names(models)
-    results: dict[str, NearestNeighbours] = {}
-    for name, model in zip(names, models, strict=True):
-        compute = partial(
-            knn, model, index, k=k, batch_size=batch_size, workers=workers, progress=prefixed(progress, name)
-        )
-        results[name] = resumable(state, name, compute, NearestNeighbours)
+    options: dict[str, Any] = {"k": k, "batch_size": batch_size, "workers": workers}
+    by_name = dict(zip(names, models, strict=True))
+    results, _ = measure_each(knn, NearestNeighbours, by_name, index, progress=progress, state=state, **options)
     baseline = results[names[0]].correct
     change = {
         name: {

@@ -6,7 +6,6 @@ for each branch, which halves the work; this is tried on the model first, and no
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clearhead.analyses.each_model import measure_each
 from clearhead.analyses.subject import Subject, subject_of
 from clearhead.data.dataset import ImageIndex, require_classes
 from clearhead.data.images import DataLike, as_image_index
@@ -27,10 +27,9 @@ from clearhead.models import Classifier
 from clearhead.models.classifier import require_not_nan
 from clearhead.models.source import ModelLike, as_classifier, display_names
 from clearhead.options import BatchSize, Limit, Seed, Split, Workers
-from clearhead.progress import Progress, prefixed, track
+from clearhead.progress import Progress, track
 from clearhead.report import layer_plots
 from clearhead.report.page import Figure, Page, Row, Section, Table
-from clearhead.storage import resumable
 
 MOST_COSTLY = 8
 """Lesions of each model in the first table."""
@@ -101,30 +100,22 @@ def measure(
     Args:
         models: classifiers, modules or names.
         data: labelled images: a folder, another source, or an index.
-        split: use the images of this split.
-        limit: use at most this many images, drawn at random.
         batch_size: images per forward pass; the shortcuts of all branches are in memory for one batch.
-        workers: data-loading processes.
-        seed: of the drawn images and of the bootstrap over images.
-        progress: shows progress.
-        state: folder in which the result of each model is saved, to go on after an interruption.
+
+    The other arguments are described in ``clearhead.options``.
 
     Raises:
         LayersError: for a model without residual branches.
         DataError: for data that cannot be used, or classes that are not the model's.
     """
 
-    @cache
     def read(classes: tuple[str, ...]) -> ImageIndex:
         return sample_n(as_image_index(data, classes=classes, split=split), limit, seed)
 
-    names, results = display_names(models), {}
-    for name, model in zip(names, models, strict=True):
-        classifier = as_classifier(model)
-        index = read(classifier.classes)
-        options = {"batch_size": batch_size, "workers": workers, "seed": seed}
-        compute = partial(lesions, classifier, index, **options, progress=prefixed(progress, name))
-        results[name] = resumable(state, name, compute, Lesions)
+    names = display_names(models)
+    options = {"batch_size": batch_size, "workers": workers, "seed": seed}
+    by_name = dict(zip(names, models, strict=True))
+    results, index = measure_each(lesions, Lesions, by_name, read, progress=progress, state=state, **options)
     return LesionResult(subject_of(names, index, data, split), results)
 
 

@@ -135,14 +135,10 @@ def measure(
     Args:
         models: classifiers or names, all of the same classes.
         data: the images: a folder, another source, or an index.
-        split: use the images of this split.
         methods: keys of ``clearhead.attribution.METHODS``; None is each model's default, ``["all"]`` all it supports.
         correct_only: exclude images whose prediction is wrong.
-        batch_size: images per batch.
-        workers: data-loading processes.
-        seed: of the bootstrap.
-        progress: shows progress.
-        state: folder in which the result of each model and method is saved, to go on after an interruption.
+
+    The other arguments are described in ``clearhead.options``.
 
     Raises:
         ModelError: for models of different classes.

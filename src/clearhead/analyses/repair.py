@@ -176,10 +176,8 @@ def measure(
         test_split: split for the final comparison; nothing is trained or selected on it.
         groups: columns of metadata.csv that define groups with the class; all by default.
         margin: non-inferiority margin.
-        workers: data-loading processes.
-        seed: random seed.
-        progress: shows progress.
-        state: folder in which the state of the last epoch is saved, to go on after an interruption.
+
+    The other arguments are described in ``clearhead.options``.
 
     Raises:
         DataError: for data that cannot be used, or a test split that trains or selects.

@@ -127,10 +127,8 @@ def measure(
         confidence: the probability that suffices, in 0..1.
         steps: of the search.
         fill: colour of a removed pixel: the mean that the model subtracts, or black.
-        batch_size: images per forward pass.
-        workers: data-loading processes.
-        progress: shows progress.
-        state: folder in which subsets are written one by one, to go on after an interruption.
+
+    The other arguments are described in ``clearhead.options``.
 
     Raises:
         ClearheadError: for a class that does not exist, or a number out of its range.

@@ -178,13 +178,10 @@ def measure(
         model: a classifier, a module or a name.
         data: labelled images: a folder, another source, or an index. Masks are not used, metadata only to describe
             slices.
-        split: use the images of this split.
         space: what classes are divided by.
         method: attribution method of the maps.
-        batch_size: images per forward pass.
-        workers: data-loading processes.
-        seed: of the halves and of the mixtures.
-        progress: shows progress.
+
+    The other arguments are described in ``clearhead.options``.
 
     Raises:
         ClearheadError: for a method that does not work on the model, or a model without penultimate features (`space`

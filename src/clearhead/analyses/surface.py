@@ -9,7 +9,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from clearhead.analyses.each_model import measure_each
 from clearhead.analyses.epochs import expand_epochs
 from clearhead.analyses.subject import Subject, subject_of
 from clearhead.data.dataset import ImageIndex
@@ -30,10 +30,9 @@ from clearhead.metrics.statistics import format_value
 from clearhead.models import Classifier
 from clearhead.models.source import ModelLike, as_classifier, display_names
 from clearhead.options import Option, Seed, Split, Workers
-from clearhead.progress import Progress, prefixed, track
+from clearhead.progress import Progress, track
 from clearhead.report import plots
 from clearhead.report.page import Figure, Page, Row, Section, Table
-from clearhead.storage import resumable
 
 Array = npt.NDArray[Any]
 
@@ -112,12 +111,9 @@ def measure(
     Args:
         models: classifiers, modules, names or run folders.
         data: labelled images: a folder, another source, or an index.
-        split: use the images of this split.
         dims, points, span, along, weight_decay, limit, batch_size: as for ``surface``.
-        workers: data-loading processes.
-        seed: of the images and the directions.
-        progress: shows progress.
-        state: folder in which the result of each model is saved, to go on after an interruption.
+
+    The other arguments are described in ``clearhead.options``.
 
     Raises:
         ClearheadError: for dims, points, limit or a span outside their range.
@@ -127,16 +123,11 @@ def measure(
     options: dict[str, Any] = {"dims": dims, "points": points, "span": span, "along": along, "limit": limit}
     options |= {"weight_decay": weight_decay, "batch_size": batch_size, "workers": workers, "seed": seed}
 
-    @cache
     def read(classes: tuple[str, ...]) -> ImageIndex:
         return as_image_index(data, classes=classes, split=split)
 
-    results = {}
-    for name, model in expand_epochs(models).items():
-        classifier = as_classifier(model)
-        index = read(classifier.classes)
-        compute = partial(surface, classifier, index, **options, progress=prefixed(progress, name))
-        results[name] = resumable(state, name, compute, Surface)
+    epochs = expand_epochs(models)
+    results, index = measure_each(surface, Surface, epochs, read, progress=progress, state=state, **options)
     subject = subject_of(display_names(models), index, data, split)
     return SurfaceResult(replace(subject, images=min(limit, subject.images)), along, results)
 

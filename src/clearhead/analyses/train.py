@@ -132,11 +132,9 @@ def measure(
         pretrained: start from pretrained weights.
         train_split: split to train on.
         validation_split: split that selects the epoch.
-        workers: data-loading processes.
-        seed: of fresh weights, order, augmentation and dropout.
-        progress: shows progress.
-        state: folder in which the state of the last epoch is saved, to go on after an interruption.
         folder: where checkpoints of `save_epochs` are saved.
+
+    The other arguments are described in ``clearhead.options``.
 
     Raises:
         DataError: for data that cannot be used.

@@ -32,7 +32,8 @@ def measure(run: Path, *, progress: Progress | None = None) -> TrajectoryResult:
 
     Args:
         run: folder of ``train --save-epochs``.
-        progress: shows progress.
+
+    The other arguments are described in ``clearhead.options``.
 
     Raises:
         LandscapeError: for a folder with fewer than two saved epochs.
