@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub import constants
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from timm.layers import set_fused_attn, use_fused_attn
 from torch import nn
@@ -43,7 +44,9 @@ def load_timm(target: str, options: LoadOptions, model_args: Mapping[str, Any] =
     if not file:
         if not options.pretrained:
             return create_timm(architecture, options, model_args, **model_args)
-        with hub_access():
+        with hub_access() as offline:
+            if offline:
+                _require_cached(architecture)
             return create_timm(architecture, options, model_args, **model_args)
     if not options.pretrained:
         raise ModelError(f"pretrained=False contradicts {file}; write timm:{architecture}")
@@ -57,6 +60,15 @@ def load_timm(target: str, options: LoadOptions, model_args: Mapping[str, Any] =
     except RuntimeError as error:
         raise ModelError(f"{file} does not fit: {' '.join(str(error).split())[:500]}") from error
     return replace(loaded, weights=entry)
+
+
+def _require_cached(architecture: str) -> None:
+    """Raise OSError unless the weights were downloaded before, without building a large model to learn that."""
+    config = timm.get_pretrained_cfg(architecture)
+    if config is not None and config.hf_hub_id:
+        repository = Path(constants.HF_HUB_CACHE) / f"models--{config.hf_hub_id.replace('/', '--')}"
+        if not repository.is_dir():
+            raise OSError(f"{config.hf_hub_id} is not in the cache")
 
 
 def create_timm(
