@@ -160,7 +160,7 @@ def _grams(model: Classifier, branches: list[ResidualBranch], images: Tensor) ->
         grams.append(centred(x @ x.T).flatten())
         return features
 
-    hooked_forward(model, images.to(next(model.module.parameters()).device, non_blocking=True), branches, record)
+    hooked_forward(model, images.to(model.device, non_blocking=True), branches, record)
     return torch.stack(grams)
 
 

@@ -39,11 +39,7 @@ def draw_examples(views: Sequence[View], index: ImageIndex, files: Sequence[str]
     shown = replace(index, samples=tuple(by_file[file] for file in files))
     inputs = [next(iter(loader(ImageDataset(shown, view.model.preprocess), len(files), 0))) for view in views]
     maps = [
-        explain_with_logits(
-            v.model, batch["image"].to(next(v.model.module.parameters()).device), method=v.predictions.method
-        )[0]
-        .cpu()
-        .numpy()
+        explain_with_logits(v.model, batch["image"].to(v.model.device), method=v.predictions.method)[0].cpu().numpy()
         for v, batch in zip(views, inputs, strict=True)
     ]
     pixels = [[to_uint8(image) for image in batch["image"]] for view, batch in zip(views, inputs, strict=True)]

@@ -185,7 +185,7 @@ def _explain(
     model: Classifier, batch: dict[str, Any], methods: Sequence[str], label: int | None
 ) -> Iterator[tuple[Pixels, dict[str, Array]]]:
     """Yield the pixels of each image of a batch, and its maps, classes and probabilities."""
-    pixels = batch["image"].to(next(model.module.parameters()).device)
+    pixels = batch["image"].to(model.device)
     target: Tensor | int | None = label
     heat: dict[str, Array] = {}
     for method in methods:

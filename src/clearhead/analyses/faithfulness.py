@@ -225,7 +225,7 @@ def faithfulness(
     methods = _require_known(methods_of(model, methods), fill, target)
     index = as_image_index(data, classes=model.classes)
     batches = loader(ImageDataset(index, model.preprocess), batch_size, workers)
-    device = next(model.module.parameters()).device
+    device = model.device
     curves: dict[str, list[Tensor]] = defaultdict(list)
     correlations: dict[str, list[Tensor]] = defaultdict(list)
     with evaluation_mode(model.module):

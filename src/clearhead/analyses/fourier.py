@@ -201,7 +201,7 @@ def feature_maps(
         DataError: for an image that cannot be read.
     """
     model = as_classifier(model)
-    device = next(model.module.parameters()).device
+    device = model.device
     batches = loader(ImageDataset(index, model.preprocess), batch_size, workers)
     with repeatable_forward(model):
         branches = find_branches(model)

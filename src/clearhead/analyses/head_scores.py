@@ -144,7 +144,7 @@ def score_heads(
     """
     require_classes(folder, model.classes)
     attributes = attributes or {}
-    device = next(model.module.parameters()).device
+    device = model.device
     runners: list[HeadMaskRunner] = []
     per_layer: list[dict[str, list[Tensor]]] = []
     correct: list[Tensor] = []
@@ -288,7 +288,7 @@ def _patch_distances(model: Classifier) -> Tensor | None:
     rows = (torch.arange(model.grid.height) + 0.5) * model.preprocess.size[0] / model.grid.height
     columns = (torch.arange(model.grid.width) + 0.5) * model.preprocess.size[1] / model.grid.width
     centres = torch.cartesian_prod(rows, columns)
-    return torch.cdist(centres, centres).to(next(model.module.parameters()).device)
+    return torch.cdist(centres, centres).to(model.device)
 
 
 def _mask_of(call: AttentionCall, rows: slice) -> Tensor | None:

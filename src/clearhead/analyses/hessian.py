@@ -201,7 +201,7 @@ def spectra(
     images = ImageDataset(index, model.preprocess, augmentation(augment, 0.5))
     count = min(batches, len(index.samples) // batch_size)
     drawn = islice(loader(images, batch_size, workers, shuffle=True, seed=seed), count)
-    device = next(model.module.parameters()).device
+    device = model.device
 
     def batch_spectrum(number: int, batch: Mapping[str, Any]) -> BatchSpectrum:
         # a function, so that its graph is freed before the next one is built

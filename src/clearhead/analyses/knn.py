@@ -214,7 +214,7 @@ def _features(model: Classifier, index: ImageIndex, batch_size: int, workers: in
     if broken := (~x.isfinite().all(1)).nonzero().flatten().tolist():
         file = index.samples[broken[0]].path
         raise ClearheadError(f"model: the features of {len(broken)} images are not finite; the first is {file}")
-    return x.to(next(model.module.parameters()).device)
+    return x.to(model.device)
 
 
 def page(result: KnnResult) -> Page:

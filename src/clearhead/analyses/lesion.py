@@ -145,7 +145,7 @@ def lesions(
     """
     model = as_classifier(model)
     require_classes(index, model.classes)
-    device = next(model.module.parameters()).device
+    device = model.device
     batches = loader(ImageDataset(index, model.preprocess), batch_size, workers)
     with repeatable_forward(model):
         branches = [branch for branch in find_branches(model) if branch.type != "embed"]

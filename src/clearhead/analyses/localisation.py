@@ -201,7 +201,7 @@ def localisation(
     method = method or default_method(model)
     masked = replace(index, samples=tuple(sample for sample in index.samples if sample.mask))
     batches = loader(ImageDataset(masked, model.preprocess), batch_size, workers)
-    device = next(model.module.parameters()).device
+    device = model.device
     columns: dict[str, list[Array]] = defaultdict(list)
     wrong = 0
     with evaluation_mode(model.module):

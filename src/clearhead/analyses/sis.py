@@ -178,7 +178,7 @@ def export(result: SufficientSubsets, folder: Path) -> None:
 
 def _search(model: Classifier, batch: dict[str, Any], others: Sequence[int], **options: Any) -> list[dict[str, Array]]:
     """Search the subsets of a batch: for each image the predicted class, then the other classes that differ from it."""
-    pixels = batch["image"].to(next(model.module.parameters()).device)
+    pixels = batch["image"].to(model.device)
     searches = [sufficient_subset(model, pixels, label, **options) for label in (None, *dict.fromkeys(others))]
     whole = searches[0].logits.softmax(-1).cpu().numpy()
     columns = {

@@ -236,7 +236,7 @@ def export(result: SliceResult, folder: Path) -> None:
 def _patch_maps(model: Classifier, batches: Any, method: str) -> Array:
     """Return the map of the predicted class of each image, averaged over the tokens' patches, N x h x w."""
     size = (model.grid.height, model.grid.width) if model.grid is not None else _COARSE
-    device, pooled = next(model.module.parameters()).device, []
+    device, pooled = model.device, []
     for batch in batches:
         maps, _ = explain_with_logits(model, batch["image"].to(device), method=method)
         pooled.append(F.adaptive_avg_pool2d(maps[:, None].detach(), size)[:, 0].cpu())

@@ -209,7 +209,7 @@ def _batches(
     model: Classifier, index: ImageIndex, limit: int, batch_size: int, workers: int, seed: int
 ) -> list[tuple[Tensor, Tensor]]:
     """Return the first images of a random order, normalised, on the model's device, with their labels."""
-    device = next(model.module.parameters()).device
+    device = model.device
     dataset = ImageDataset(index, model.preprocess)
     missing, batches = min(limit, len(dataset)), []
     for batch in loader(dataset, batch_size, workers, shuffle=True, seed=seed):

@@ -32,7 +32,7 @@ def head_importance(
     progress: Progress | None = None,
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Return the importance of each head (H) by layer name, from a forward and a backward pass per image."""
-    device = next(model.module.parameters()).device
+    device = model.device
     sums: dict[str, Tensor] = {}
     batches = loader(ImageDataset(folder, model.preprocess), batch_size, workers)
     for batch in track(batches, progress, "importance of heads"):

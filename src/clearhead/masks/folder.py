@@ -186,7 +186,7 @@ def _cut_all(
     """Find, check and save every image's mask with a model."""
     whole = replace(model.preprocess, resize=model.preprocess.size, crop_mode="squash")
     unmasked = replace(data, samples=tuple(replace(sample, mask=None) for sample in data.samples))
-    device = next(model.module.parameters()).device
+    device = model.device
 
     def finish(sample: Sample, cut: Cut) -> _Outcome:
         size = load_image(sample.path).size

@@ -190,7 +190,7 @@ def _run(
     batches = loader(
         ImageDataset(index, model.preprocess), batch_size, workers, shuffle_seed is not None, shuffle_seed or 0
     )
-    device = next(model.module.parameters()).device
+    device = model.device
     columns: dict[str, list[Tensor]] = defaultdict(list)
     with evaluation_mode(model.module):
         for batch in track(batches, progress, description):

@@ -186,7 +186,7 @@ def _predict_parts(
     tables: dict[str, list[pa.Table]] = defaultdict(list)
     unreadable = _count_unreadable(group, parts, most_unreadable)
     first_of = {part[-1]: part[0] for part in missing}
-    device = next(model.module.parameters()).device
+    device = model.device
     for image, label, index, issue in track(images, progress, "predictions", len(batches)):
         image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
         for dataset in group:

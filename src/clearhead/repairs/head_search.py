@@ -148,7 +148,7 @@ class HeadSearch:
                     self._log_estimate(log_total, (time.perf_counter() - started) * log_total)
             return Candidates(subsets, np.array(scores), None)
         jobs = self._jobs(subsets)
-        device = next(self.model.module.parameters()).device
+        device = self.model.device
         correct = np.zeros((len(subsets), len(self.folder.samples)), dtype=bool)
         for number, batch in enumerate(self.batches(description)):
             started = time.perf_counter()
@@ -205,7 +205,7 @@ class HeadSearch:
 @torch.no_grad()
 def mean_outputs(search: HeadSearch) -> dict[str, Tensor]:
     """Return the mean output of each head over images and tokens, H x d, of each searched layer."""
-    device = next(search.model.module.parameters()).device
+    device = search.model.device
     sums: dict[str, Tensor] = {}
     rows: Counter[str] = Counter()
     for batch in search.batches("mean outputs"):

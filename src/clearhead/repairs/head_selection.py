@@ -140,7 +140,7 @@ def select_heads(
     if objective == "worst-group":
         members = [np.flatnonzero(groups == name) for name in np.unique(groups)]
     images = next(iter(loader(ImageDataset(folder, model.preprocess), min(2, len(folder.samples)), 0)))["image"]
-    images = images.to(next(model.module.parameters()).device)
+    images = images.to(model.device)
     with evaluation_mode(model.module):
         default = "last" if search == "exhaustive" else "all"
         picked = pick_layers(attention_layers(model, images), default if layers is None else layers)

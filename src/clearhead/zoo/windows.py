@@ -22,7 +22,7 @@ def window_mask(grid: tuple[int, int], window: int) -> Tensor:
             f"window: {window}; an odd number of tokens is needed (1, 3, 5, ...), with the token in the middle"
         )
     rows, columns = (torch.arange(side) for side in grid)
-    token = torch.cartesian_prod(rows, columns)  # row by row, as the tokens lie
+    token = torch.cartesian_prod(rows, columns)  # row by row, the order of the tokens
     return (token[:, None] - token).abs().amax(-1) <= window // 2
 
 

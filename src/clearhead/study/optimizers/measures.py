@@ -73,7 +73,7 @@ def measure(
 def _sharpness(
     model: Classifier, index: ImageIndex, batches: int, seed: int, batch_size: int = 128
 ) -> npt.NDArray[np.float64]:
-    device = next(model.module.parameters()).device
+    device = model.device
     drawn = islice(loader(ImageDataset(index, model.preprocess), batch_size, 0, shuffle=True, seed=seed), batches)
     values: list[float] = []
     for batch in drawn:
