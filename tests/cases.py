@@ -44,10 +44,10 @@ def _torchvision_vit() -> nn.Module:
     )
 
 
-def _huggingface(kind: str) -> Callable[[], nn.Module]:
+def _huggingface(category: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
-        config = getattr(transformers, f"{kind}Config")(**_SMALL_HF, num_labels=CLASSES, attn_implementation="sdpa")
-        return getattr(transformers, f"{kind}ForImageClassification")(config)
+        config = getattr(transformers, f"{category}Config")(**_SMALL_HF, num_labels=CLASSES, attn_implementation="sdpa")
+        return getattr(transformers, f"{category}ForImageClassification")(config)
 
     return build
 

@@ -29,7 +29,7 @@ CLASSES = ["bird", "cat", "fish"]
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory) -> Path:
+def workspace(tmp_path_factory) -> Path:
     """A folder with a model (a timm checkpoint) and data: bright squares on grounds, with masks, splits and groups."""
     root = tmp_path_factory.mktemp("place")
     torch.manual_seed(0)
@@ -55,12 +55,12 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def maskless(place) -> Path:
+def maskless(workspace) -> Path:
     """The data without masks."""
-    return Path(shutil.copytree(place / "data", place / "maskless", ignore=shutil.ignore_patterns("masks")))
+    return Path(shutil.copytree(workspace / "data", workspace / "maskless", ignore=shutil.ignore_patterns("masks")))
 
 
 @pytest.fixture(scope="session")
-def repaired(place) -> subprocess.CompletedProcess:
+def repaired(workspace) -> subprocess.CompletedProcess:
     """The command that has repaired the model, in the folder repair."""
-    return command.clearhead("repair", "model", "data", "--out", "repair", "--epochs", 2, "--lr", 1e-3, cwd=place)
+    return command.clearhead("repair", "model", "data", "--out", "repair", "--epochs", 2, "--lr", 1e-3, cwd=workspace)

@@ -39,10 +39,10 @@ def gae(model: nn.Module, images: Tensor, target: Tensor, *, graph: str = "none"
     `graph`: ``none``; ``first``: R carries a graph through A, with dA constant; ``second``: through dA too.
     """
     with explicit_attention() as attention:
-        found = logits(model, images)
-    score = found.gather(1, target[:, None]).sum()
+        actual = logits(model, images)
+    score = actual.gather(1, target[:, None]).sum()
     relevance = torch.eye(attention[0].shape[-1], dtype=images.dtype).expand(len(images), -1, -1)
     for attn in attention:
         (gradient,) = torch.autograd.grad(score, attn, retain_graph=True, create_graph=graph == "second")
         relevance = relevance + (gradient * attn).clamp(min=0).mean(1) @ relevance
-    return (relevance.detach() if graph == "none" else relevance), found
+    return (relevance.detach() if graph == "none" else relevance), actual

@@ -19,10 +19,10 @@ ONE = [sys.executable, "-m", "clearhead"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "clearhead"]
 
 
-def ran(place, how, *arguments):
+def ran(workspace, how, *arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*how, *map(str, arguments)]
-    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def history_in(file: Path) -> list[dict[str, Any]]:
@@ -40,39 +40,39 @@ def history_in(file: Path) -> list[dict[str, Any]]:
     ],
     ids=["train", "diversity", "relevance", "groupdro"],
 )
-def test_training_is_the_same(place, arguments):
+def test_training_is_the_same(workspace, arguments):
     # 12 images in batches of 11: in the last one the second process has none; the validation likewise
     options = ("--epochs", 2, "--lr", "1e-3", "--batch-size", 11, "--device", "cpu")
     name = "-".join(map(str, arguments)).replace("--", "")
     for how, out in ((ONE, f"{name}-one"), (TWO, f"{name}-two")):
-        run = ran(place, how, *arguments, "--out", out, *options)
+        run = ran(workspace, how, *arguments, "--out", out, *options)
         assert run.returncode == 0, run.stderr
         assert run.stdout.count("page:") == 1  # the first process alone speaks
-    one, two = (load_file(place / f"{name}-{n}" / "checkpoint" / "model.safetensors") for n in ("one", "two"))
+    one, two = (load_file(workspace / f"{name}-{n}" / "checkpoint" / "model.safetensors") for n in ("one", "two"))
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4)  # Adam divides rounding by rounding
-    first, second = (history_in(place / f"{name}-{n}" / "results.json") for n in ("one", "two"))
+    first, second = (history_in(workspace / f"{name}-{n}" / "results.json") for n in ("one", "two"))
     for a, b in zip(first, second, strict=True):
         assert b["train"] == pytest.approx(a["train"], rel=1e-3, abs=1e-6)
         if "groupdro" not in arguments:  # whose validation loss depends on how the images are batched
             assert b["validation"] == pytest.approx(a["validation"], rel=1e-3, abs=1e-6)
 
 
-def test_what_runs_in_one_process_says_so(place):
-    run = ran(place, TWO, "audit", "model", "data", "--out", "audit-two")
+def test_what_runs_in_one_process_says_so(workspace):
+    run = ran(workspace, TWO, "audit", "model", "data", "--out", "audit-two")
     assert run.returncode != 0
     assert "audit runs in one process" in run.stderr
 
 
-def test_a_killed_process_loses_nothing_and_counts_nothing_twice(place):
+def test_a_killed_process_loses_nothing_and_counts_nothing_twice(workspace):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (3000, 32, 32, 3), dtype=np.uint8), np.arange(3000)[:, None] % 3
-    np.savez(place / "noise.npz", test_images=images, test_labels=labels)
+    np.savez(workspace / "noise.npz", test_images=images, test_labels=labels)
     arguments = ("evaluate", "model", "noise.npz", "--suite", "occlusion", "--batch-size", 128)
-    killed = place / "killed"
+    killed = workspace / "killed"
     command = [*TWO, *map(str, arguments), "--out", "killed"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launcher = subprocess.Popen(command, cwd=place, env=environment, stderr=subprocess.DEVNULL)
+    launcher = subprocess.Popen(command, cwd=workspace, env=environment, stderr=subprocess.DEVNULL)
     while not list(killed.glob("predictions/model/.parts/*/*.parquet")):
         assert launcher.poll() is None
         time.sleep(0.05)
@@ -82,11 +82,11 @@ def test_a_killed_process_loses_nothing_and_counts_nothing_twice(place):
     assert not (killed / "results.json").exists()
 
     for how, out in ((TWO, "killed"), (ONE, "whole")):
-        run = ran(place, how, *arguments, "--out", out)
+        run = ran(workspace, how, *arguments, "--out", out)
         assert run.returncode == 0, run.stderr
-    files = sorted(path.name for path in (place / "whole" / "predictions" / "model").glob("*.parquet"))
+    files = sorted(path.name for path in (workspace / "whole" / "predictions" / "model").glob("*.parquet"))
     assert len(files) > 5
     for name in files:
-        one, two = (place / out / "predictions" / "model" / name for out in ("whole", "killed"))
+        one, two = (workspace / out / "predictions" / "model" / name for out in ("whole", "killed"))
         assert one.read_bytes() == two.read_bytes()
-    assert (place / "whole" / "table.csv").read_text() == (place / "killed" / "table.csv").read_text()
+    assert (workspace / "whole" / "table.csv").read_text() == (workspace / "killed" / "table.csv").read_text()

@@ -71,12 +71,12 @@ def command_line() -> Any:
 
 def leaf(arguments: Sequence[str]) -> tuple[Any, str, list[str]]:
     """Return the command of the command line that arguments start with, its name, and the other arguments."""
-    found, words, rest = command_line(), [], list(arguments)
-    while hasattr(found, "commands") and rest and not rest[0].startswith("-"):
-        assert rest[0] in found.commands, f"clearhead {' '.join(arguments)}: no command {rest[0]!r}"
+    actual, words, rest = command_line(), [], list(arguments)
+    while hasattr(actual, "commands") and rest and not rest[0].startswith("-"):
+        assert rest[0] in actual.commands, f"clearhead {' '.join(arguments)}: no command {rest[0]!r}"
         words.append(rest.pop(0))
-        found = found.commands[words[-1]]
-    return found, " ".join(words), rest
+        actual = actual.commands[words[-1]]
+    return actual, " ".join(words), rest
 
 
 def check(arguments: Sequence[str], *, complete: bool = True) -> None:
@@ -85,11 +85,11 @@ def check(arguments: Sequence[str], *, complete: bool = True) -> None:
     Fails for an unknown command or option, a value that it does not take, and in a `complete` command for a missing
     argument.
     """
-    found, name, rest = leaf(arguments)
-    if hasattr(found, "commands") or {"--help", "-h", "..."} & {*rest}:
+    actual, name, rest = leaf(arguments)
+    if hasattr(actual, "commands") or {"--help", "-h", "..."} & {*rest}:
         return
     try:
-        values = found.make_context(name, rest).params
+        values = actual.make_context(name, rest).params
     except Exception as error:
         if not complete and type(error).__name__ in ("MissingParameter", "BadOptionUsage"):
             return
@@ -156,10 +156,10 @@ STAND_INS = {
 
 
 @pytest.mark.parametrize("document", [name for name, text in DOCUMENTS.items() if blocks("python", text)])
-def test_python_runs(document, place, tmp_path, monkeypatch):
+def test_python_runs(document, workspace, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("model", "data"):
-        (tmp_path / folder).symlink_to(place / folder)
+        (tmp_path / folder).symlink_to(workspace / folder)
     Image.new("RGB", (80, 64), "teal").save("photo.jpg")
     model = load_model("model")
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -200,11 +200,11 @@ def local(arguments: Sequence[str]) -> list[str] | None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_commands_run(document, place, tmp_path):
+def test_commands_run(document, workspace, tmp_path):
     for folder in ("model", "data"):
-        shutil.copytree(place / folder, tmp_path / folder)
+        shutil.copytree(workspace / folder, tmp_path / folder)
     documented = commands(DOCUMENTS[document], tmp_path) + mentioned(DOCUMENTS[document])
-    unique = dict.fromkeys(tuple(found) for arguments in documented if (found := local(arguments)))
+    unique = dict.fromkeys(tuple(actual) for arguments in documented if (actual := local(arguments)))
     failed = {}
     for arguments in unique:
         if leaf(arguments)[2]:

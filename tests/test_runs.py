@@ -17,10 +17,10 @@ from tests.command import clearhead, error
 
 
 @pytest.fixture
-def here(place, tmp_path, monkeypatch) -> Path:
+def here(workspace, tmp_path, monkeypatch) -> Path:
     """A folder with a model and data of its own, as the working directory."""
-    shutil.copytree(place / "model", tmp_path / "model")
-    shutil.copytree(place / "data", tmp_path / "data")
+    shutil.copytree(workspace / "model", tmp_path / "model")
+    shutil.copytree(workspace / "data", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -93,7 +93,7 @@ def test_every_layer_is_seen_in_call_order_and_the_model_computes_what_it_did(na
     if name in NAMES:
         assert seen == NAMES[name]
     else:
-        assert [int(found[1]) for n in seen if (found := re.fullmatch(HF_NAME, n))] == [0, 1], seen
+        assert [int(actual[1]) for n in seen if (actual := re.fullmatch(HF_NAME, n))] == [0, 1], seen
     assert len(record) == len(record.outputs) == len(seen)
     for layer in record:
         assert layer.module is model.get_submodule(layer.name)
@@ -209,14 +209,14 @@ def calls(draw: st.DrawFn) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, obj
         "enable_gqa": group > 1,
         "scale": draw(st.sampled_from([None, 0.0]) | st.floats(0, 3)),
     }
-    kind = draw(st.sampled_from(["none", "causal", "float", "bool"]))
+    category = draw(st.sampled_from(["none", "causal", "float", "bool"]))
     shape = draw(st.sampled_from([(n, m), (1, m), (batch, 1, 1, m), (1, heads, n, m), (batch, heads, n, m)]))
-    if kind == "causal":
+    if category == "causal":
         options["is_causal"] = True
         options["scale"] = options["scale"] or None  # torch's causal CPU kernel gives NaN for a scale of 0
-    if kind == "float":
+    if category == "float":
         options["attn_mask"] = 2 * normal(*shape)
-    if kind == "bool":
+    if category == "bool":
         keep = normal(*shape) > 0
         keep[..., 0] = True  # a row that attends to nothing has no softmax
         options["attn_mask"] = keep
@@ -445,10 +445,10 @@ def test_attention_is_made_in_float32_where_all_is_half_precision() -> None:
         q, k = layer.q.double(), layer.k.double()
         for context in (nullcontext(), torch.autocast("cpu", torch.bfloat16)):
             with context:
-                found = layer.attn()
-            assert found.dtype == torch.float32
+                actual = layer.attn()
+            assert actual.dtype == torch.float32
             expected = (q @ k.transpose(-2, -1) * layer.scale).softmax(-1)
-            torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+            torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=0)
 
 
 # Taps within taps, models within models
@@ -498,8 +498,8 @@ def test_gradients_at_the_attention_hold_what_is_done_to_its_heads() -> None:
     model, x, scale = Chain(), tokens(1, 2, 3, 4), torch.tensor([2.0, 0.0])
     with tap(model, heads={"last": scale}), tap(model, needs_grad=True) as record:
         loss = model(x).square().sum()
-    (found,) = torch.autograd.grad(loss, record[1].output)
-    torch.testing.assert_close(found, 2 * record[1].output * (scale**2)[:, None, None])
+    (actual,) = torch.autograd.grad(loss, record[1].output)
+    torch.testing.assert_close(actual, 2 * record[1].output * (scale**2)[:, None, None])
 
 
 def test_a_tap_ignores_models_that_are_not_its_own() -> None:

@@ -113,22 +113,22 @@ def test_measure_takes_one_classifier_or_two(folder):
     assert "and" in page(two).sections[0].svg
 
 
-def test_the_command_leaves_a_whole_run(place):
+def test_the_command_leaves_a_whole_run(workspace):
     command = ("layers", "cka", "model", "model", "data", "--out", "cka", "--batch-size")
-    run = clearhead(*command, 12, cwd=place)
+    run = clearhead(*command, 12, cwd=workspace)
     assert run.returncode == 0, run.stderr
     assert "Most similar branches" in run.stdout
-    np.testing.assert_allclose(np.diag(result(place / "cka")["similarity"]["cka"]), 1, atol=1e-6)
-    assert "Similarity of representations" in (place / "cka" / "report.html").read_text()
+    np.testing.assert_allclose(np.diag(result(workspace / "cka")["similarity"]["cka"]), 1, atol=1e-6)
+    assert "Similarity of representations" in (workspace / "cka" / "report.html").read_text()
     # the mini-batches decide the estimate
-    assert "batch_size was 12, now 6" in error(clearhead(*command, 6, cwd=place))
+    assert "batch_size was 12, now 6" in error(clearhead(*command, 6, cwd=workspace))
 
 
-def test_bad_input_is_reported(place):
-    assert "models: got 3" in error(clearhead("layers", "cka", "model", "model", "model", "data", cwd=place))
-    (place / "few-images" / "cat").mkdir(parents=True)
+def test_bad_input_is_reported(workspace):
+    assert "models: got 3" in error(clearhead("layers", "cka", "model", "model", "model", "data", cwd=workspace))
+    (workspace / "few-images" / "cat").mkdir(parents=True)
     for i in range(3):
-        Image.new("RGB", (32, 32)).save(place / "few-images" / "cat" / f"{i}.png")
-    assert "needs at least 4" in error(clearhead("layers", "cka", "model", "few-images", cwd=place))
-    assert "--batch-size" in error(clearhead("layers", "cka", "model", "data", "--batch-size", 3, cwd=place))
-    assert "model: nowhere is not a folder" in error(clearhead("layers", "cka", "nowhere", "data", cwd=place))
+        Image.new("RGB", (32, 32)).save(workspace / "few-images" / "cat" / f"{i}.png")
+    assert "needs at least 4" in error(clearhead("layers", "cka", "model", "few-images", cwd=workspace))
+    assert "--batch-size" in error(clearhead("layers", "cka", "model", "data", "--batch-size", 3, cwd=workspace))
+    assert "model: nowhere is not a folder" in error(clearhead("layers", "cka", "nowhere", "data", cwd=workspace))

@@ -59,23 +59,23 @@ def test_each_class_has_its_difference_and_the_worst_their_first_flips() -> None
     assert compare(after, after, CLASSES).first_negative_flips == {}
 
 
-def test_a_model_compared_with_itself_is_inconclusive(place):
-    run = clearhead("compare", "model", "model", "data", "--out", "itself", cwd=place)
+def test_a_model_compared_with_itself_is_inconclusive(workspace):
+    run = clearhead("compare", "model", "model", "data", "--out", "itself", cwd=workspace)
     assert "inconclusive" in run.stdout
-    assert result(place / "itself")["comparison"]["mcnemar"] == {
+    assert result(workspace / "itself")["comparison"]["mcnemar"] == {
         "positive_flips": 0,
         "negative_flips": 0,
         "p_value": 1.0,
     }
 
 
-def test_each_model_of_a_comparison_is_shown_the_images_as_it_sees_them(place, tmp_path):
+def test_each_model_of_a_comparison_is_shown_the_images_as_it_sees_them(workspace, tmp_path):
     size = {"img_size": 48, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
     module = timm.create_model("vit_tiny_patch16_224", num_classes=3, **size)
     cfg = {"mean": (0.2, 0.3, 0.4), "std": (0.3, 0.2, 0.1)}
     config = {"model_args": size, "label_names": MODEL_CLASSES, "pretrained_cfg": cfg}
     timm.models.save_for_hf(module, tmp_path / "larger", model_config=config)
-    run = clearhead("compare", place / "model", "larger", place / "data", "--out", "compare", cwd=tmp_path)
+    run = clearhead("compare", workspace / "model", "larger", workspace / "data", "--out", "compare", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     examples = result(tmp_path / "compare")["sample"]
     sizes = {caption: Image.open(tmp_path / "compare" / file).size for e in examples for caption, file in e["images"]}
@@ -84,10 +84,10 @@ def test_each_model_of_a_comparison_is_shown_the_images_as_it_sees_them(place, t
         assert pyarrow.parquet.read_table(tmp_path / "compare" / f"predictions-{caption}.parquet").num_rows == 36
 
 
-def test_models_of_different_classes_are_an_error(place, tmp_path):
+def test_models_of_different_classes_are_an_error(workspace, tmp_path):
     module = timm.create_model("vit_tiny_patch16_224", num_classes=2, img_size=32)
     config = {"model_args": {"img_size": 32}, "label_names": ["bird", "cat"]}
     timm.models.save_for_hf(module, tmp_path / "two", model_config=config)
-    message = error(clearhead("compare", place / "model", "two", place / "data", cwd=tmp_path))
+    message = error(clearhead("compare", workspace / "model", "two", workspace / "data", cwd=tmp_path))
     assert "classes differ" in message
     assert not list(tmp_path.glob("runs/*"))

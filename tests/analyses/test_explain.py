@@ -15,61 +15,61 @@ from tests.cases import classifier
 from tests.command import clearhead, error, result
 
 
-def test_explain_writes_overlays_sheets_and_maps_of_each_image(place):
+def test_explain_writes_overlays_sheets_and_maps_of_each_image(workspace):
     images = ("data/cat", "data/fish/00.png")
     command = ("explain", "model", *images, "--class", "cat", "--method", "gae,libragrad", "--out", "maps")
-    run = clearhead(*command, cwd=place)
+    run = clearhead(*command, cwd=workspace)
     assert run.returncode == 0, run.stderr
-    assert len(list((place / "maps" / "maps").glob("*.npz"))) == 13
-    assert len(list((place / "maps" / "overlays").glob("*.png"))) == 26
-    assert len(list((place / "maps" / "sheets").glob("*.png"))) == 13
-    raw = np.load(place / "maps" / "maps" / "01.npz")
+    assert len(list((workspace / "maps" / "maps").glob("*.npz"))) == 13
+    assert len(list((workspace / "maps" / "overlays").glob("*.png"))) == 26
+    assert len(list((workspace / "maps" / "sheets").glob("*.png"))) == 13
+    raw = np.load(workspace / "maps" / "maps" / "01.npz")
     assert raw["gae"].shape == raw["libragrad"].shape == (32, 32)
     assert (raw["gae"].min(), raw["gae"].max(), int(raw["target"])) == (0, 1, 1)
     assert 0 < float(raw["probability"]) <= float(raw["predicted_probability"]) <= 1
-    measured = result(place / "maps")
+    measured = result(workspace / "maps")
     assert [one["name"] for one in measured["images"]][:2] == ["cat-00", "01"]  # 00 is in two folders
     assert {one["target"] for one in measured["images"]} == {"cat"}
     table = run.stdout.splitlines()
     assert table[1].split() == ["file", "predicted", "probability", "probability", "of", "cat"]
     assert table[2].split()[0] == "data/cat/00.png"
-    assert not (place / "maps" / "state").exists()
-    page = (place / "maps" / "report.html").read_text()
+    assert not (workspace / "maps" / "state").exists()
+    page = (workspace / "maps" / "report.html").read_text()
     assert "data/fish/00.png" in page
     assert "relevance 0 (left) to 1 (right)" in page
 
 
-def test_folders_of_class_folders_and_a_broken_file(place, tmp_path):
-    shutil.copytree(place / "data" / "cat", tmp_path / "photos" / "cat")
-    shutil.copytree(place / "data" / "fish", tmp_path / "photos" / "fish")
-    (tmp_path / "photos" / "fish" / "00.png").write_bytes((place / "data" / "fish" / "00.png").read_bytes()[:100])
-    run = clearhead("explain", place / "model", "photos", "--limit", 23, "--seed", 1, "--out", "maps", cwd=tmp_path)
+def test_folders_of_class_folders_and_a_broken_file(workspace, tmp_path):
+    shutil.copytree(workspace / "data" / "cat", tmp_path / "photos" / "cat")
+    shutil.copytree(workspace / "data" / "fish", tmp_path / "photos" / "fish")
+    (tmp_path / "photos" / "fish" / "00.png").write_bytes((workspace / "data" / "fish" / "00.png").read_bytes()[:100])
+    run = clearhead("explain", workspace / "model", "photos", "--limit", 23, "--seed", 1, "--out", "maps", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert "data: 1 " in run.stderr
     assert "photos/fish/00.png" in run.stderr
     measured = result(tmp_path / "maps")
     assert [issue["file"] for issue in measured["subject"]["issues"]] == ["photos/fish/00.png"]
     assert len(measured["images"]) == 22
-    message = error(clearhead("explain", place / "model", "photos/fish/00.png", cwd=tmp_path))
+    message = error(clearhead("explain", workspace / "model", "photos/fish/00.png", cwd=tmp_path))
     assert "images: no usable image is left" in message
     assert "photos/fish/00.png" in message
 
 
-def test_the_images_are_not_overwritten(place, tmp_path):
-    shutil.copytree(place / "data" / "cat", tmp_path / "photos")
-    (tmp_path / "photos" / "a[b].png").write_bytes((place / "data" / "cat" / "00.png").read_bytes())
+def test_the_images_are_not_overwritten(workspace, tmp_path):
+    shutil.copytree(workspace / "data" / "cat", tmp_path / "photos")
+    (tmp_path / "photos" / "a[b].png").write_bytes((workspace / "data" / "cat" / "00.png").read_bytes())
     before = {file.name: file.read_bytes() for file in (tmp_path / "photos").iterdir()}
-    message = error(clearhead("explain", place / "model", "photos", "--out", "photos", cwd=tmp_path))
+    message = error(clearhead("explain", workspace / "model", "photos", "--out", "photos", cwd=tmp_path))
     assert "out: photos holds other files" in message
     assert {file.name: file.read_bytes() for file in (tmp_path / "photos").iterdir()} == before
-    run = clearhead("explain", place / "model", "photos/a[b].png", "--out", "maps", cwd=tmp_path)
+    run = clearhead("explain", workspace / "model", "photos/a[b].png", "--out", "maps", cwd=tmp_path)
     assert "photos/a[b].png" in run.stdout
     assert (tmp_path / "maps" / "overlays" / "a[b]-gae.png").is_file()
 
 
-def test_maps_are_those_of_the_function_whatever_the_batches(place):
-    model = load_model(str(place / "model"))
-    files = sorted((place / "data" / "bird").glob("*.png"))[:5]
+def test_maps_are_those_of_the_function_whatever_the_batches(workspace):
+    model = load_model(str(workspace / "model"))
+    files = sorted((workspace / "data" / "bird").glob("*.png"))[:5]
     measured = explain.measure(model, files, method=["gae", "input-gradient"], batch_size=2)
     pixels = explain.ImageDataset(explain.index_files(files, model.classes), model.preprocess)
     for i, (image, (name, arrays)) in enumerate(zip(measured.images, measured.maps.items(), strict=True)):
@@ -86,8 +86,8 @@ def test_maps_are_those_of_the_function_whatever_the_batches(place):
     assert all(image.target_probability <= image.probability for image in named.images)
 
 
-def test_an_interrupted_run_goes_on(place, tmp_path):
-    model, files = str(place / "model"), sorted((place / "data" / "bird").glob("*.png"))
+def test_an_interrupted_run_goes_on(workspace, tmp_path):
+    model, files = str(workspace / "model"), sorted((workspace / "data" / "bird").glob("*.png"))
     whole = explain.measure(model, files, batch_size=1, state=tmp_path / "state")
     stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "state" / "maps").iterdir()}
     assert len(stamps) == 12
@@ -101,10 +101,10 @@ def test_an_interrupted_run_goes_on(place, tmp_path):
     assert len(list((tmp_path / "maps").iterdir())) == 12
 
 
-def test_the_page_shows_the_first_images_and_a_row_of_each(place, monkeypatch):
+def test_the_page_shows_the_first_images_and_a_row_of_each(workspace, monkeypatch):
     monkeypatch.setattr(explain, "SHOWN", 3)
-    files = sorted((place / "data" / "bird").glob("*.png"))
-    measured = explain.measure(str(place / "model"), files, method="all")
+    files = sorted((workspace / "data" / "bird").glob("*.png"))
+    measured = explain.measure(str(workspace / "model"), files, method="all")
     page = explain.page(measured)
     table = next(section for section in page.sections if isinstance(section, Table))
     assert len(table.rows) == 12
@@ -118,8 +118,8 @@ def test_the_page_shows_the_first_images_and_a_row_of_each(place, monkeypatch):
     assert colours.images[0][1].shape == (24, 320, 3)
 
 
-def test_a_model_without_tokens_has_its_own_methods(place):
-    files = sorted((place / "data" / "bird").glob("*.png"))[:2]
+def test_a_model_without_tokens_has_its_own_methods(workspace):
+    files = sorted((workspace / "data" / "bird").glob("*.png"))[:2]
     swin = classifier("timm-swin")
     assert explain.measure(swin, files).methods == ["input-gradient"]
     assert explain.measure(swin, files, method=["all"]).methods == ["input-gradient", "input-x-gradient"]
@@ -127,13 +127,13 @@ def test_a_model_without_tokens_has_its_own_methods(place):
         explain.measure(swin, files, method=["gae"])
 
 
-def test_what_cannot_be_explained(place):
+def test_what_cannot_be_explained(workspace):
     def message(*arguments):
-        return error(clearhead("explain", *arguments, cwd=place))
+        return error(clearhead("explain", *arguments, cwd=workspace))
 
     assert "class 'dog'" in message("model", "data/cat/00.png", "--class", "dog")
     assert "nothing.png" in message("model", "nothing.png")
-    (place / "empty").mkdir()
+    (workspace / "empty").mkdir()
     assert "no images in empty" in message("model", "empty")
     assert "method: 'lrp' is unknown" in message("model", "data/cat/00.png", "--method", "gae,lrp")
     assert "model: modle" in message("modle", "data/cat/00.png")

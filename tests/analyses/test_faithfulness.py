@@ -324,9 +324,9 @@ def test_bad_arguments(changes: dict[str, object], message: str, noise: ImageInd
         faithfulness(cases.classifier("timm-vit"), noise, **({"methods": ["gae"]} | changes))
 
 
-def test_models_are_compared_with_the_first(place: Path, other: Path) -> None:
-    models, options = [str(place / "model"), str(other)], {"split": "test", "methods": ["gae", "input-gradient"]}
-    result = measure(models, place / "data", **options)
+def test_models_are_compared_with_the_first(workspace: Path, other: Path) -> None:
+    models, options = [str(workspace / "model"), str(other)], {"split": "test", "methods": ["gae", "input-gradient"]}
+    result = measure(models, workspace / "data", **options)
     assert list(result.models) == ["model", "other"]
     assert result.subject.models == ["model", "other"]
     assert list(result.gap_change) == ["other"]
@@ -334,24 +334,24 @@ def test_models_are_compared_with_the_first(place: Path, other: Path) -> None:
         before, after = (np.array(one.methods[method].gaps) for one in result.models.values())
         assert change.value == pytest.approx((after - before).mean())
         assert change.count == 12
-    alone = measure(models[1:], place / "data", **options)
+    alone = measure(models[1:], workspace / "data", **options)
     assert repr(alone.models["other"]) == repr(result.models["other"])
-    assert measure(models[:1], place / "data", limit=4, methods=["gae"]).subject.images == 4
+    assert measure(models[:1], workspace / "data", limit=4, methods=["gae"]).subject.images == 4
 
 
-def test_the_command_compares_models_and_methods(place: Path, other: Path) -> None:
+def test_the_command_compares_models_and_methods(workspace: Path, other: Path) -> None:
     arguments = ("faithfulness", "model", "other", "data", "--methods", "all", "--split", "test", "--out", "faithful")
-    run = clearhead(*arguments, cwd=place)
+    run = clearhead(*arguments, cwd=workspace)
     assert run.returncode == 0, run.stderr
     assert "LIF AUC" in run.stdout
     assert "other, gae" in run.stdout
-    results = saved_result(place / "faithful")
+    results = saved_result(workspace / "faithful")
     assert results["subject"]["models"] == ["model", "other"]
     assert results["models"]["model"]["methods"].keys() >= {"gae", "rollout", "attnlrp", "input-gradient"}
     gap = results["gap_change"]["other"]["gae"]
     gaps = [results["models"][name]["methods"]["gae"]["gap"]["value"] for name in ("model", "other")]
     assert gap["value"] == pytest.approx(gaps[1] - gaps[0])
-    assert "Least relevant pixels removed first: other" in (place / "faithful" / "report.html").read_text()
+    assert "Least relevant pixels removed first: other" in (workspace / "faithful" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -368,6 +368,6 @@ def test_the_command_compares_models_and_methods(place: Path, other: Path) -> No
         (("model", "data", "--out", "data"), "out: data holds other files"),
     ],
 )
-def test_bad_input_of_the_command(place: Path, two: Path, arguments: tuple[str, ...], message: str) -> None:
-    assert message in error(clearhead("faithfulness", *arguments, cwd=place))
-    assert not (place / "runs").exists()
+def test_bad_input_of_the_command(workspace: Path, two: Path, arguments: tuple[str, ...], message: str) -> None:
+    assert message in error(clearhead("faithfulness", *arguments, cwd=workspace))
+    assert not (workspace / "runs").exists()

@@ -164,23 +164,23 @@ def test_branches_are_counted_whose_change_is_known():
     ]
 
 
-def test_the_command_leaves_a_whole_run(place):
-    run = clearhead("layers", "fourier", "model", "data", "--limit", 8, "--out", "fourier", cwd=place)
+def test_the_command_leaves_a_whole_run(workspace):
+    run = clearhead("layers", "fourier", "model", "data", "--limit", 8, "--out", "fourier", cwd=workspace)
     assert run.returncode == 0, run.stderr
     assert "attention" in run.stdout
-    measured = result(place / "fourier")["maps"]["model"]
+    measured = result(workspace / "fourier")["maps"]["model"]
     assert measured["images"] == 8
     assert [branch["type"] for branch in measured["branches"]] == ["embed", *["attention", "mlp"] * 2]
-    text = (place / "fourier" / "report.html").read_text()
+    text = (workspace / "fourier" / "report.html").read_text()
     assert "Fourier spectrum" in text
     assert "Variance of feature maps" in text
 
 
-def test_bad_input_is_reported(place):
+def test_bad_input_is_reported(workspace):
     for arguments, message in (
         (("nowhere", "data"), "model: nowhere is not a folder"),
         (("model", "nothing"), "data: nothing: no such folder or file"),
         (("model", "data", "--split", "nowhere"), "nowhere"),
         (("model", "data", "--out", "data"), "holds other files"),
     ):
-        assert message in error(clearhead("layers", "fourier", *arguments, cwd=place))
+        assert message in error(clearhead("layers", "fourier", *arguments, cwd=workspace))

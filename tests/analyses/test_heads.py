@@ -10,28 +10,28 @@ from clearhead.report.page import Table
 from tests.command import clearhead, error, result
 
 
-def test_heads_are_scored_and_shown(place):
-    run = clearhead("heads", "model", "data", "--split", "test", "--layers", "0,1", "--out", "heads", cwd=place)
+def test_heads_are_scored_and_shown(workspace):
+    run = clearhead("heads", "model", "data", "--split", "test", "--layers", "0,1", "--out", "heads", cwd=workspace)
     assert run.returncode == 0, run.stderr
     assert "Accuracy, all heads" in run.stdout
     assert "layer.head" in run.stdout
     assert "follows ground" not in run.stdout  # in training no ground goes with a class
-    results = result(place / "heads")["scores"]
+    results = result(workspace / "heads")["scores"]
     assert [(head["layer"], head["head"]) for head in results["heads"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert all(head["alone"]["count"] == 12 for head in results["heads"])
-    assert "Accuracy without each head" in (place / "heads" / "report.html").read_text()
+    assert "Accuracy without each head" in (workspace / "heads" / "report.html").read_text()
 
 
-def test_attributes_are_followed_by_the_classes_they_go_with_in_training(place, tmp_path):
+def test_attributes_are_followed_by_the_classes_they_go_with_in_training(workspace, tmp_path):
     for name in ("bird", "cat", "fish"):
-        (tmp_path / name).symlink_to(place / "data" / name)
+        (tmp_path / name).symlink_to(workspace / "data" / name)
     rows = ["file,split,ground"]
     for name, ground in (("bird", "dark"), ("cat", "light"), ("fish", "light")):
         for i in range(12):
             other = {"dark": "light", "light": "dark"}[ground]
             rows.append(f"{name}/{i:02d}.png,{'train' if i < 6 else 'test'},{ground if i < 6 else other}")
     (tmp_path / "metadata.csv").write_text("\n".join(rows) + "\n")
-    model = load_model(str(place / "model"))
+    model = load_model(str(workspace / "model"))
     measured = heads.measure(model, tmp_path, split="test", layers="last")
     test = read_images(tmp_path, split="test", classes=model.classes)
     train = read_images(tmp_path, split="train", classes=model.classes)
@@ -48,9 +48,9 @@ def test_attributes_are_followed_by_the_classes_they_go_with_in_training(place, 
     assert heads.measure(model, test, layers="last").scores.attributes == {"ground": {"dark": "cat", "light": "bird"}}
 
 
-def test_what_heads_cannot_be_scored_on(place, tmp_path):
+def test_what_heads_cannot_be_scored_on(workspace, tmp_path):
     def message(*arguments):
-        return error(clearhead("heads", *arguments, cwd=place))
+        return error(clearhead("heads", *arguments, cwd=workspace))
 
     assert "layers: 7 does not exist" in message("model", "data", "--layers", "7")
     assert "--layers: got 'first'" in message("model", "data", "--layers", "first")
@@ -60,4 +60,4 @@ def test_what_heads_cannot_be_scored_on(place, tmp_path):
     assert "out: data holds other files" in message("model", "data", "--out", "data")
     timm.models.save_for_hf(timm.create_model("resnet10t", num_classes=0), tmp_path / "headless")
     assert "no classification head" in message(tmp_path / "headless", "data")
-    assert not list(place.glob("runs/heads-*"))
+    assert not list(workspace.glob("runs/heads-*"))

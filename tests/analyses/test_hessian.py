@@ -116,13 +116,15 @@ OPTIONS = ("--split", "train", "--batch-size", 2, "--batches", 2, "--tolerance",
 FAST = {"split": "train", "top": 1, "batches": 2, "batch_size": 2, "tolerance": 0.1}
 
 
-def test_the_command_takes_a_run_for_the_epochs_it_saved(place, trained):
-    finished = clearhead("landscape", "hessian", trained, "data", *OPTIONS, "--top", 2, "--out", "epochs", cwd=place)
+def test_the_command_takes_a_run_for_the_epochs_it_saved(workspace, trained):
+    finished = clearhead(
+        "landscape", "hessian", trained, "data", *OPTIONS, "--top", 2, "--out", "epochs", cwd=workspace
+    )
     assert finished.returncode == 0, finished.stderr
-    measured = result(place / "epochs")["spectra"]
+    measured = result(workspace / "epochs")["spectra"]
     assert list(measured) == ["epoch 1", "epoch 3", "epoch 10", "checkpoint"]
     assert measured["epoch 10"]["largest"] == measured["checkpoint"]["largest"]
-    text = (place / "epochs" / "report.html").read_text()
+    text = (workspace / "epochs" / "report.html").read_text()
     assert "trained: Hessian spectra" in text
     assert "Highest eigenvalue by epoch" in text
 
@@ -146,8 +148,12 @@ def stopped_at(monkeypatch):
     return interrupt
 
 
-def test_a_stopped_run_goes_on_with_the_model_it_stopped_at(place, trained, tmp_path, stopped_at):
-    arguments = {"models": [str(place / "model"), str(trained / "epochs" / "3")], "data": str(place / "data"), **FAST}
+def test_a_stopped_run_goes_on_with_the_model_it_stopped_at(workspace, trained, tmp_path, stopped_at):
+    arguments = {
+        "models": [str(workspace / "model"), str(trained / "epochs" / "3")],
+        "data": str(workspace / "data"),
+        **FAST,
+    }
     calls = stopped_at(2)
     with pytest.raises(KeyboardInterrupt, match="state"):
         run("landscape hessian", arguments, out=tmp_path / "out", device="cpu")
@@ -157,11 +163,11 @@ def test_a_stopped_run_goes_on_with_the_model_it_stopped_at(place, trained, tmp_
     assert not (tmp_path / "out" / "state").exists()
 
 
-def test_another_model_under_the_same_name_is_another_run(place, trained, tmp_path, stopped_at, monkeypatch):
+def test_another_model_under_the_same_name_is_another_run(workspace, trained, tmp_path, stopped_at, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(place / "model", tmp_path / "model")
+    shutil.copytree(workspace / "model", tmp_path / "model")
     models = ["model", str(trained / "epochs" / "3")]
-    arguments = {"models": models, "data": str(place / "data"), **FAST}
+    arguments = {"models": models, "data": str(workspace / "data"), **FAST}
     calls = stopped_at(2)
     with pytest.raises(KeyboardInterrupt):
         run("landscape hessian", arguments, device="cpu")
@@ -169,34 +175,34 @@ def test_another_model_under_the_same_name_is_another_run(place, trained, tmp_pa
     shutil.copytree(trained / "checkpoint", tmp_path / "model")
     measured = run("landscape hessian", arguments, device="cpu").result.spectra
     assert len(calls) == 4
-    fresh = measure(["model"], str(place / "data"), **FAST).spectra
+    fresh = measure(["model"], str(workspace / "data"), **FAST).spectra
     assert measured["model"].largest == fresh["model"].largest
 
 
-def test_a_run_that_has_saved_more_epochs_is_another_run(place, trained, tmp_path, stopped_at, monkeypatch):
+def test_a_run_that_has_saved_more_epochs_is_another_run(workspace, trained, tmp_path, stopped_at, monkeypatch):
     monkeypatch.chdir(tmp_path)
     grown = tmp_path / "grown"
     shutil.copytree(trained / "epochs" / "1", grown / "epochs" / "1")
     shutil.copytree(trained / "checkpoint", grown / "checkpoint")
-    arguments = {"models": ["grown", str(place / "model")], "data": str(place / "data"), **FAST}
+    arguments = {"models": ["grown", str(workspace / "model")], "data": str(workspace / "data"), **FAST}
     stopped_at(3)
     with pytest.raises(KeyboardInterrupt):
         run("landscape hessian", arguments, device="cpu")
     shutil.copytree(trained / "epochs" / "3", grown / "epochs" / "3")
     measured = run("landscape hessian", arguments, device="cpu").result.spectra
-    fresh = measure(arguments["models"], str(place / "data"), **FAST).spectra
+    fresh = measure(arguments["models"], str(workspace / "data"), **FAST).spectra
     assert list(measured) == list(fresh) == ["grown, epoch 1", "grown, epoch 3", "grown, checkpoint", "model"]
     assert all(measured[name].largest == fresh[name].largest for name in measured)
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
-def test_epochs_have_the_name_of_their_run_where_there_are_two(place, trained, tmp_path):
+def test_epochs_have_the_name_of_their_run_where_there_are_two(workspace, trained, tmp_path):
     for parent in ("a", "b"):
         shutil.copytree(trained / "epochs", tmp_path / parent / "vit" / "epochs")
         shutil.copytree(trained / "checkpoint", tmp_path / parent / "vit" / "checkpoint")
     one, other = tmp_path / "a" / "vit", tmp_path / "b" / "vit"
     models = [str(one), str(other / "epochs" / "1"), str(other / "epochs" / "3"), str(other / "checkpoint")]
-    measured = measure(models, str(place / "data"), **FAST)
+    measured = measure(models, str(workspace / "data"), **FAST)
     parts = [*(f"epoch {n}" for n in (1, 3, 10)), "checkpoint"]
     expected = [*(f"vit (1), {part}" for part in parts), "vit (2), epoch 1", "vit (2), epoch 3", "vit (2)"]
     assert list(measured.spectra) == expected
@@ -204,17 +210,17 @@ def test_epochs_have_the_name_of_their_run_where_there_are_two(place, trained, t
 
 
 @pytest.mark.slow
-def test_the_command_measures_the_whole_spectrum(place):
+def test_the_command_measures_the_whole_spectrum(workspace):
     options = (*OPTIONS[:-2], "--density")
-    finished = clearhead("landscape", "hessian", "model", "data", *options, "--out", "whole-spectrum", cwd=place)
+    finished = clearhead("landscape", "hessian", "model", "data", *options, "--out", "whole-spectrum", cwd=workspace)
     assert finished.returncode == 0, finished.stderr
     assert "trace" in finished.stdout
-    (spectrum,) = result(place / "whole-spectrum")["spectra"].values()
+    (spectrum,) = result(workspace / "whole-spectrum")["spectra"].values()
     assert len(spectrum["batches"][0]["density"]["nodes"][0]) == 80
-    assert "Whole spectrum" in (place / "whole-spectrum" / "report.html").read_text()
+    assert "Whole spectrum" in (workspace / "whole-spectrum" / "report.html").read_text()
 
 
-def test_bad_input_is_reported(place):
+def test_bad_input_is_reported(workspace):
     for arguments, message in (
         (("model", "nowhere", "data"), "model: nowhere is not a folder"),
         (("model", "nothing"), "data: nothing: no such folder or file"),
@@ -223,4 +229,4 @@ def test_bad_input_is_reported(place):
         (("model", "data", "--out", "data"), "holds other files"),
         (("model", "data", "--augment", "much"), "--augment"),
     ):
-        assert message in error(clearhead("landscape", "hessian", *arguments, cwd=place))
+        assert message in error(clearhead("landscape", "hessian", *arguments, cwd=workspace))

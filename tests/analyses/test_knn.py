@@ -165,39 +165,39 @@ def test_twins_are_each_others_neighbours(seen):
     assert outcome.accuracy[1].value == 1
 
 
-def test_models_are_compared_with_the_first(place, other):
-    outcome = measure([str(place / "model"), str(other)], place / "data", split="test", k=[1, 3])
+def test_models_are_compared_with_the_first(workspace, other):
+    outcome = measure([str(workspace / "model"), str(other)], workspace / "data", split="test", k=[1, 3])
     assert list(outcome.accuracy) == ["model", "other"]
     for k, change in outcome.change["other"].items():
         assert change.value == pytest.approx(outcome.accuracy["other"][k].value - outcome.accuracy["model"][k].value)
         assert (change.count, change.unit) == (12, "pp")
-    alone = knn(str(other), read_folder(place / "data", split="test"), k=[1, 3])
+    alone = knn(str(other), read_folder(workspace / "data", split="test"), k=[1, 3])
     assert alone.accuracy == outcome.accuracy["other"]
 
 
-def test_the_command_compares_features(place, other):
-    run = clearhead("knn", "model", "other", "data", "--k", "1,3", "--split", "test", "--out", "knn", cwd=place)
+def test_the_command_compares_features(workspace, other):
+    run = clearhead("knn", "model", "other", "data", "--k", "1,3", "--split", "test", "--out", "knn", cwd=workspace)
     assert run.returncode == 0, run.stderr
     assert "other - model" in run.stdout
-    assert result(place / "knn")["accuracy"]["model"].keys() == {"1", "3"}
-    assert "k-NN accuracy" in (place / "knn" / "report.html").read_text()
+    assert result(workspace / "knn")["accuracy"]["model"].keys() == {"1", "3"}
+    assert "k-NN accuracy" in (workspace / "knn" / "report.html").read_text()
 
 
-def test_weights_without_a_head_have_features(place):
+def test_weights_without_a_head_have_features(workspace):
     backbone = timm.create_model("vit_tiny_patch16_224", num_classes=0)
-    torch.save(backbone.state_dict(), place / "headless.pth")
+    torch.save(backbone.state_dict(), workspace / "headless.pth")
     name = "timm:vit_tiny_patch16_224@headless.pth"
-    run = clearhead("knn", name, "data", "--k", 1, "--out", "headless", cwd=place)
+    run = clearhead("knn", name, "data", "--k", 1, "--out", "headless", cwd=workspace)
     assert run.returncode == 0, run.stderr
-    assert result(place / "headless")["accuracy"]["timm:vit_tiny_patch16_224"]["1"]["count"] == 36
+    assert result(workspace / "headless")["accuracy"]["timm:vit_tiny_patch16_224"]["1"]["count"] == 36
 
 
-def test_runs_of_many_models_have_folders_of_their_own(place, tmp_path):
-    shutil.copytree(place / "data", tmp_path / "data")
+def test_runs_of_many_models_have_folders_of_their_own(workspace, tmp_path):
+    shutil.copytree(workspace / "data", tmp_path / "data")
     for last in "ab":
         models = [f"a model with a name of some length, {i}{last}" for i in range(7)]
         for model in models:
-            shutil.copytree(place / "model", tmp_path / model)
+            shutil.copytree(workspace / "model", tmp_path / model)
         run = clearhead("knn", *models, "data", "--split", "test", cwd=tmp_path)
         assert run.returncode == 0, run.stderr
     folders = {folder.name for folder in (tmp_path / "runs").iterdir()}
@@ -214,6 +214,6 @@ def test_runs_of_many_models_have_folders_of_their_own(place, tmp_path):
         (("model", "data", "--out", "data"), "out: data holds other files"),
     ],
 )
-def test_bad_input_of_the_command(place, arguments, message):
-    assert message in error(clearhead("knn", *arguments, cwd=place))
-    assert not (place / "runs").exists()
+def test_bad_input_of_the_command(workspace, arguments, message):
+    assert message in error(clearhead("knn", *arguments, cwd=workspace))
+    assert not (workspace / "runs").exists()

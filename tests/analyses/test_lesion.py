@@ -126,24 +126,24 @@ def test_measure_takes_classifiers_side_by_side_and_the_page_starts_with_the_mos
     }
 
 
-def test_the_command_leaves_a_whole_run(place):
+def test_the_command_leaves_a_whole_run(workspace):
     command = ("layers", "lesion", "model", "data", "--split", "test", "--out", "lesion")
-    run = clearhead(*command, cwd=place)
+    run = clearhead(*command, cwd=workspace)
     assert run.returncode == 0, run.stderr
     assert "without blocks.0" in run.stdout
-    measured = result(place / "lesion")["lesions"]["model"]
+    measured = result(workspace / "lesion")["lesions"]["model"]
     assert [len(measured["branches"]), len(measured["blocks"])] == [4, 2]
     assert measured["accuracy"]["count"] == 12
-    assert "Accuracy without each branch" in (place / "lesion" / "report.html").read_text()
-    assert not (place / "lesion" / "state").exists()
+    assert "Accuracy without each branch" in (workspace / "lesion" / "report.html").read_text()
+    assert not (workspace / "lesion" / "state").exists()
     assert [branch["name"] for branch in measured["branches"]][:2] == ["blocks.0 attention", "blocks.0 mlp"]
-    again = clearhead(*command, cwd=place)  # is read, not run again
+    again = clearhead(*command, cwd=workspace)  # is read, not run again
     assert again.returncode == 0, again.stderr
     assert "finished earlier" in again.stderr
     assert again.stdout == run.stdout
 
 
-def test_bad_input_is_reported(place):
+def test_bad_input_is_reported(workspace):
     for arguments, message in (
         (("nowhere", "data"), "model: nowhere is not a folder"),
         (("model", "nothing"), "data: nothing: no such folder or file"),
@@ -151,9 +151,9 @@ def test_bad_input_is_reported(place):
         (("model", "data", "--limit", 1), "--limit"),
         (("model", "data", "--out", "data"), "holds other files"),
     ):
-        assert message in error(clearhead("layers", "lesion", *arguments, cwd=place))
-    other = place / "other-classes" / "zebra"
+        assert message in error(clearhead("layers", "lesion", *arguments, cwd=workspace))
+    other = workspace / "other-classes" / "zebra"
     other.mkdir(parents=True)
-    shutil.copy(place / "data" / "cat" / "00.png", other)
-    assert "zebra" in error(clearhead("layers", "lesion", "model", "other-classes", cwd=place))
-    assert not list(place.glob("runs/layers-lesion*"))
+    shutil.copy(workspace / "data" / "cat" / "00.png", other)
+    assert "zebra" in error(clearhead("layers", "lesion", "model", "other-classes", cwd=workspace))
+    assert not list(workspace.glob("runs/layers-lesion*"))

@@ -157,17 +157,19 @@ def test_what_cannot_be_measured(folder):
     assert usable(torch.stack([masks[0], torch.zeros(4, 4) > 0, torch.ones(4, 4) > 0])).tolist() == [True, False, False]
 
 
-def test_the_command_measures_models_and_methods(place, other):
+def test_the_command_measures_models_and_methods(workspace, other):
     arguments = ("localize", "model", "other", "data", "--methods", "all", "--split", "test", "--out", "localize")
-    run = clearhead(*arguments, cwd=place)
+    run = clearhead(*arguments, cwd=workspace)
     assert run.returncode == 0, run.stderr
     assert "mIoU" in run.stdout
     assert "other, gae" in run.stdout
-    models = result(place / "localize")["models"]
+    models = result(workspace / "localize")["models"]
     assert models["model"].keys() >= {"gae", "rollout", "attnlrp", "input-gradient"}
     assert models["other"]["gae"]["iou"]["count"] == 12
-    assert "other, rollout" in (place / "localize" / "report.html").read_text()
-    outcome = measure([str(place / "model")], place / "data", split="test", methods=["gae"]).models["model"]["gae"]
+    assert "other, rollout" in (workspace / "localize" / "report.html").read_text()
+    outcome = measure([str(workspace / "model")], workspace / "data", split="test", methods=["gae"]).models["model"][
+        "gae"
+    ]
     assert outcome.iou.value == models["model"]["gae"]["iou"]["value"]
     assert outcome.area.low == outcome.area.high == pytest.approx(0.28, abs=0.01)  # a quarter, before the centre crop
 
@@ -182,6 +184,6 @@ def test_the_command_measures_models_and_methods(place, other):
         (("model", "data", "--out", "data"), "out: data holds other files"),
     ],
 )
-def test_bad_input_of_the_command(place, maskless, two, arguments, message):
-    assert message in error(clearhead("localize", *arguments, cwd=place))
-    assert not (place / "runs").exists()
+def test_bad_input_of_the_command(workspace, maskless, two, arguments, message):
+    assert message in error(clearhead("localize", *arguments, cwd=workspace))
+    assert not (workspace / "runs").exists()

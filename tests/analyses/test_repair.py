@@ -11,45 +11,45 @@ from tests.command import clearhead, error, result
 from tests.conftest import CLASSES
 
 
-def test_a_repair_leaves_an_ordinary_checkpoint_that_compare_judges(place, repaired):
+def test_a_repair_leaves_an_ordinary_checkpoint_that_compare_judges(workspace, repaired):
     assert repaired.returncode == 0, repaired.stderr
     assert "checkpoint: repair/checkpoint" in repaired.stdout
     assert "epoch 2/2: loss" in repaired.stderr
-    assert not (place / "repair" / "state").exists()
-    module = timm.create_model(f"local-dir:{place / 'repair' / 'checkpoint'}", pretrained=True).eval()
+    assert not (workspace / "repair" / "state").exists()
+    module = timm.create_model(f"local-dir:{workspace / 'repair' / 'checkpoint'}", pretrained=True).eval()
     image = torch.rand(1, 3, 32, 32)
-    model = load_model(str(place / "repair" / "checkpoint"))
+    model = load_model(str(workspace / "repair" / "checkpoint"))
     torch.testing.assert_close(module(model.normalize(image)), model(image))
     assert model.classes == tuple(CLASSES)
-    assert result(place / "repair")["validation"]["before"]["accuracy"]["count"] == 12
-    assert result(place / "repair")["test"] is None
+    assert result(workspace / "repair")["validation"]["before"]["accuracy"]["count"] == 12
+    assert result(workspace / "repair")["test"] is None
 
-    run = clearhead("compare", "model", "repair", "data", "--split", "test", "--out", "compare", cwd=place)
+    run = clearhead("compare", "model", "repair", "data", "--split", "test", "--out", "compare", cwd=workspace)
     assert run.returncode == 0, run.stderr
     assert any(word in run.stdout for word in ("improved", "regressed", "inconclusive"))
-    comparison = result(place / "compare")["comparison"]
+    comparison = result(workspace / "compare")["comparison"]
     change = comparison["after"]["accuracy"]["value"] - comparison["before"]["accuracy"]["value"]
     assert comparison["differences"]["average accuracy"]["value"] == pytest.approx(change)
     flips = comparison["mcnemar"]
     assert (flips["positive_flips"] - flips["negative_flips"]) / 12 == pytest.approx(change)
     changed = any(difference["value"] for difference in comparison["classes"].values())
-    page = (place / "compare" / "report.html").read_text()
+    page = (workspace / "compare" / "report.html").read_text()
     assert ("Most improved classes" in page or "Most regressed classes" in page) == changed
 
 
 @pytest.mark.parametrize("method", [name for name in REPAIRS if name != "relevance"])
-def test_every_repair_leaves_a_checkpoint_and_both_comparisons(place, method):
+def test_every_repair_leaves_a_checkpoint_and_both_comparisons(workspace, method):
     options = ["--method", method, "--epochs", 1, "--test-split", "test", "--out", f"by-{method}"]
     if method == "heads":
         options += ["--search", "greedy", "--objective", "accuracy"]
-    run = clearhead("repair", "model", "data", *options, cwd=place)
+    run = clearhead("repair", "model", "data", *options, cwd=workspace)
     assert run.returncode == 0, run.stderr
-    numbers = result(place / f"by-{method}")
+    numbers = result(workspace / f"by-{method}")
     assert (numbers["outcome"]["method"], numbers["test"]["before"]["accuracy"]["count"]) == (method, 12)
-    page = (place / f"by-{method}" / "report.html").read_text()
+    page = (workspace / f"by-{method}" / "report.html").read_text()
     assert "data, test images" in page  # the verdict
     assert "Validation images" in page
-    model = timm.create_model(f"local-dir:{place / f'by-{method}' / 'checkpoint'}", pretrained=True).eval()
+    model = timm.create_model(f"local-dir:{workspace / f'by-{method}' / 'checkpoint'}", pretrained=True).eval()
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3)
     if method == "heads":
         selection = numbers["outcome"]["report"]
@@ -57,14 +57,14 @@ def test_every_repair_leaves_a_checkpoint_and_both_comparisons(place, method):
         assert numbers["validation"]["after"]["accuracy"]["value"] == pytest.approx(selection["after"])
 
 
-def test_terms_are_switched_and_recorded(place):
+def test_terms_are_switched_and_recorded(workspace):
     options = ["--preset", "DeiT-S", "--epochs", 1, "--background", 0, "--target", "truth", "--attribution", "rollout"]
-    run = clearhead("repair", "model", "data", *options, "--out", "terms", cwd=place)
+    run = clearhead("repair", "model", "data", *options, "--out", "terms", cwd=workspace)
     assert run.returncode == 0, run.stderr
-    arguments = yaml.safe_load((place / "terms" / "config.yaml").read_text())["arguments"]
+    arguments = yaml.safe_load((workspace / "terms" / "config.yaml").read_text())["arguments"]
     chosen = {"preset": "DeiT-S", "epochs": 1, "background": 0.0, "target": "truth", "attribution": "rollout"}
     assert chosen.items() <= arguments.items()
-    parts = result(place / "terms")["outcome"]["history"][1]["validation"]
+    parts = result(workspace / "terms")["outcome"]["history"][1]["validation"]
     assert parts["loss"] == pytest.approx(0.8 * 0.3 * parts["foreground"] + 0.2 * parts["classification"])
 
 
@@ -80,5 +80,5 @@ def test_terms_are_switched_and_recorded(place):
         (["data", "--device", "cuda:7"], "device: 'cuda:7' is unavailable"),
     ],
 )
-def test_bad_input_ends_with_one_message(place, maskless, arguments, message):
-    assert message in error(clearhead("repair", "model", *arguments, cwd=place))
+def test_bad_input_ends_with_one_message(workspace, maskless, arguments, message):
+    assert message in error(clearhead("repair", "model", *arguments, cwd=workspace))

@@ -40,10 +40,10 @@ def files(count: int) -> list[str]:
 
 @pytest.mark.parametrize("space", ["features", "relevance", "both"])
 def test_a_planted_group_is_found_and_told_by_its_metadata(space):
-    features, maps, label, predicted, place = planted()
+    features, maps, label, predicted, workspace = planted()
     x = features if space != "relevance" else None
     measured = find_slices(
-        x, maps if space != "features" else None, label, predicted, CLASSES, files(900), {"place": place}
+        x, maps if space != "features" else None, label, predicted, CLASSES, files(900), {"place": workspace}
     )
     first = measured.slices[0]
     assert (first.label, first.mistaken_for, first.worse) == ("bee", "ant", True)
@@ -146,7 +146,7 @@ def test_features_that_cannot_be_used_are_refused(features, maps, message):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model, and squares of two colours on two grounds, in two splits."""
     root, rng, rows = tmp_path_factory.mktemp("slices"), np.random.default_rng(0), ["file,split,ground"]
     torch.manual_seed(0)
@@ -166,10 +166,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("space", ["features", "relevance", "both"])
-def test_slices_leave_a_whole_run(place, space):
-    out = place / f"slices-{space}"
+def test_slices_leave_a_whole_run(workspace, space):
+    out = workspace / f"slices-{space}"
     arguments = ("slices", "model", "data", "--split", "test", "--space", space, "--out", out)
-    run = clearhead(*arguments, cwd=place)
+    run = clearhead(*arguments, cwd=workspace)
     assert run.returncode == 0, run.stderr
     assert {file.name for file in out.iterdir()} >= {"config.yaml", "results.json", "report.html", "slices.parquet"}
     saved = read_run(out).result
@@ -180,15 +180,15 @@ def test_slices_leave_a_whole_run(place, space):
     assert {part.name for part in saved.slices} <= set(table["slice"])
     assert "slices with more errors" in (out / "report.html").read_text()
     stamp = (out / "results.json").stat().st_mtime_ns
-    again = clearhead(*arguments, cwd=place)
+    again = clearhead(*arguments, cwd=workspace)
     assert (again.stdout, "finished earlier" in again.stderr) == (run.stdout, True)
     assert (out / "results.json").stat().st_mtime_ns == stamp
-    measured = slices.measure(str(place / "model"), place / "data", split="test", space=space)
+    measured = slices.measure(str(workspace / "model"), workspace / "data", split="test", space=space)
     assert (measured.slices, measured.accuracy) == (saved.slices, saved.accuracy)
 
 
-def test_the_page_shows_mistakes_of_the_slices_that_are_worse(place):
-    measured = slices.measure(str(place / "model"), place / "data", split="test", space="features")
+def test_the_page_shows_mistakes_of_the_slices_that_are_worse(workspace):
+    measured = slices.measure(str(workspace / "model"), workspace / "data", split="test", space="features")
     first, *others = measured.slices
     example = ExampleImages([("image", np.zeros((8, 8, 3), np.uint8))], "ant: bee (90%)", "ant/00.png")
     shown = [replace(first, p_value=0.001), *(replace(one, p_value=1.0) for one in others)]
@@ -199,9 +199,9 @@ def test_the_page_shows_mistakes_of_the_slices_that_are_worse(place):
     assert [name for name, _ in page.headline] == ["Accuracy", f"Errors in slice {first.name}"]
 
 
-def test_slices_that_cannot_be_found(place, tmp_path):
+def test_slices_that_cannot_be_found(workspace, tmp_path):
     def message(*arguments):
-        return error(clearhead("slices", *arguments, cwd=place))
+        return error(clearhead("slices", *arguments, cwd=workspace))
 
     assert "'pixels'" in message("model", "data", "--space", "pixels")
     assert "method: 'lrp' is unknown" in message("model", "data", "--method", "lrp")

@@ -241,17 +241,17 @@ def test_what_a_module_keeps_in_eval_mode_is_of_the_weights_it_has(ten_images):
         (("--along", "eigenvectors", "--span", 0.05), ["eigenvectors of the Hessian", "eigenvalues"]),
     ],
 )
-def test_the_command_shows_models_side_by_side(place, trained, options, expected):
+def test_the_command_shows_models_side_by_side(workspace, trained, options, expected):
     out = "-".join(map(str, ("surface", *options)))
     command = ("landscape", "surface", "model", trained / "checkpoint", "data", "--points", 3, "--limit", 6)
-    run = clearhead(*command, *options, "--out", out, cwd=place)
+    run = clearhead(*command, *options, "--out", out, cwd=workspace)
     assert run.returncode == 0, run.stderr
     assert "mean rise" in run.stdout
-    measured = result(place / out)
+    measured = result(workspace / out)
     assert measured["subject"]["models"] == ["model", "trained"]
     for one in measured["surfaces"].values():
         assert len(one["nll"]) == len(one["accuracy"]) == len(one["l2"]) == 3 ** one["dims"]
-    text = (place / out / "report.html").read_text()
+    text = (workspace / out / "report.html").read_text()
     assert all(part in text for part in expected)
 
 
@@ -273,5 +273,5 @@ def test_measure_takes_a_classifier(ten_images):
         (("--out", "data"), "holds other files"),
     ],
 )
-def test_bad_input_is_reported(place, options, message):
-    assert message in error(clearhead("landscape", "surface", "model", "data", *options, cwd=place))
+def test_bad_input_is_reported(workspace, options, message):
+    assert message in error(clearhead("landscape", "surface", "model", "data", *options, cwd=workspace))

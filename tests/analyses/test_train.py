@@ -10,46 +10,46 @@ from clearhead.models import load_model
 from tests.command import clearhead, error, result
 
 
-def test_training_gives_a_fresh_head_to_other_classes_and_learns_them(place):
-    shutil.copytree(place / "data", place / "two", ignore=shutil.ignore_patterns("fish", "metadata.csv"))
+def test_training_gives_a_fresh_head_to_other_classes_and_learns_them(workspace):
+    shutil.copytree(workspace / "data", workspace / "two", ignore=shutil.ignore_patterns("fish", "metadata.csv"))
     options = ["--epochs", 12, "--lr", 3e-3, "--batch-size", 4, "--save-epochs", "0,3", "--out", "train"]
-    run = clearhead("train", "model", "two", *options, cwd=place)
+    run = clearhead("train", "model", "two", *options, cwd=workspace)
     assert run.returncode == 0, run.stderr
-    model = load_model(str(place / "train"))
+    model = load_model(str(workspace / "train"))
     assert model.classes == ("bird", "cat")
-    assert max(epoch["validation"]["accuracy"] for epoch in result(place / "train")["history"]) == 1
-    assert sorted(folder.name for folder in (place / "train" / "epochs").iterdir()) == ["0", "3"]
+    assert max(epoch["validation"]["accuracy"] for epoch in result(workspace / "train")["history"]) == 1
+    assert sorted(folder.name for folder in (workspace / "train" / "epochs").iterdir()) == ["0", "3"]
     lines = [line for line in run.stderr.splitlines() if line.startswith("epoch ")]
     assert len(lines) == 13
     assert "remaining" in lines[1]
     assert "Selected epoch" in run.stdout
 
 
-def test_a_linear_probe_of_a_backbone_can_be_repaired(place):
-    run = clearhead("train", "model", "data", "--linear", "--out", "linear", cwd=place)
+def test_a_linear_probe_of_a_backbone_can_be_repaired(workspace):
+    run = clearhead("train", "model", "data", "--linear", "--out", "linear", cwd=workspace)
     assert run.returncode == 0, run.stderr
     assert "Linear probe" in run.stdout
     backbone = timm.create_model("vit_tiny_patch16_224", num_classes=0)
-    torch.save(backbone.state_dict(), place / "backbone.pth")
+    torch.save(backbone.state_dict(), workspace / "backbone.pth")
     name = "timm:vit_tiny_patch16_224@backbone.pth"
-    run = clearhead("train", name, "data", "--linear", "--out", "from-backbone", cwd=place)
+    run = clearhead("train", name, "data", "--linear", "--out", "from-backbone", cwd=workspace)
     assert run.returncode == 0, run.stderr
-    run = clearhead("repair", "linear", "data", "--epochs", 1, "--out", "linear-repair", cwd=place)
+    run = clearhead("repair", "linear", "data", "--epochs", 1, "--out", "linear-repair", cwd=workspace)
     assert run.returncode == 0, run.stderr
 
 
-def test_heads_are_trained_to_be_diverse(place):
+def test_heads_are_trained_to_be_diverse(workspace):
     options = ["--epochs", 1, "--diversity", 6.25, "--layers", "all", "--out", "diverse"]
-    run = clearhead("train", "model", "data", *options, cwd=place)
+    run = clearhead("train", "model", "data", *options, cwd=workspace)
     assert run.returncode == 0, run.stderr
-    assert result(place / "diverse")["history"][1]["validation"]["diversity"] > 0
+    assert result(workspace / "diverse")["history"][1]["validation"]["diversity"] > 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--validation-split", "train"], "train"),
-        (["--device", "foo"], "device: 'foo' cannot be used here"),
+        (["--device", "foo"], "device: 'foo' is unavailable"),
         (["--linear", "--save-epochs", "1"], "linear"),
         (["--save-epochs", "99"], "save_epochs"),
         (["--diversity", "1", "--mixup", "0.5"], "mixup"),
@@ -57,5 +57,5 @@ def test_heads_are_trained_to_be_diverse(place):
         (["--lr", "1e9", "--epochs", "2"], "learning rate"),
     ],
 )
-def test_bad_input_ends_with_one_message(place, arguments, message):
-    assert message in error(clearhead("train", "model", "data", *arguments, cwd=place))
+def test_bad_input_ends_with_one_message(workspace, arguments, message):
+    assert message in error(clearhead("train", "model", "data", *arguments, cwd=workspace))

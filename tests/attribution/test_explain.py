@@ -30,9 +30,9 @@ ATTENTION_METHODS = ["gae", "rollout", "attention"]
 
 
 def classifier(name: str, dtype: torch.dtype = torch.float32) -> Classifier:
-    found = from_module(MODELS[name](), preprocess=PREPROCESS, classes=[f"c{i}" for i in range(CLASSES)], name=name)
-    found.module.to(dtype)
-    return found
+    actual = from_module(MODELS[name](), preprocess=PREPROCESS, classes=[f"c{i}" for i in range(CLASSES)], name=name)
+    actual.module.to(dtype)
+    return actual
 
 
 def read_row(model: Classifier, matrix: torch.Tensor) -> torch.Tensor:
@@ -47,11 +47,11 @@ def test_gae_is_the_full_recursion(name, monkeypatch):
     monkeypatch.setattr(gae_module, "_BLOCK_ELEMENTS", 2 * 4 * 17 * 3)  # several blocks of rows, the last one smaller
     model, batch = classifier(name, torch.float64), images(dtype=torch.float64)
     target = torch.tensor([3, 1])
-    maps, found = METHODS["gae"](model, batch, target)
+    maps, actual = METHODS["gae"](model, batch, target)
     matrix, expected = reference.gae(model.module, model.normalize(batch), target)
     start = 0 if model.grid.pooling == "cls" else 1 / 16  # of a mean, what R is at first is left out
     torch.testing.assert_close(maps, read_row(model, matrix) - start)
-    torch.testing.assert_close(found, expected.detach())
+    torch.testing.assert_close(actual, expected.detach())
 
 
 @pytest.mark.parametrize("name", GLOBAL)
@@ -102,8 +102,8 @@ def test_each_method_works_in_every_mode_and_leaves_no_trace(method, mode):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_predicted_class_is_the_default_and_a_number_serves_all(method):
     model, batch = classifier("timm-vit"), images(3)
-    maps, found = explain_with_logits(model, batch, method=method)
-    torch.testing.assert_close(maps, explain(model, batch, found.argmax(-1), method=method))
+    maps, actual = explain_with_logits(model, batch, method=method)
+    torch.testing.assert_close(maps, explain(model, batch, actual.argmax(-1), method=method))
     torch.testing.assert_close(
         explain(model, batch, 2, method=method), explain(model, batch, torch.tensor([2, 2, 2]), method=method)
     )
@@ -195,9 +195,9 @@ def test_hidden_attention_comes_with_the_way_to_show_it():
         explain(model, images())
 
 
-@pytest.mark.parametrize(("target", "said"), [(CLASSES, "0..4"), (-1, "0..4"), (torch.tensor([0, 9]), "9")])
-def test_a_class_that_does_not_exist_is_named(target, said):
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("target", "reported"), [(CLASSES, "0..4"), (-1, "0..4"), (torch.tensor([0, 9]), "9")])
+def test_a_class_that_does_not_exist_is_named(target, reported):
+    with pytest.raises(ValueError, match=reported):
         explain(classifier("timm-vit"), images(), target)
 
 

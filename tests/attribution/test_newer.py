@@ -23,9 +23,9 @@ NEWER = ["legrad", *LRP]
 
 
 def double(name: str) -> Classifier:
-    found = classifier(name)
-    found.module.double()
-    return found
+    actual = classifier(name)
+    actual.module.double()
+    return actual
 
 
 class WrittenRMSNorm(nn.Module):
@@ -179,15 +179,15 @@ class BothSigns(nn.Module):
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
-        found = logits(self.module, x)
-        return torch.cat([found, -found], 1)
+        actual = logits(self.module, x)
+        return torch.cat([actual, -actual], 1)
 
 
 def total(module: nn.Module, tokens: int, batch: Tensor) -> tuple[Tensor, Tensor]:
     """LibraGrad's relevance of all tokens (B), prefix included and of either sign, and the logit it is of."""
     model = with_grid(BothSigns(module), TokenGrid(1, tokens, 0, "mean"), 2 * CLASSES)
-    (for_it, found), (against, _) = libragrad(model, batch, 3), libragrad(model, batch, 3 + CLASSES)
-    return (for_it - against).sum((1, 2)), found[:, 3]
+    (for_it, actual), (against, _) = libragrad(model, batch, 3), libragrad(model, batch, 3 + CLASSES)
+    return (for_it - against).sum((1, 2)), actual[:, 3]
 
 
 @pytest.mark.parametrize("name", GLOBAL)
@@ -195,8 +195,8 @@ def test_libragrad_shares_out_the_logit_of_a_model_without_biases(name):
     """Norms, gates, layer scales, residuals, read-outs of every library: no rule loses or makes relevance."""
     model = double(name)
     with torch.no_grad():
-        for kind, parameter in model.module.named_parameters():
-            if "bias" in kind:
+        for category, parameter in model.module.named_parameters():
+            if "bias" in category:
                 parameter.zero_()
     tokens = model.grid.prefix + model.grid.height * model.grid.width
     torch.testing.assert_close(*total(model.module, tokens, images(dtype=torch.float64)))
@@ -213,26 +213,26 @@ def test_legrad_is_the_gradient_of_an_explicit_attention(name, monkeypatch):
     gae_module = importlib.import_module("clearhead.attribution.gae")  # the package has a function of this name
     monkeypatch.setattr(gae_module, "_BLOCK_ELEMENTS", 2 * 4 * 17 * 3)  # several blocks of rows, the last one smaller
     model, batch, target = double(name), images(dtype=torch.float64), torch.tensor([3, 1])
-    maps, found = METHODS["legrad"](model, batch, target)
+    maps, actual = METHODS["legrad"](model, batch, target)
     with reference.explicit_attention() as attention:
         expected = model(batch)
     gradients = torch.autograd.grad(expected.gather(1, target[:, None]).sum(), attention)
     row = sum(gradient.clamp(min=0).mean((1, 2)) for gradient in gradients)[:, model.grid.prefix :]
     torch.testing.assert_close(maps, row.unflatten(1, (model.grid.height, model.grid.width)))
-    torch.testing.assert_close(found, expected.detach())
+    torch.testing.assert_close(actual, expected.detach())
 
 
 @pytest.mark.parametrize("method", NEWER)
 @pytest.mark.parametrize("name", ["timm-deit-distilled", "timm-beit", "torchvision-vit", "hf-dinov2"])
 def test_an_image_is_explained_alike_in_any_batch(method, name):
     model, batch = double(name), images(3, dtype=torch.float64)
-    maps, found = METHODS[method](model, batch, torch.tensor([0, 1, 4]))
+    maps, actual = METHODS[method](model, batch, torch.tensor([0, 1, 4]))
     assert (maps >= 0).all()
     assert (maps.amax((1, 2)) > 0).all()
     alone, _ = METHODS[method](model, batch[1:2], 1)
     torch.testing.assert_close(maps[1:2], alone)
     with torch.no_grad():
-        torch.testing.assert_close(found, model(batch))
+        torch.testing.assert_close(actual, model(batch))
 
 
 class SecondLayer(nn.Module):
@@ -283,8 +283,8 @@ def test_a_model_with_a_module_used_twice_and_in_three_threads_keeps_its_paramet
     parameters = list(model.module.parameters())
     expected = explain(model, batch, 1, method)
     with ThreadPoolExecutor(3) as pool:
-        for found in pool.map(lambda _: explain(model, batch, 1, method), range(12)):
-            torch.testing.assert_close(found, expected)
+        for actual in pool.map(lambda _: explain(model, batch, 1, method), range(12)):
+            torch.testing.assert_close(actual, expected)
     assert all(a is b for a, b in zip(model.module.parameters(), parameters, strict=True))
     assert all(parameter.requires_grad for parameter in parameters)
 

@@ -1,4 +1,4 @@
-"""Sufficient subsets against all subsets of a small picture, and against back-selection written out."""
+"""Sufficient subsets against all subsets of a small image, and against back-selection written out."""
 
 from itertools import product
 
@@ -23,7 +23,7 @@ def of(module: nn.Module, side: int, classes: int = 2, name: str = "small") -> C
 
 
 def linear(weight: torch.Tensor, bias: float = 0.0) -> Classifier:
-    """Two classes whose log odds are linear: ``weight`` (3 x side x side) times the picture, plus ``bias``."""
+    """Two classes whose log odds are linear: ``weight`` (3 x side x side) times the image, plus ``bias``."""
     module = nn.Sequential(nn.Flatten(), nn.Linear(weight.numel(), 2))
     with torch.no_grad():
         module[1].weight.copy_(torch.stack([torch.zeros_like(weight), weight]).flatten(1))
@@ -66,28 +66,28 @@ def test_of_a_linear_model_it_is_the_smallest_of_all_subsets(seed, size, fill):
     generator = torch.Generator().manual_seed(seed)
     model = linear(size * torch.randn(3, 3, 3, generator=generator), bias=-1.0)
     image = torch.rand(1, 3, 3, 3, generator=generator)
-    found = sufficient_subset(model, image, 1, steps=20, fill=fill)  # so many that they take one pixel at a time
+    actual = sufficient_subset(model, image, 1, steps=20, fill=fill)  # so many that they take one pixel at a time
     ground = torch.zeros(3) if fill == "black" else torch.tensor(MEAN)
     masks = torch.tensor(list(product([False, True], repeat=9))).view(-1, 1, 3, 3)
     with torch.no_grad():
         every = model(torch.where(masks, image, ground[:, None, None])).softmax(-1)[:, 1]
     enough = every >= 0.9
-    assert bool(found.reached) == bool(enough.any())
+    assert bool(actual.reached) == bool(enough.any())
     if enough.any():
-        assert found.subset.sum() == masks.sum((1, 2, 3))[enough].min()
+        assert actual.subset.sum() == masks.sum((1, 2, 3))[enough].min()
     else:
-        torch.testing.assert_close(found.confidence[0], every.max())
+        torch.testing.assert_close(actual.confidence[0], every.max())
 
 
 @pytest.mark.parametrize(("memory", "confidence"), [(0, 0.25), (0.7, 0.9)])
 def test_it_is_back_selection_written_out(memory, confidence):
     model = classifier("timm-vit", torch.float64)
     batch, target = images(3, dtype=torch.float64), torch.tensor([3, 0, 1])
-    found = sufficient_subset(model, batch, target, confidence=confidence, steps=7, memory=memory, fill="black")
+    actual = sufficient_subset(model, batch, target, confidence=confidence, steps=7, memory=memory, fill="black")
     for i in range(3):
         subset, curve = written_out(model, batch[i], target[i], confidence, 7, memory, [0.0, 0.0, 0.0])
-        assert torch.equal(found.subset[i], subset)
-        torch.testing.assert_close(found.curve[i], torch.tensor(curve), rtol=1e-5, atol=1e-6)
+        assert torch.equal(actual.subset[i], subset)
+        torch.testing.assert_close(actual.curve[i], torch.tensor(curve), rtol=1e-5, atol=1e-6)
 
 
 def convolutional() -> Classifier:
@@ -105,43 +105,43 @@ def test_the_subset_is_what_it_says(name):
     batch = images(2).repeat(CLASSES, 1, 1, 1)
     target = torch.arange(CLASSES).repeat_interleave(2)
     with torch.inference_mode():
-        found = sufficient_subset(model, batch, target, confidence=0.5, steps=6)
+        actual = sufficient_subset(model, batch, target, confidence=0.5, steps=6)
     assert all(module.training for module in model.module.modules())
     assert all(parameter.grad is None for parameter in model.module.parameters())
     assert all(torch.equal(value, state[key]) for key, value in model.module.state_dict().items())
     model.module.eval()
     with torch.no_grad():
         mean = torch.tensor(model.preprocess.mean)[:, None, None]
-        logits, alone = model(batch), model(torch.where(found.subset[:, None], batch, mean)).softmax(-1)
-    torch.testing.assert_close(found.logits, logits)
-    torch.testing.assert_close(found.curve[:, 0], logits.softmax(-1).gather(1, target[:, None])[:, 0])
-    torch.testing.assert_close(found.confidence, alone.gather(1, target[:, None])[:, 0])
-    torch.testing.assert_close(found.share, found.subset.float().mean((1, 2)), rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(found.remaining, torch.linspace(1, 0, 7) ** 1.5, rtol=0, atol=1 / SIZE**2)
-    assert torch.equal(found.reached, found.confidence >= 0.5)
-    assert torch.equal(found.reached, (found.curve >= 0.5).any(1))
-    smaller = found.remaining[None] < found.share[:, None]
-    assert (found.curve[smaller] < found.confidence[:, None].expand_as(smaller)[smaller].clamp(max=0.5)).all()
-    assert torch.equal(found.target, target)
+        logits, alone = model(batch), model(torch.where(actual.subset[:, None], batch, mean)).softmax(-1)
+    torch.testing.assert_close(actual.logits, logits)
+    torch.testing.assert_close(actual.curve[:, 0], logits.softmax(-1).gather(1, target[:, None])[:, 0])
+    torch.testing.assert_close(actual.confidence, alone.gather(1, target[:, None])[:, 0])
+    torch.testing.assert_close(actual.share, actual.subset.float().mean((1, 2)), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(actual.remaining, torch.linspace(1, 0, 7) ** 1.5, rtol=0, atol=1 / SIZE**2)
+    assert torch.equal(actual.reached, actual.confidence >= 0.5)
+    assert torch.equal(actual.reached, (actual.curve >= 0.5).any(1))
+    smaller = actual.remaining[None] < actual.share[:, None]
+    assert (actual.curve[smaller] < actual.confidence[:, None].expand_as(smaller)[smaller].clamp(max=0.5)).all()
+    assert torch.equal(actual.target, target)
 
 
 def test_the_predicted_label_is_the_default():
     model, batch = classifier("timm-vit"), images(3)
-    found, named = (
+    actual, named = (
         sufficient_subset(model, batch, steps=3),
         sufficient_subset(model, batch, model(batch).argmax(-1), steps=3),
     )
-    assert torch.equal(found.target, model(batch).argmax(-1))
-    assert torch.equal(found.subset, named.subset)
+    assert torch.equal(actual.target, model(batch).argmax(-1))
+    assert torch.equal(actual.subset, named.subset)
 
 
-def test_a_constant_picture_has_no_pixel_that_counts():
+def test_a_constant_image_has_no_pixel_that_counts():
     model = classifier("timm-vit")
-    found = sufficient_subset(model, torch.full((1, 3, SIZE, SIZE), 0.5), steps=4)  # the mean colour
-    assert not found.reached.item()
-    assert found.share.item() == 0
-    assert found.subset.sum() == 0
-    torch.testing.assert_close(found.curve, found.curve[:, :1].expand(1, 5))
+    actual = sufficient_subset(model, torch.full((1, 3, SIZE, SIZE), 0.5), steps=4)  # the mean colour
+    assert not actual.reached.item()
+    assert actual.share.item() == 0
+    assert actual.subset.sum() == 0
+    torch.testing.assert_close(actual.curve, actual.curve[:, :1].expand(1, 5))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def test_an_overlay_shows_the_greyed_image_where_there_is_no_relevance_and_the_colour_where_there_is_all() -> None:
     image = noise(16, 24)
-    kept = image.copy()
+    saved = image.copy()
     ground = 0.5 * image + 0.5 * image.mean(2, keepdims=True)
     np.testing.assert_allclose(overlay(image, np.zeros((16, 24))), ground, atol=0.51)
     np.testing.assert_allclose(overlay(image, np.ones((16, 24)), strength=0), ground, atol=0.51)
@@ -29,7 +29,7 @@ def test_an_overlay_shows_the_greyed_image_where_there_is_no_relevance_and_the_c
     assert (full == full[0, 0]).all()
     red, green, blue = full[0, 0].astype(int)
     assert red > green > blue, "warm"
-    np.testing.assert_array_equal(image, kept)
+    np.testing.assert_array_equal(image, saved)
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))

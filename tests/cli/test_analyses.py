@@ -54,7 +54,7 @@ def page(result: Brightness) -> Page:
 '''
 
 
-def test_an_analysis_is_one_module_and_one_line(place, tmp_path, monkeypatch):
+def test_an_analysis_is_one_module_and_one_line(workspace, tmp_path, monkeypatch):
     (tmp_path / "brightness.py").write_text(BRIGHTNESS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -66,7 +66,7 @@ def test_an_analysis_is_one_module_and_one_line(place, tmp_path, monkeypatch):
     assert "Measure the mean brightness of the images." in text
     assert "Example: clearhead brightness MODEL DATA" in text
     assert "Factor of the brightness." in text
-    arguments = ["brightness", str(place / "model"), str(place / "data"), "--scale", "2", "--split", "val"]
+    arguments = ["brightness", str(workspace / "model"), str(workspace / "data"), "--scale", "2", "--split", "val"]
     run = runner.invoke(app, arguments, catch_exceptions=False)
     assert run.exit_code == 0
     (folder,) = Path("runs").iterdir()

@@ -23,40 +23,40 @@ def test_the_installed_command(tmp_path):
 
 
 def test_help_names_every_command(tmp_path):
-    said = clearhead("--help", cwd=tmp_path).stdout
+    reported = clearhead("--help", cwd=tmp_path).stdout
     assert all(
-        command in said
+        command in reported
         for command in ("audit", "repair", "compare", "explain", "heads", "train", "demo", "report", "data")
     )
 
 
-def test_masks_from_boxes(place):
+def test_masks_from_boxes(workspace):
     files = [f"{name}/{i:02d}.png" for name in CLASSES for i in range(12)]
     images = [{"id": i, "file_name": file, "width": 32, "height": 32} for i, file in enumerate(files)]
     boxes = [{"image_id": i, "category_id": 1, "bbox": [8, 8, 16, 16]} for i in range(35)]
     content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]}
-    (place / "boxes.json").write_text(json.dumps(content))
-    run = clearhead("data", "masks", "data", "--from", "coco-boxes=boxes.json", "--out", "boxed", cwd=place)
+    (workspace / "boxes.json").write_text(json.dumps(content))
+    run = clearhead("data", "masks", "data", "--from", "coco-boxes=boxes.json", "--out", "boxed", cwd=workspace)
     assert run.returncode == 0, run.stderr
     assert "35 of 36 images have a mask, mean area 25.0%" in run.stdout
     assert "IoU with the true masks, saved masks: 1.00" in run.stdout
     assert "no object is annotated" in run.stderr
-    assert np.asarray(Image.open(place / "boxed" / "masks" / "cat" / "03.png")).sum() == 255 * 16 * 16
+    assert np.asarray(Image.open(workspace / "boxed" / "masks" / "cat" / "03.png")).sum() == 255 * 16 * 16
 
 
-def test_nothing_of_the_users_is_written_over(place, tmp_path):
+def test_nothing_of_the_users_is_written_over(workspace, tmp_path):
     """By a run in a folder with a config of its own."""
-    model, mine = place / "model", tmp_path / "mine"
+    model, mine = workspace / "model", tmp_path / "mine"
     mine.mkdir()
     for content in ("learning: 3\n", "!!python/object:x.Y {}\n"):
         (mine / "config.yaml").write_text(content)
-        message = error(clearhead("audit", model, place / "data", "--out", mine, cwd=tmp_path))
+        message = error(clearhead("audit", model, workspace / "data", "--out", mine, cwd=tmp_path))
         assert "holds other files (such as config.yaml) and is not a run folder" in message
         assert (mine / "config.yaml").read_text() == content
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "reported"),
     [
         (["report", "data"], "not the folder of a finished run"),
         (["data", "masks", "data", "--model", "model"], "exists"),
@@ -78,22 +78,22 @@ def test_nothing_of_the_users_is_written_over(place, tmp_path):
         (["data", "collage", "model", "--images", "a", "--masks", "b", "--background", "x", "--class", "y"], "'='"),
     ],
 )
-def test_bad_input_ends_with_one_message(place, maskless, arguments, said):
-    assert said in error(clearhead(*arguments, cwd=place))
+def test_bad_input_ends_with_one_message(workspace, maskless, arguments, reported):
+    assert reported in error(clearhead(*arguments, cwd=workspace))
 
 
-def test_landscape_hessian_tells_models_side_by_side(place, repaired):
+def test_landscape_hessian_tells_models_side_by_side(workspace, repaired):
     command = ("landscape", "hessian", "model", "repair/checkpoint", "data", "--split", "train", "--batch-size", 4)
-    run = clearhead(*command, "--top", 2, "--out", "hessian", cwd=place)
+    run = clearhead(*command, "--top", 2, "--out", "hessian", cwd=workspace)
     assert run.returncode == 0, run.stderr
-    results = result(place / "hessian")
+    results = result(workspace / "hessian")
     assert results["subject"]["models"] == ["model", "repair"]
-    for found in results["spectra"].values():
-        assert [len(batch["values"]) for batch in found["batches"]] == [2, 2, 2]
-        for batch in found["batches"]:
+    for actual in results["spectra"].values():
+        assert [len(batch["values"]) for batch in actual["batches"]] == [2, 2, 2]
+        for batch in actual["batches"]:
             assert abs(batch["values"][0]) >= abs(batch["values"][1])
             assert batch["lowest"] <= min(batch["values"]) <= max(batch["values"]) <= batch["highest"]
             assert batch["error"] <= 0.01
-    assert "Positive eigenvalues" in (place / "hessian" / "report.html").read_text()
-    refused = clearhead("landscape", "hessian", "model", "data", "--batch-size", 99, "--out", "few", cwd=place)
+    assert "Positive eigenvalues" in (workspace / "hessian" / "report.html").read_text()
+    refused = clearhead("landscape", "hessian", "model", "data", "--batch-size", 99, "--out", "few", cwd=workspace)
     assert "36 images are fewer than a batch of 99" in error(refused)

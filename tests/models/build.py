@@ -71,20 +71,20 @@ HF_SMALL = {
 CROPPED = {"size": {"shortest_edge": 56}, "crop_size": {"height": 48, "width": 48}}
 
 
-def hf_model(kind: str, labels: int = 3) -> tuple[nn.Module, object]:
+def hf_model(category: str, labels: int = 3) -> tuple[nn.Module, object]:
     """A small Hugging Face model with random weights, and the image processor that goes with it."""
     t = transformers
-    if kind == "clip":
+    if category == "clip":
         config = t.CLIPConfig(vision_config=HF_SMALL, text_config={"hidden_size": 8, "num_hidden_layers": 1})
         config.num_labels = labels
         return t.CLIPForImageClassification(config), t.CLIPImageProcessor(**CROPPED)
-    if kind == "resnet":
+    if category == "resnet":
         config = t.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=labels)
         return t.ResNetForImageClassification(config), t.ConvNextImageProcessor(size={"shortest_edge": 56})
-    if kind == "vit":
+    if category == "vit":
         config = t.ViTConfig(**HF_SMALL, num_labels=labels)
         return t.ViTForImageClassification(config), t.ViTImageProcessor(size={"height": 48, "width": 48})
-    if kind == "deit":
+    if category == "deit":
         config = t.DeiTConfig(**HF_SMALL, num_labels=labels)
         processor = t.DeiTImageProcessor(size={"height": 56, "width": 56}, crop_size={"height": 48, "width": 48})
         return t.DeiTForImageClassificationWithTeacher(config), processor
@@ -92,8 +92,8 @@ def hf_model(kind: str, labels: int = 3) -> tuple[nn.Module, object]:
     return t.Dinov2ForImageClassification(config), t.BitImageProcessor(**CROPPED)
 
 
-def hf_folder(folder: Path, kind: str, names: list[str] | None = None) -> tuple[nn.Module, object]:
-    module, processor = hf_model(kind)
+def hf_folder(folder: Path, category: str, names: list[str] | None = None) -> tuple[nn.Module, object]:
+    module, processor = hf_model(category)
     if names:
         module.config.id2label = dict(enumerate(names))
     module.eval().save_pretrained(folder)

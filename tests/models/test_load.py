@@ -292,12 +292,12 @@ def test_deit_tiny_on_real_photographs():
     model = load_model(f"timm:deit_tiny_patch16_224@{root / 'models' / 'deit_tiny_patch16_224.safetensors'}")
     data = read_folder(root / "nips17", classes=model.classes, check=False)
     images = ImageDataset(data, model.preprocess)
-    right = 0
+    correct = 0
     with torch.no_grad():
         for item in images:
-            right += model(item["image"][None]).argmax().item() == item["label"]
+            correct += model(item["image"][None]).argmax().item() == item["label"]
     assert len(images) == 455
-    assert right / len(images) == pytest.approx(0.857, abs=0.0005)
+    assert correct / len(images) == pytest.approx(0.857, abs=0.0005)
 
 
 # Checkpoints of training scripts

@@ -48,10 +48,10 @@ def test_image_is_torchvisions_own(name):
         assert torch.equal(network_input(ours, picture(width, height)), preset(picture(width, height)))
 
 
-@pytest.mark.parametrize("kind", ["vit", "deit", "clip", "dino", "resnet"])
-def test_image_is_the_hf_processors_own(kind, tmp_path):
+@pytest.mark.parametrize("category", ["vit", "deit", "clip", "dino", "resnet"])
+def test_image_is_the_hf_processors_own(category, tmp_path):
     """Exactly, for its Pillow backend; torchvision's rounds between its two passes and is off by one level or so."""
-    _, processor = hf_folder(tmp_path, kind)
+    _, processor = hf_folder(tmp_path, category)
     preprocess = load_model(str(tmp_path)).preprocess
     std = torch.tensor(preprocess.std)[:, None, None]
     pillow = getattr(transformers, type(processor).__name__ + "Pil", None)

@@ -67,7 +67,7 @@ def test_a_timm_folder_loads_and_comes_back(architecture, grid, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "grid"),
+    ("category", "grid"),
     [
         ("vit", TokenGrid(3, 3, 1, "cls")),
         ("deit", TokenGrid(3, 3, 2, "cls")),
@@ -76,8 +76,8 @@ def test_a_timm_folder_loads_and_comes_back(architecture, grid, tmp_path):
         ("resnet", None),
     ],
 )
-def test_an_hf_folder_loads_and_comes_back(kind, grid, tmp_path):
-    module, _ = hf_folder(tmp_path / "theirs", kind, ["x", "y", "z"])
+def test_an_hf_folder_loads_and_comes_back(category, grid, tmp_path):
+    module, _ = hf_folder(tmp_path / "theirs", category, ["x", "y", "z"])
     model = load_model(f"hf:{tmp_path / 'theirs'}")
     assert (model.grid, model.library, model.classes) == (grid, "hf", ("x", "y", "z"))
     assert same_logits(model, module)

@@ -71,17 +71,17 @@ def test_protocols_choose_by_validation_alone() -> None:
     rng = np.random.default_rng(0)
     accuracy = rng.random((6, 15, 4))
     id_val, id_test, ood_val, ood_test = np.moveaxis(accuracy, -1, 0)
-    found = {p.name: apply_protocol(accuracy, p) for p in PROTOCOLS}
-    assert found["all heads, last epoch"] == (id_test[-1, 0], ood_test[-1, 0])
+    actual = {p.name: apply_protocol(accuracy, p) for p in PROTOCOLS}
+    assert actual["all heads, last epoch"] == (id_test[-1, 0], ood_test[-1, 0])
     epoch = id_val[:, 0].argmax()
-    assert found["all heads, epoch by ID validation"] == (id_test[epoch, 0], ood_test[epoch, 0])
+    assert actual["all heads, epoch by ID validation"] == (id_test[epoch, 0], ood_test[epoch, 0])
     best = max(itertools.product(range(6), range(15)), key=lambda at: ood_val[at])
-    assert found["best epoch and subset by OOD validation"] == (id_test[best], ood_test[best])
+    assert actual["best epoch and subset by OOD validation"] == (id_test[best], ood_test[best])
     single = 11 + ood_val[-1, 11:].argmax()
     name = "best single head by OOD validation, last epoch"
-    assert found[name] == (id_test[-1, single], ood_test[-1, single])
+    assert actual[name] == (id_test[-1, single], ood_test[-1, single])
     subset = ood_val[-1].argmax()
-    assert found["best subset by OOD validation, last epoch"] == (id_test[-1, subset], ood_test[-1, subset])
+    assert actual["best subset by OOD validation, last epoch"] == (id_test[-1, subset], ood_test[-1, subset])
     both = apply_protocol(accuracy, Protocol("", "id-val", "ood-val"))
     assert both == (id_test[epoch, ood_val[epoch].argmax()], ood_test[epoch, ood_val[epoch].argmax()])
 
@@ -90,9 +90,9 @@ def test_protocols_choose_by_validation_alone() -> None:
 def test_a_finished_run_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "mnist_cifar", lambda mnist, cifar, seed: parts())
     options = {"seeds": 2, "epochs": 1, "residuals": (False,)}
-    said = reproduce(tmp_path, Path("a"), Path("b"), **options)  # type: ignore[arg-type]
-    assert said.count("| no |") == 4 * len(PROTOCOLS)
-    assert said.splitlines()[2].count("±") == 2
+    reported = reproduce(tmp_path, Path("a"), Path("b"), **options)  # type: ignore[arg-type]
+    assert reported.count("| no |") == 4 * len(PROTOCOLS)
+    assert reported.splitlines()[2].count("±") == 2
     assert len(list(tmp_path.glob("*.json"))) == 6
 
     (tmp_path / "div-1e-3-plain-1-1.json").unlink()

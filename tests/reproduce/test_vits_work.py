@@ -22,7 +22,7 @@ from clearhead.reproduce.vits_work.sizes import BLOCKS, FRACTIONS
 
 @pytest.fixture
 def cifar(tmp_path):
-    """90 and 20 pictures of 32 x 32 pixels in 2 classes."""
+    """90 and 20 images of 32 x 32 pixels in 2 classes."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 90), ("test", 20)):
         pictures = []
@@ -42,7 +42,7 @@ SMALL = SIZES["small"]
 def tiny():
     """The small size on a few images, with models of one block and only the series that claims are made of."""
     half = {f"{name}-50": replace(SMALL.trainings[name], fraction=0.5) for name in ("resnet", "vit-gap")}
-    kept = {name: SMALL.trainings[name] for name in (*SMALL.main, "vit-window-3", "alternet-1")}
+    saved = {name: SMALL.trainings[name] for name in (*SMALL.main, "vit-window-3", "alternet-1")}
 
     def shallow(training):
         model = training.model.replace("num_blocks=6", "num_blocks=1")
@@ -57,7 +57,7 @@ def tiny():
     few = {"train": 64, "validation": 12, "test": 16, "batches": 2, "probed": 8, "corrupted": 4}
     return replace(
         SMALL,
-        trainings={name: shallow(t) for name, t in (kept | half).items()},
+        trainings={name: shallow(t) for name, t in (saved | half).items()},
         series=series,
         settings=settings,
         early=1,
@@ -123,36 +123,36 @@ def test_the_papers_own_figures_bear_its_claims_out(size):
     maps = {"vit-gap": Of(high_change=vit, variance_change=vit)}
     maps["resnet"] = Of(high_change={"conv": up}, variance_change={"conv": up})
     newcombe_difference = {(b, a): near((error[b] - error[a]) / 100, "pp") for _, a, b, _ in compared(chosen)}
-    found = Measurements(
+    actual = Measurements(
         chosen,
         {name: dict.fromkeys((chosen.early, chosen.last(name)), Of(batches=of)) for name, of in batches.items()},
         Of(maps=maps),
         Of(changes=[Of(model="vit-cls", set=name, change=change) for name, change in lost.items()]),
-        Of(summaries={name: {"mean corruption accuracy": near(kept / 100)} for name, kept in corrupted.items()}),
+        Of(summaries={name: {"mean corruption accuracy": near(saved / 100)} for name, saved in corrupted.items()}),
         {(name, "train"): Of(audit=Of(calibration=Of(loss=near(loss, "nats")))) for name, loss in fit.items()},
         {
             pair: Of(comparison=Of(differences={"average accuracy": change}))
             for pair, change in newcombe_difference.items()
         },
     )
-    told = claims(found)
-    assert len(told) == 23
-    assert {claim.statement for claim in told if claim.verdict != "holds"} == set()
-    assert [claim.difference.unit for claim in told[-2:]] == ["pp", "pp"]
+    reported = claims(actual)
+    assert len(reported) == 23
+    assert {claim.statement for claim in reported if claim.verdict != "holds"} == set()
+    assert [claim.difference.unit for claim in reported[-2:]] == ["pp", "pp"]
 
 
 @pytest.mark.slow
 def test_all_of_it_once(cifar, tmp_path, monkeypatch):
     monkeypatch.setitem(SIZES, "small", tiny())
-    found = reproduce(tmp_path / "out", cifar, device="cpu")
+    actual = reproduce(tmp_path / "out", cifar, device="cpu")
     for name in tiny().trainings:
-        assert f"| {name} |" in found
-    judged = found.count("| holds |") + found.count("| does not hold |") + found.count("| inconclusive |")
-    frost = "mean corruption accuracy: resnet - vit-cls" in found  # whose photographs need not be there
+        assert f"| {name} |" in actual
+    judged = actual.count("| holds |") + actual.count("| does not hold |") + actual.count("| inconclusive |")
+    frost = "mean corruption accuracy: resnet - vit-cls" in actual  # whose photographs need not be there
     assert judged == (23 if frost else 21)
     assert (tmp_path / "out" / "lesion" / "report.html").is_file()
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("results.json")}
-    assert reproduce(tmp_path / "out", cifar, device="cpu") == found
+    assert reproduce(tmp_path / "out", cifar, device="cpu") == actual
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("results.json")} == done
 
 
@@ -168,11 +168,11 @@ def test_the_trainings_are_those_of_the_paper(size):
 
 @pytest.mark.parametrize("size", ["small", pytest.param("paper", marks=pytest.mark.slow)])
 def test_every_model_can_be_made(size):
-    alike = {}
+    similar = {}
     for name, training in SIZES[size].trainings.items():
         model = load_model(training.model, num_classes=10)
-        alike.setdefault(sum(p.numel() for p in model.module.parameters()), []).append(name)
-    assert len(alike) > 8, alike  # the names of their arguments are read, and change them
+        similar.setdefault(sum(p.numel() for p in model.module.parameters()), []).append(name)
+    assert len(similar) > 8, similar  # the names of their arguments are read, and change them
 
 
 def test_bad_input(cifar, tmp_path):

@@ -30,11 +30,15 @@ SMALL = "{epochs: 3, batch_size: 4, eigenvalue_batches: 2, data: DATA, models: {
 
 
 @pytest.fixture
-def plan_of(place, tmp_path):
+def plan_of(workspace, tmp_path):
     """A plan on the small data, written and read."""
 
     def read(rest: str, model: str | None = None):
-        text = SMALL.replace("DATA", str(place / "data")).replace("MODEL", model or str(place / "model")) + rest + "}"
+        text = (
+            SMALL.replace("DATA", str(workspace / "data")).replace("MODEL", model or str(workspace / "model"))
+            + rest
+            + "}"
+        )
         (tmp_path / "plan.yaml").write_text(text)
         return read_plan(tmp_path / "plan.yaml")
 
@@ -88,27 +92,27 @@ def test_sharpness_is_the_rise_along_the_gradient_and_leaves_the_weights_alone()
     module = nn.Linear(3, 1, bias=False).double()
     x = torch.randn(8, 3, dtype=torch.float64)
     before = module.weight.detach().clone()
-    found = sharpness(module, lambda: module(x).square().mean(), radius=0.1)
+    actual = sharpness(module, lambda: module(x).square().mean(), radius=0.1)
     hessian = 2 * x.T @ x / len(x)  # of a quadratic, so the rise is known: ρ ||g|| + ρ² g'Hg / 2g'g
     gradient = hessian @ before[0]
     size = gradient.norm()
     expected = 0.1 * size + 0.5 * 0.01 * (gradient @ hessian @ gradient) / size**2
-    assert found == pytest.approx(expected.item(), rel=1e-9)
+    assert actual == pytest.approx(expected.item(), rel=1e-9)
     assert torch.equal(module.weight, before)
 
 
 def test_it_keeps_the_best_setting_stops_none_twice_and_grows(plan_of, tmp_path):
     rest = "optimizers: {SGD: {optimizer: sgd, lr: [1.0e-2, LAST], weight_decay: 0}}"
     plan = plan_of(rest.replace("LAST", "1.0e+5"))
-    found = run_study(plan, tmp_path / "study", device="cpu")
-    by_rate = {trial.lr: trial for trial in found.trials}
+    actual = run_study(plan, tmp_path / "study", device="cpu")
+    by_rate = {trial.lr: trial for trial in actual.trials}
     assert by_rate[1e5].ended == "stopped"
     good = by_rate[1e-2]
     assert good.ended == "finished"
     assert [moment.epoch for moment in good.curve] == [0, 1, 2, 3]
     assert [moment.images for moment in good.curve] == [0, 12, 24, 36]
     assert np.all(np.diff([moment.seconds for moment in good.curve]) > 0)
-    (cell,) = found.cells
+    (cell,) = actual.cells
     assert cell.best == good
     assert cell.images == 12
     assert cell.measures.accuracy.count == 12  # the split test
@@ -122,25 +126,25 @@ def test_it_keeps_the_best_setting_stops_none_twice_and_grows(plan_of, tmp_path)
         run_study(plan.model_copy(update={"epochs": 4}), tmp_path / "study", device="cpu")
     with pytest.raises(StudyError, match="optimizer was 'sgd', now 'adamw'"):
         run_study(plan_of(rest.replace("optimizer: sgd", "optimizer: adamw").replace("LAST", "1")), tmp_path / "study")
-    shutil.rmtree(tmp_path / "study" / good.cell.folder)  # what the folder does not hold is done anew
+    shutil.rmtree(tmp_path / "study" / good.cell.folder)  # what the folder does not hold is done again
     again = run_study(plan_of(rest.replace(", LAST", "")), tmp_path / "study", device="cpu")
     assert [(trial.lr, trial.accuracy) for trial in again.trials] == [(1e-2, good.accuracy)]
 
 
 def test_a_loss_that_is_no_longer_finite_ends_its_setting(plan_of, tmp_path):
     plan = plan_of("max_grad_norm: null, optimizers: {SGD: {optimizer: sgd, lr: 1.0e+6}}")
-    found = run_study(plan, tmp_path / "study", device="cpu")
-    assert [trial.ended for trial in found.trials] == ["diverged"]
-    assert found.cells == []
+    actual = run_study(plan, tmp_path / "study", device="cpu")
+    assert [trial.ended for trial in actual.trials] == ["diverged"]
+    assert actual.cells == []
 
 
-def test_data_without_test_images_is_refused(place, plan_of, tmp_path):
+def test_data_without_test_images_is_refused(workspace, plan_of, tmp_path):
     plan = plan_of("optimizers: {SGD: {optimizer: sgd, lr: 1}}")
-    shutil.copytree(place / "data", tmp_path / "data", ignore=shutil.ignore_patterns("metadata.csv"))
+    shutil.copytree(workspace / "data", tmp_path / "data", ignore=shutil.ignore_patterns("metadata.csv"))
     with pytest.raises(StudyError, match="needs the splits train and test"):
         run_study(plan.model_copy(update={"data": str(tmp_path / "data")}), tmp_path / "study")
     with pytest.raises(DataError, match="nowhere"):
-        run_study(plan.model_copy(update={"data": str(place / "nowhere")}), tmp_path / "study")
+        run_study(plan.model_copy(update={"data": str(workspace / "nowhere")}), tmp_path / "study")
 
 
 def test_what_cannot_be_had_is_told_before_anything_is_trained(plan_of, tmp_path):
@@ -156,9 +160,9 @@ def test_a_stopped_run_that_goes_on_is_looked_at_from_its_first_epoch(plan_of, t
     plan = plan_of("optimizers: {SGD: {optimizer: sgd, lr: [1.0e-3, 1.0e-2]}}").model_copy(update={"epochs": 4})
     with interrupted_after(2):
         run_study(plan, tmp_path / "study", device="cpu")
-    found = run_study(plan, tmp_path / "study", device="cpu")
+    actual = run_study(plan, tmp_path / "study", device="cpu")
     whole = run_study(plan, tmp_path / "whole", device="cpu")
-    assert [(t.lr, t.ended, t.accuracy) for t in found.trials] == [(t.lr, t.ended, t.accuracy) for t in whole.trials]
+    assert [(t.lr, t.ended, t.accuracy) for t in actual.trials] == [(t.lr, t.ended, t.accuracy) for t in whole.trials]
     storage = f"sqlite:///{tmp_path}/study/optuna.db"
     seen = optuna.load_study(study_name=optuna.get_all_study_names(storage)[0], storage=storage).trials
     assert any(sorted(trial.intermediate_values) == [0, 1, 2, 3, 4] for trial in seen if trial.state.name == "COMPLETE")
@@ -166,14 +170,14 @@ def test_a_stopped_run_that_goes_on_is_looked_at_from_its_first_epoch(plan_of, t
 
 def test_a_setting_that_nobody_asked_for_is_passed_over(plan_of, tmp_path):
     plan = plan_of("optimizers: {SGD: {optimizer: sgd, lr: [1.0e-3]}}").model_copy(update={"epochs": 1})
-    found = run_study(plan, tmp_path / "study", device="cpu")
+    actual = run_study(plan, tmp_path / "study", device="cpu")
     storage = f"sqlite:///{tmp_path}/study/optuna.db"
     study = optuna.load_study(study_name=optuna.get_all_study_names(storage)[0], storage=storage)
     study.tell(study.ask(), state=optuna.trial.TrialState.PRUNED)  # as where two processes want the last that waits
     for results in (tmp_path / "study").rglob("results.json"):
         results.unlink()
     again = run_study(plan, tmp_path / "study", device="cpu")
-    assert [(t.lr, t.accuracy) for t in again.trials] == [(t.lr, t.accuracy) for t in found.trials]
+    assert [(t.lr, t.accuracy) for t in again.trials] == [(t.lr, t.accuracy) for t in actual.trials]
 
 
 def test_a_setting_that_two_machines_queued_at_once_is_tried_by_the_first(plan_of, tmp_path):
@@ -197,9 +201,9 @@ def test_a_setting_whose_last_step_broke_it_has_diverged(plan_of, tmp_path, monk
         return model, [*history[:-1], replace(history[-1], validation=history[-1].validation | {"loss": float("nan")})]
 
     monkeypatch.setattr(run, "fit", broken)
-    found = run_study(plan, tmp_path / "study", device="cpu")
-    assert [trial.ended for trial in found.trials] == ["diverged"]
-    assert not found.cells
+    actual = run_study(plan, tmp_path / "study", device="cpu")
+    assert [trial.ended for trial in actual.trials] == ["diverged"]
+    assert not actual.cells
 
 
 @pytest.mark.slow
@@ -223,17 +227,17 @@ def test_a_killed_study_goes_on(plan_of, tmp_path):
     assert len(results["cells"]) == 1
 
 
-def test_a_study_of_optimizers(place):
+def test_a_study_of_optimizers(workspace):
     plan = "{data: data, models: {ViT: MODEL}, optimizers: {SGD: {optimizer: sgd, lr: [1.0e-2, 1.0e-3]}}, target: 0.3, "
     plan += "fractions: [1, 0.5], epochs: 1, batch_size: 4, eigenvalue_batches: 2}"
-    (place / "optimizers.yaml").write_text(plan.replace("MODEL", str(place / "model")))
-    run = clearhead("study", "optimizers", "optimizers.yaml", "--out", "optimizers", cwd=place)
+    (workspace / "optimizers.yaml").write_text(plan.replace("MODEL", str(workspace / "model")))
+    run = clearhead("study", "optimizers", "optimizers.yaml", "--out", "optimizers", cwd=workspace)
     assert run.returncode == 0, run.stderr
     assert "4 settings finished" in run.stdout
-    page = (place / "optimizers" / "report.html").read_text()
+    page = (workspace / "optimizers" / "report.html").read_text()
     for question in ("How fast does ViT train?", "How flat is the loss?", "What does the amount of data do?"):
         assert question in page
-    (place / "optimizers.yaml").write_text(plan.replace("MODEL", str(place / "model")).replace("sgd", "sdg"))
-    run = clearhead("study", "optimizers", "optimizers.yaml", "--out", "optimizers-2", cwd=place)
+    (workspace / "optimizers.yaml").write_text(plan.replace("MODEL", str(workspace / "model")).replace("sgd", "sdg"))
+    run = clearhead("study", "optimizers", "optimizers.yaml", "--out", "optimizers-2", cwd=workspace)
     assert "'sdg' is unknown" in error(run)
-    assert not (place / "optimizers-2").exists()
+    assert not (workspace / "optimizers-2").exists()

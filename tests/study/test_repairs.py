@@ -82,15 +82,15 @@ def test_classes_and_images_are_drawn_by_the_seed_and_validation_is_of_the_other
 
 
 @pytest.mark.parametrize(
-    ("classes", "said"), [(7, "got 7; .* has 6 with masks"), (6, "leave none to select the epoch on")]
+    ("classes", "reported"), [(7, "got 7; .* has 6 with masks"), (6, "leave none to select the epoch on")]
 )
-def test_too_many_classes(plan: Plan, data: ImageIndex, classes: int, said: str) -> None:
-    with pytest.raises(StudyError, match=said):
+def test_too_many_classes(plan: Plan, data: ImageIndex, classes: int, reported: str) -> None:
+    with pytest.raises(StudyError, match=reported):
         draw(plan, data, Variant("", 1, classes, 0))
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "reported"),
     [
         ("{method: train}", "{method: lime}", r"methods\.fine-tuning\.method"),
         ("foreground: 0", "sky: 0", "sky: not an option of the method relevance"),
@@ -104,9 +104,9 @@ def test_too_many_classes(plan: Plan, data: ImageIndex, classes: int, said: str)
         ("\nmodel:", "- model", "cannot be read as YAML"),
     ],
 )
-def test_a_plan_that_cannot_be_run(tmp_path: Path, old: str, new: str, said: str) -> None:
+def test_a_plan_that_cannot_be_run(tmp_path: Path, old: str, new: str, reported: str) -> None:
     (tmp_path / "plan.yaml").write_text(PLAN.replace(old, new))
-    with pytest.raises(StudyError, match=said):
+    with pytest.raises(StudyError, match=reported):
         read_plan(tmp_path / "plan.yaml")
 
 
@@ -123,15 +123,15 @@ def test_the_table_is_paired_by_image_and_over_seeds(plan: Plan, tmp_path: Path)
         table("aabb" if variant.seed else "aaab", folder)  # all right, or 1, 1, 0, 1
         write_result(folder, Trained(["a"], 4, 2, 1, 2))
     rows = gather(plan, tmp_path)
-    found = {(row.name, row.samples, row.measure): row for row in rows}
+    actual = {(row.name, row.samples, row.measure): row for row in rows}
     assert len(rows) == 3 * 2 * 4
-    row = found["RRR", 2, "accuracy"]
+    row = actual["RRR", 2, "accuracy"]
     assert (row.before, row.after, row.seeds) == (0.5, 0.875, 2)
     assert row.spread == pytest.approx(np.std([0.75, 1.0], ddof=1))
     assert row.change.value == pytest.approx(np.mean([0, 1, 0.5, 0]))
-    assert (found["RRR", 2, "accuracy, trained classes"].after, row.change.count) == (1.0, 4)
-    assert found["RRR", 2, "accuracy, other classes"].before == 0.5
-    assert found["RRR", 2, "foreground relevance"].change.count == 2
+    assert (actual["RRR", 2, "accuracy, trained classes"].after, row.change.count) == (1.0, 4)
+    assert actual["RRR", 2, "accuracy, other classes"].before == 0.5
+    assert actual["RRR", 2, "foreground relevance"].change.count == 2
 
 
 def test_images_that_are_trained_on_are_no_test(plan: Plan, data: ImageIndex, tmp_path: Path) -> None:
@@ -144,36 +144,36 @@ def test_images_that_are_trained_on_are_no_test(plan: Plan, data: ImageIndex, tm
 
 
 @pytest.mark.slow
-def test_a_study_is_run_once_and_grows(place):
+def test_a_study_is_run_once_and_grows(workspace):
     methods = "{relevance: {method: relevance}, GradMask: {method: gradmask}, fine-tuning: {method: train}}"
     plan = "{model: MODEL, data: data, tests: {all: data}, samples: 2, classes: [1, 2], epochs: 1, lr: 1.0e-3}"
     plan = plan.replace("}, samples", f"}}, methods: {methods}, seeds: SEEDS, samples")
-    (place / "plan.yaml").write_text(plan.replace("MODEL", str(place / "model")).replace("SEEDS", "0"))
-    run = clearhead("study", "repairs", "plan.yaml", "--out", "study", cwd=place)
+    (workspace / "plan.yaml").write_text(plan.replace("MODEL", str(workspace / "model")).replace("SEEDS", "0"))
+    run = clearhead("study", "repairs", "plan.yaml", "--out", "study", cwd=workspace)
     assert run.returncode == 0, run.stderr
-    page = (place / "study" / "report.html").read_text()
+    page = (workspace / "study" / "report.html").read_text()
     assert "Accuracy on all by classes" in page
-    first = place / "study" / "gradmask-2x1-0" / "results.json"
+    first = workspace / "study" / "gradmask-2x1-0" / "results.json"
     written = first.stat().st_mtime_ns
-    grown = plan.replace("MODEL", str(place / "model")).replace("SEEDS", "[0, 1]")
-    (place / "plan.yaml").write_text(grown.replace("{all: data}", "{all: data, again: data}"))
-    run = clearhead("study", "repairs", "plan.yaml", "--out", "study", "--jobs", 2, cwd=place)
+    grown = plan.replace("MODEL", str(workspace / "model")).replace("SEEDS", "[0, 1]")
+    (workspace / "plan.yaml").write_text(grown.replace("{all: data}", "{all: data, again: data}"))
+    run = clearhead("study", "repairs", "plan.yaml", "--out", "study", "--jobs", 2, cwd=workspace)
     assert run.returncode == 0, run.stderr
     assert first.stat().st_mtime_ns == written
-    rows = result(place / "study")["rows"]
+    rows = result(workspace / "study")["rows"]
     assert {row["seeds"] for row in rows} == {2}
     assert {row["test"] for row in rows} == {"all", "again"}
     assert {row["name"] for row in rows} == {"relevance", "GradMask", "fine-tuning"}
 
 
-def test_a_study_does_not_take_the_folder_of_something_else(place, tmp_path: Path) -> None:
-    data = place / "data"
+def test_a_study_does_not_take_the_folder_of_something_else(workspace, tmp_path: Path) -> None:
+    data = workspace / "data"
     rest = "methods: {a: {method: train}}, samples: 2, classes: 2, seeds: 0, epochs: 1}"
-    (tmp_path / "plan.yaml").write_text(f"{{model: {place / 'model'}, data: {data}, tests: {{all: {data}}}, {rest}")
+    (tmp_path / "plan.yaml").write_text(f"{{model: {workspace / 'model'}, data: {data}, tests: {{all: {data}}}, {rest}")
     (tmp_path / "mine" / "state").mkdir(parents=True)
     assert "holds other files" in error(clearhead("study", "repairs", "plan.yaml", "--out", "mine", cwd=tmp_path))
     assert (tmp_path / "mine" / "state").is_dir()
-    run = clearhead("layers", "fourier", place / "model", data, "--limit", 4, "--out", "run", cwd=tmp_path)
+    run = clearhead("layers", "fourier", workspace / "model", data, "--limit", 4, "--out", "run", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
-    found = error(clearhead("study", "repairs", "plan.yaml", "--out", "run", cwd=tmp_path))
-    assert "it is a run of layers fourier" in found
+    actual = error(clearhead("study", "repairs", "plan.yaml", "--out", "run", cwd=tmp_path))
+    assert "it is a run of layers fourier" in actual

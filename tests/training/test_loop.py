@@ -258,8 +258,8 @@ def test_a_state_of_an_earlier_version_resumes(folder, tmp_path):
     assert [epoch.images for epoch in resumed] == [0, 0, 0, 16, 16]
 
 
-def test_saved_epochs_are_ordinary_checkpoints_and_survive_an_interruption(place):
-    out = place / "snapshots"
+def test_saved_epochs_are_ordinary_checkpoints_and_survive_an_interruption(workspace):
+    out = workspace / "snapshots"
     options = {
         "epochs": 3,
         "lr": 1e-3,
@@ -269,24 +269,24 @@ def test_saved_epochs_are_ordinary_checkpoints_and_survive_an_interruption(place
         "state": out / "state",
     }
     with interrupted_after(1):
-        train.measure(str(place / "model"), place / "data", **options)
+        train.measure(str(workspace / "model"), workspace / "data", **options)
     assert sorted(path.name for path in (out / "epochs").iterdir()) == ["0", "1"]
-    result = train.measure(str(place / "model"), place / "data", **options)
+    result = train.measure(str(workspace / "model"), workspace / "data", **options)
     assert sorted(path.name for path in (out / "epochs").iterdir()) == ["0", "1", "3"]
-    assert torch.equal(weights(load_model(str(out / "epochs" / "0"))), weights(load_model(str(place / "model"))))
+    assert torch.equal(weights(load_model(str(out / "epochs" / "0"))), weights(load_model(str(workspace / "model"))))
     best = best_epoch(result.history).number
     if best != 2:
         saved = load_model(str(out / "epochs" / str(best)))
         assert torch.equal(weights(saved), weights(result.model))
 
 
-def test_training_options_of_the_command(place):
+def test_training_options_of_the_command(workspace):
     options = "--optimizer sam-sgd --lr 0.01 --max-grad-norm 5 --label-smoothing 0.1 --mixup 1 --cutmix 0.8"
     more = "--augment strong --epochs 2 --schedule steps --warmup 1 --batch-size 5"
     more += " --save-epochs 0,2 --out run --device cpu"
-    run = clearhead("train", "model", "data", *options.split(), *more.split(), cwd=place)
+    run = clearhead("train", "model", "data", *options.split(), *more.split(), cwd=workspace)
     assert run.returncode == 0, run.stderr
-    assert sorted(path.name for path in (place / "run" / "epochs").iterdir()) == ["0", "2"]
+    assert sorted(path.name for path in (workspace / "run" / "epochs").iterdir()) == ["0", "2"]
 
 
 @pytest.mark.parametrize(
@@ -302,9 +302,11 @@ def test_training_options_of_the_command(place):
         ("--linear --save-epochs 1", "a linear probe has no epochs"),
     ],
 )
-def test_invalid_training_options_exit_with_an_error(place, arguments, message):
-    assert message in error(clearhead("train", "model", "data", *arguments.split(), "--out", "not-trained", cwd=place))
-    assert not (place / "not-trained").exists()
+def test_invalid_training_options_exit_with_an_error(workspace, arguments, message):
+    assert message in error(
+        clearhead("train", "model", "data", *arguments.split(), "--out", "not-trained", cwd=workspace)
+    )
+    assert not (workspace / "not-trained").exists()
 
 
 def test_training_that_never_improves_returns_the_original_model(folder):

@@ -92,8 +92,10 @@ def test_the_network_is_the_one_written_out(attn_blocks):
 
 def test_attention_blocks_alternate_from_the_end_of_a_stage():
     model = on_paper("alternet50_224")
-    kinds = ["".join("A" if isinstance(b, AttentionBlock) else "C" for b in stage.blocks) for stage in model.stages]
-    assert kinds == ["CCC", "CCCA", "CACACA", "CACA"]
+    categories = [
+        "".join("A" if isinstance(b, AttentionBlock) else "C" for b in stage.blocks) for stage in model.stages
+    ]
+    assert categories == ["CCC", "CCCA", "CACACA", "CACA"]
     heads = {a.attn.num_heads: a.attn.window for a in model.modules() if isinstance(a, AttentionBlock)}
     assert heads == {6: 7, 12: 7, 24: 7}
 
@@ -133,8 +135,8 @@ def test_sizes_against_known_ones():
     for side, width, heads in ((16, 128, 6), (8, 256, 12), (4, 512, 24), (4, 512, 24)):
         attention = 3 * width * heads * 64 + heads * 64 * 4 * width + 2 * 4**2 * heads * 64
         difference += 2 * side**2 * (4 * width**2 + attention - 17 * width**2)
-    found = operations(on_paper("alternet50_32"), 1, 3, 32, 32) - operations(plain, 1, 3, 32, 32)
-    assert found == difference
+    actual = operations(on_paper("alternet50_32"), 1, 3, 32, 32) - operations(plain, 1, 3, 32, 32)
+    assert actual == difference
 
 
 def test_the_build_up_goes_through_the_papers_models():

@@ -139,8 +139,8 @@ def test_the_mask_holds_the_window_cut_at_the_border(height, width, reach):
 def unfolded(x: torch.Tensor, window: int) -> torch.Tensor:
     """What of 8 x 8 tokens, B x H x 64 x d, lies in each one's window, zeros beyond the border: B x H x d x kk x 64."""
     grids = x.flatten(0, 1).transpose(1, 2).unflatten(-1, (8, 8))
-    found = F.unfold(grids, window, padding=window // 2)
-    return found.view(*x.shape[:2], x.shape[-1], window**2, 64)
+    actual = F.unfold(grids, window, padding=window // 2)
+    return actual.view(*x.shape[:2], x.shape[-1], window**2, 64)
 
 
 @pytest.mark.parametrize("window", [1, 3, 9])
@@ -191,7 +191,7 @@ def test_timm_says_that_there_are_no_weights():
 @pytest.mark.parametrize("name", ["vit_mini_patch4_32", "swin_mini_patch2_window4_32", "alternet_mini_32"])
 def test_features_come_at_the_resolutions_timm_says(name):
     model = timm.create_model(name, features_only=True)
-    for found, channels, reduction in zip(
+    for actual, channels, reduction in zip(
         model(torch.zeros(2, 3, 32, 32)), model.feature_info.channels(), model.feature_info.reduction(), strict=True
     ):
-        assert found.shape == (2, channels, 32 // reduction, 32 // reduction)
+        assert actual.shape == (2, channels, 32 // reduction, 32 // reduction)

@@ -57,17 +57,17 @@ def overlay(
         heat = heat[0]
     if heat.ndim != 2:
         raise ClearheadError(f"relevance: got shape {heat.shape}; one map, h x w, is needed")
-    picture = _shown(image, model, heat.shape)
+    photograph = _shown(image, model, heat.shape)
     if not (np.isfinite(heat).all() and heat.min() >= 0 and heat.max() <= 1):
         raise ClearheadError(
             f"relevance: got values in {heat.min():.3g}..{heat.max():.3g}; 0..1 is needed: scale it, for instance "
             "relevance / relevance.max()"
         )
-    height, width = picture.shape[:2]
+    height, width = photograph.shape[:2]
     resized = Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
     values = np.clip(np.asarray(resized), 0, 1)
-    grey = picture.mean(axis=2, keepdims=True)
-    muted = 0.5 * picture + 0.5 * grey
+    grey = photograph.mean(axis=2, keepdims=True)
+    muted = 0.5 * photograph + 0.5 * grey
     alpha = strength * (values**0.8)[..., None]
     blended: np.ndarray[Any, np.dtype[np.uint8]] = np.rint((1 - alpha) * muted + alpha * 255 * _warm(values))
     return blended.astype(np.uint8)
@@ -97,17 +97,17 @@ def show(
     del pyplot
     columns = maps if isinstance(maps, Mapping) else {"relevance": maps}
     shape = tuple(next(iter(columns.values()))[0].shape)
-    pictures = _pictures(images, None if model is None else as_classifier(model), shape)
+    photographs = _photographs(images, None if model is None else as_classifier(model), shape)
     for name, values in columns.items():
-        if len(values) != len(pictures):
-            raise ClearheadError(f"maps: {len(values)} ({name}) for {len(pictures)} images; one per image is needed")
-    if titles is not None and len(titles) != len(pictures):
-        raise ClearheadError(f"titles: {len(titles)} for {len(pictures)} images; one per image is needed")
-    width, height = 1 + len(columns), len(pictures)
+        if len(values) != len(photographs):
+            raise ClearheadError(f"maps: {len(values)} ({name}) for {len(photographs)} images; one per image is needed")
+    if titles is not None and len(titles) != len(photographs):
+        raise ClearheadError(f"titles: {len(titles)} for {len(photographs)} images; one per image is needed")
+    width, height = 1 + len(columns), len(photographs)
     figure = Figure(figsize=(2.6 * width + 0.6, 2.6 * height + 0.3), layout="constrained")
     axes = figure.subplots(height, width, squeeze=False)
-    for row, picture in zip(range(height), pictures, strict=True):
-        cells = [picture, *(overlay(picture, values[row]) for values in columns.values())]
+    for row, photograph in zip(range(height), photographs, strict=True):
+        cells = [photograph, *(overlay(photograph, values[row]) for values in columns.values())]
         captions = [titles[row] if titles is not None else "image" if row == 0 else "", *columns]
         for axis, cell, caption in zip(axes[row], cells, captions, strict=True):
             axis.imshow(cell)
@@ -125,12 +125,14 @@ def _warm(values: Array) -> Array:
     return colours
 
 
-def _pictures(images: ImageLike | Sequence[ImageLike], model: Classifier | None, shape: tuple[int, ...]) -> list[Array]:
+def _photographs(
+    images: ImageLike | Sequence[ImageLike], model: Classifier | None, shape: tuple[int, ...]
+) -> list[Array]:
     """Return each image, H x W x 3 of uint8."""
     if isinstance(images, Tensor):
         return [_shown(image, None, shape) for image in images.reshape(-1, *images.shape[-3:])]
     if isinstance(images, Sequence) and not isinstance(images, str):
-        return [picture for image in images for picture in _pictures(image, model, shape)]
+        return [photograph for image in images for photograph in _photographs(image, model, shape)]
     return [_shown(images, model, shape)]
 
 
@@ -155,7 +157,7 @@ def _shown(image: ImageLike, model: ModelLike | None, shape: tuple[int, ...]) ->
             f"image: {image.height} x {image.width} pixels, of other proportions than its map of {shape[0]} x "
             f"{shape[1]}; pass model=, so that the image is cropped as the model sees it"
         )
-    picture = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        raise ClearheadError(f"image must be H x W x 3 of uint8, got shape {picture.shape} of {picture.dtype}")
-    return picture
+    photograph = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    if photograph.ndim != 3 or photograph.shape[2] != 3 or photograph.dtype != np.uint8:
+        raise ClearheadError(f"image must be H x W x 3 of uint8, got shape {photograph.shape} of {photograph.dtype}")
+    return photograph

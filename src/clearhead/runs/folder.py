@@ -82,7 +82,7 @@ def _config(folder: Path) -> dict[str, Any] | None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
         return None
     keys = {"command": str, "arguments": dict, "inputs": dict}
-    usable = isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in keys.items())
+    usable = isinstance(content, dict) and all(isinstance(content.get(key), of) for key, of in keys.items())
     return content if usable else None
 
 
@@ -170,10 +170,10 @@ def _begin(folder: Path, identity: Mapping[str, Any], *, explicit: bool, overwri
 
 
 def _stopped(folder: Path) -> str:
-    kept = sorted(e.name for e in folder.iterdir() if e.name not in _TRACES) if folder.is_dir() else []
-    if not kept:
+    saved = sorted(e.name for e in folder.iterdir() if e.name not in _TRACES) if folder.is_dir() else []
+    if not saved:
         return "stopped; nothing was kept, the same command starts again"
-    return f"stopped; {folder} keeps what was finished ({', '.join(kept)}): the same command goes on from there"
+    return f"stopped; {folder} keeps what was finished ({', '.join(saved)}): the same command goes on from there"
 
 
 def versions() -> dict[str, str]:
