@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from clearhead.analyses import ANALYSES
+
 COMMAND = Path(sys.executable).with_name("clearhead")
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["clearhead.runs", "clearhead.cli"])
+FORKS.set_forkserver_preload(["clearhead.cli", "clearhead.runs", *sorted(set(ANALYSES.values()))])
 
 
 def clearhead(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:

@@ -33,7 +33,8 @@ def _define_operators() -> None:
 
     if _compiled_operators_load():
         return
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    untyped: Any = torch.library
+    library = untyped.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, name):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -47,9 +48,10 @@ def _compiled_operators_load() -> bool:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return True  # no torchvision: nothing to do
+    operators: Any = torch.ops
     for library in Path(spec.origin).parent.glob("_C.*"):
         try:
-            torch.ops.load_library(library)
+            operators.load_library(library)
         except (OSError, RuntimeError):
             return False
         return True

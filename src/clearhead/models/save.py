@@ -1,7 +1,5 @@
 """Save a classifier as an ordinary checkpoint."""
 
-import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from clearhead.models.errors import ModelError, cause
 from clearhead.models.from_hf import save_hf
 from clearhead.models.from_timm import save_timm
 from clearhead.models.from_torchvision import save_state
+from clearhead.storage import atomic_path, restore
 
 
 def save_model(classifier: Classifier, folder: str | Path) -> None:
@@ -24,22 +23,17 @@ def save_model(classifier: Classifier, folder: str | Path) -> None:
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and ((folder / CONFIG).is_file() or not any(folder.iterdir()))):
         raise ModelError(f"{folder} exists and is no checkpoint; give a new folder, an empty one, or a checkpoint's")
-    unfinished, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex}") for _ in range(2))
     try:
-        unfinished.mkdir(parents=True)
-        _SAVERS[classifier.library](classifier, unfinished)
-        if folder.exists():
-            folder.rename(old)
-        unfinished.rename(folder)
+        restore(folder)
+        with atomic_path(folder) as unfinished:
+            unfinished.mkdir()
+            _SAVERS[classifier.library](classifier, unfinished)
     except ModelError:
         raise
     except Exception as error:  # a full disk is an OSError here, a SafetensorError there
         raise ModelError(f"{folder} could not be written: {cause(error)}") from error
     finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        for rest in (unfinished, old):
-            shutil.rmtree(rest, ignore_errors=True)
+        restore(folder)
 
 
 _SAVERS: dict[Library, Callable[[Classifier, Path], None]] = {
