@@ -13,8 +13,6 @@ from tests.command import clearhead, error, result
 def test_training_gives_a_fresh_head_to_other_classes_and_learns_them(workspace):
     ignored = shutil.ignore_patterns("fish", "metadata.csv")
     shutil.copytree(workspace / "data", workspace / "two-classes", ignore=ignored)
-        workspace / "data", workspace / "two-classes", ignore=shutil.ignore_patterns("fish", "metadata.csv")
-    )
     options = ["--epochs", 12, "--lr", 3e-3, "--batch-size", 4, "--save-epochs", "0,3", "--out", "train"]
     run = clearhead("train", "model", "two-classes", *options, cwd=workspace)
     assert run.returncode == 0, run.stderr
