@@ -182,7 +182,7 @@ LOCAL = {
 }
 """What stands in for the inputs of documented commands."""
 
-QUICK = {"--points": "3", "--epochs": "2", "--batches": "2", "--limit": "20"}
+QUICK = {"--points": "3", "--epochs": "2", "--save-epochs": "0,1", "--batches": "2", "--limit": "20"}
 """Values of options that would take long."""
 
 
@@ -191,7 +191,7 @@ def local(arguments: Sequence[str]) -> list[str] | None:
     if not any(word in LOCAL for word in arguments):
         return None
     words = [LOCAL.get(word, word) for word in arguments]
-    if any(re.search(r"[A-Z/:{]|\.\.\.", word) for word in words if word not in LOCAL.values()):
+    if any(re.search(r"[A-Z/:{]|\.\.\.|\.npz$", word) for word in words if word not in LOCAL.values()):
         return None
     if any(word in LOCAL or word in ("run", "linear") for word in words if word not in LOCAL.values()):
         return None
