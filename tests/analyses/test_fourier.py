@@ -9,6 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from clearhead.analyses import fourier
 from clearhead.analyses.fourier import (
     FeatureMap,
     FeatureMaps,
@@ -20,6 +21,7 @@ from clearhead.analyses.fourier import (
     variances,
 )
 from clearhead.analyses.subject import Subject
+from clearhead.errors import ClearheadError
 from clearhead.layers import LayersError
 from clearhead.metrics.statistics import Estimate
 from tests.command import clearhead, error, result
@@ -184,3 +186,8 @@ def test_bad_input_is_reported(workspace):
         (("model", "data", "--out", "data"), "holds other files"),
     ):
         assert message in error(clearhead("layers", "fourier", *arguments, cwd=workspace))
+
+
+def test_no_model_is_an_error(workspace):
+    with pytest.raises(ClearheadError, match="models: got none"):
+        fourier.measure([], workspace / "data")

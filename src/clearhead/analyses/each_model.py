@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clearhead.data.dataset import ImageIndex
+from clearhead.errors import ClearheadError
 from clearhead.models.source import ModelLike, as_classifier
 from clearhead.progress import Progress, prefixed
 from clearhead.storage import resumable
@@ -33,7 +34,11 @@ def measure_each(
         progress: shows progress.
         state: folder in which the result of each model is saved; those that it has are not measured again.
         options: the other arguments of `function`.
+
+    Raises ClearheadError without models.
     """
+    if not models:
+        raise ClearheadError("models: got none; give at least one")
     results: dict[str, Result] = {}
     indices: dict[tuple[str, ...], ImageIndex] = {}
     for name, model in models.items():
