@@ -5,12 +5,14 @@ import shutil
 import numpy as np
 import pyarrow.parquet
 import pytest
+import torch
 import yaml
+from PIL import Image
 
 from clearhead.analyses import audit
 from clearhead.data.images import read_images
 from clearhead.errors import ClearheadError
-from clearhead.models import load_model
+from clearhead.models import Preprocessing, from_module, load_model
 from tests.command import clearhead, error, result
 from tests.conftest import CLASSES
 
@@ -18,10 +20,12 @@ from tests.conftest import CLASSES
 def test_an_audit_leaves_a_whole_run_and_is_made_only_one_time(workspace):
     run = clearhead("audit", "model", "data", "--out", "audit", "--split", "test", cwd=workspace)
     assert run.returncode == 0, run.stderr
-    assert "worst-group accuracy" in run.stdout
     numbers = result(workspace / "audit")["audit"]
     assert numbers["accuracy"]["count"] == 12
-    assert set(numbers["groups"]) == {f"class={c}, ground={g}" for c in CLASSES for g in ("dark", "light")}
+    # groups of two images each are counted and pooled, but none is the worst
+    assert "worst-group accuracy" not in run.stdout
+    assert (numbers["groups"], numbers["worst_group"]) == ({}, None)
+    assert (numbers["small_group_count"], numbers["small_groups"]["count"]) == (6, 12)
     assert set(numbers["interventions"]) == {"clean", "background removed", "background swapped", "background only"}
     table = pyarrow.parquet.read_table(workspace / "audit" / "predictions.parquet").to_pydict()
     correct = np.mean([a == b for a, b in zip(table["label"], table["predicted"], strict=True)])
@@ -48,6 +52,53 @@ def test_the_function_gives_the_numbers_of_the_command(workspace, monkeypatch):
     assert [example.images[0][1].shape for example in by_name.examples] == [(32, 32, 3)] * 8
     limited = audit.measure("model", "data", limit=10)
     assert limited.audit.accuracy.count == 10
+
+
+class BrightestChannel(torch.nn.Module):
+    """Classify by the brightest channel: red squares are birds, green ones cats, blue ones fish."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return 20 * pixels.mean((2, 3))
+
+
+@pytest.fixture(scope="module")
+def watermarked(tmp_path_factory):
+    """Squares of a class's colour, half of them with a blue watermark, and a metadata column that names them."""
+    root, rng = tmp_path_factory.mktemp("watermarked"), np.random.default_rng(0)
+    rows = ["file,watermark,photo"]
+    for label, name in enumerate(CLASSES):
+        (root / name).mkdir()
+        for i in range(24):
+            pixels = rng.integers(0, 60, (32, 32, 3)).astype(np.uint8)
+            pixels[8:24, 8:24, label] = 255
+            pixels[:, 4:, 2] = pixels[:, 4:, 2] if i % 2 else 255
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+            rows.append(f"{name}/{i}.png,{'no' if i % 2 else 'yes'},photo {name} {i}")
+    (root / "metadata.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def test_an_audit_leads_with_the_gap_of_an_attribute(watermarked):
+    side = (32, 32)
+    preprocess = Preprocessing(side, side, (0.5,) * 3, (0.5,) * 3)
+    model = from_module(BrightestChannel(), preprocess=preprocess, classes=tuple(CLASSES))
+    measured = audit.measure(model, watermarked)
+    (gap,) = measured.attributes.gaps
+    assert (gap.attribute, gap.value, gap.baseline) == ("watermark", "yes", "no")
+    assert gap.gap.value == pytest.approx(-2 / 3)  # fish stay fish
+    assert "72 different values" in measured.attributes.skipped["photo"]
+    page = audit.page(measured)
+    assert page.verdicts[0].word == "gap"
+    assert "66.7 points lower where watermark = yes" in page.verdicts[0].sentence
+    assert measured.audit.worst_group is not None
+    assert measured.audit.worst_group[1].count == 12
+
+
+def test_an_attribute_without_a_gap_is_inconclusive(workspace):
+    measured = audit.measure(str(workspace / "model"), workspace / "data")
+    (verdict,) = audit.page(measured).verdicts
+    assert verdict.word == "inconclusive"
+    assert "ground" in verdict.sentence
 
 
 def test_bad_images_are_named_and_left_out(workspace):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from clearhead.analyses.audit import balanced_accuracy
 from clearhead.metrics.calibration import confidence_bins, expected_calibration_error
 from clearhead.metrics.statistics import (
     Estimate,
@@ -19,10 +20,13 @@ from clearhead.metrics.statistics import (
     by_group,
     format_interval,
     format_value,
+    in_large_groups,
+    independent_difference,
     mcnemar,
     mean,
     mean_difference,
     proportion,
+    stratified_difference,
     worst_group,
     worst_group_difference,
 )
@@ -75,13 +79,73 @@ def test_the_mean_and_its_interval_are_those_of_a_normal_sample():
     assert mean(values, "nats") == result  # the seed decides
     assert math.isnan(mean(values[:1]).low)
     assert math.isnan(mean(values[:0]).value)
-    assert mean(np.full(5, 2.0)) == Estimate(2.0, 2.0, 2.0, 5)
 
 
 def test_a_mean_difference_is_paired():
     before = np.random.default_rng(0).normal(0, 100, 500)
-    result = mean_difference(before, before + 1.0)
-    np.testing.assert_allclose([result.low, result.value, result.high], 1, atol=1e-9)
+    change = np.linspace(0.9, 1.1, 500)
+    result = mean_difference(before, before + change)
+    np.testing.assert_allclose([result.low, result.value, result.high], 1, atol=1e-2)
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_no_interval_of_equal_samples_has_zero_width(value):
+    same, label = np.full(20, value), np.repeat([0, 1], 10)
+    numbers = same.astype(float)
+    groups = ["a"] * 10 + ["b"] * 10
+    for estimate in (
+        proportion(same),
+        balanced_accuracy(same, label),
+        worst_group(same, groups)[1],
+        worst_group_difference(same, same, groups),
+        accuracy_difference(same, same),
+        independent_difference(same[:10], same[10:]),
+        stratified_difference(same, np.arange(20) % 2 == 0, label),
+    ):
+        assert estimate.low < estimate.high
+    # nothing bounds these numbers: equal ones show no spread at all
+    for estimate in (mean(numbers), mean_difference(numbers, numbers), expected_calibration_error(numbers, same)):
+        assert estimate.value in (0, 1)
+        assert math.isnan(estimate.low)
+        assert format_interval(estimate) == ""
+
+
+def test_a_stratified_difference_is_that_of_mantel_and_haenszel():
+    # two classes of (n, correct): without 8, 6 and 2, 1; with 4, 1 and 8, 2; a third class is only in one group
+    correct = np.repeat([1, 0, 1, 0, 1, 0, 1, 0, 1], [6, 2, 1, 1, 1, 3, 2, 6, 5]).astype(bool)
+    second = np.repeat([False, True, False], [10, 12, 5])
+    strata = np.repeat([0, 1, 0, 1, 2], [8, 2, 4, 8, 5])
+    result = stratified_difference(correct, second, strata)
+    weights = np.array([8 * 4 / 12, 2 * 8 / 10])
+    assert result.value == pytest.approx(np.average([1 / 4 - 6 / 8, 2 / 8 - 1 / 2], weights=weights))
+    assert (result.count, result.unit) == (22, "pp")
+    turned = stratified_difference(correct, ~second, strata)
+    np.testing.assert_allclose([turned.low, turned.high], [-result.high, -result.low])
+    assert stratified_difference(correct, second, np.where(second, 0, 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("without", "with_it", "accuracy"),
+    [
+        ([1] * 150, [1] * 150, (0.86, 0.73)),
+        pytest.param([95, 5], [5, 95], (0.9, 0.5), marks=pytest.mark.slow),
+        pytest.param([30] * 3, [10] * 3, (0.99, 0.99), marks=pytest.mark.slow),
+        pytest.param([3] * 100, [1] * 100, (0.97, 0.97), marks=pytest.mark.slow),
+        pytest.param([10], [50], (0.8, 0.95), marks=pytest.mark.slow),
+    ],
+)
+def test_the_interval_of_a_stratified_difference_covers_the_truth(without, with_it, accuracy):
+    rng = np.random.default_rng(0)
+    strata = np.concatenate([np.repeat(np.arange(len(n)), n) for n in (without, with_it)])
+    second = np.arange(len(strata)) >= sum(without)
+    p = np.where(second, accuracy[1], accuracy[0])
+    drawn = [stratified_difference(rng.random(len(p)) < p, second, strata) for _ in range(300)]
+    assert np.mean([e.low <= accuracy[1] - accuracy[0] <= e.high for e in drawn]) >= 0.93
+
+
+def test_large_groups_have_at_least_ten_images():
+    groups = ["a"] * 10 + ["b"] * 9
+    np.testing.assert_array_equal(in_large_groups(groups), [True] * 10 + [False] * 9)
 
 
 def test_groups_and_the_worst_of_them():

@@ -14,12 +14,26 @@ from clearhead.analyses.examples import SHOWN, View, draw_examples, map_note
 from clearhead.analyses.head_scores import HeadScores
 from clearhead.analyses.heads import head_sections, score_with_attributes
 from clearhead.analyses.subject import Subject, subject_of
+from clearhead.data.dataset import format_names, metadata_columns
 from clearhead.data.images import DataLike, as_image_index
 from clearhead.data.interventions import INTERVENTIONS
 from clearhead.data.splits import require_apart, sample_n
 from clearhead.errors import ClearheadError
+from clearhead.metrics.attributes import OTHER_VALUES, AttributeGap, AttributeGaps, attribute_gaps
 from clearhead.metrics.calibration import Calibration, TemperatureScaling, calibration, fit_temperature
-from clearhead.metrics.statistics import LEVEL, Estimate, by_group, mean, proportion, worst_group
+from clearhead.metrics.statistics import (
+    LEVEL,
+    MIN_GROUP,
+    Estimate,
+    by_group,
+    format_interval,
+    format_value,
+    in_large_groups,
+    mean,
+    proportion,
+    worst_group,
+)
+from clearhead.metrics.verdict import Verdict
 from clearhead.models.source import ModelLike, as_classifier, display_names
 from clearhead.options import BatchSize, Groups, Limit, Method, Option, Seed, Split, Workers
 from clearhead.prediction.predict import Predictions, logits_of, predict
@@ -45,8 +59,11 @@ class Audit:
         accuracy: top-1.
         balanced: mean of the accuracies of the classes that have images.
         classes: accuracy of each class that has images.
-        groups: accuracy of each group; empty when the classes are all the groups there are.
-        worst_group: name and accuracy of the worst group, if there are groups.
+        groups: accuracy of each group of at least ``MIN_GROUP`` images; empty when the classes are all the groups there
+            are.
+        small_groups: accuracy on the images of all smaller groups together; None without any.
+        small_group_count: how many smaller groups there are.
+        worst_group: name and accuracy of the worst of the large groups, if there are several.
         calibration: how far its probabilities can be believed.
         relevance_mass: mean foreground relevance (relevance mass accuracy); None without masks.
         area: mean area of the masks, the relevance mass of a constant map; None without masks.
@@ -60,6 +77,8 @@ class Audit:
     balanced: Estimate
     classes: dict[str, Estimate]
     groups: dict[str, Estimate]
+    small_groups: Estimate | None
+    small_group_count: int
     worst_group: tuple[str, Estimate] | None
     calibration: Calibration
     relevance_mass: Estimate | None
@@ -76,6 +95,7 @@ class AuditResult:
     Attributes:
         subject: the model and the images.
         audit: the numbers.
+        attributes: gaps of accuracy between the values of columns of metadata.csv.
         examples: the images of lowest foreground relevance, with their maps.
         scaled: calibration at a temperature fitted on another split.
         heads: scores of the attention heads.
@@ -85,6 +105,7 @@ class AuditResult:
 
     subject: Subject
     audit: Audit
+    attributes: AttributeGaps
     examples: list[ExampleImages]
     scaled: TemperatureScaling | None = None
     heads: HeadScores | None = None
@@ -157,6 +178,7 @@ def measure(
     return AuditResult(
         subject_of([name], index, data, split, classifier),
         audit,
+        attribute_gaps(metadata_columns(index, groups), predictions.correct, predictions.label),
         draw_examples([View("", classifier, predictions)], index, audit.lowest_relevance_mass),
         scaled,
         score_with_attributes(classifier, data, index, **loading) if heads else None,
@@ -174,17 +196,21 @@ def summarize(predictions: Predictions, classes: Sequence[str], seed: int = 0, s
         seed: of the bootstrap.
         shown: how many images of lowest foreground relevance to list.
     """
-    correct, groups = predictions.correct, predictions.group.tolist()
+    correct, groups = predictions.correct, predictions.group
     names = [classes[label] for label in predictions.label]
-    grouped = len(set(groups)) > len(set(names))
+    grouped = len(np.unique(groups)) > len(set(names))
+    large = in_large_groups(groups) & grouped
+    small = ~large & grouped
     masked = ~np.isnan(predictions.relevance_mass)
     lowest = predictions.relevance_mass[masked].argsort(kind="stable")[:shown]
     return Audit(
         accuracy=proportion(correct),
         balanced=balanced_accuracy(correct, predictions.label),
         classes=by_group(correct, names),
-        groups=by_group(correct, groups) if grouped else {},
-        worst_group=worst_group(correct, groups) if grouped else None,
+        groups=by_group(correct[large], groups[large]),
+        small_groups=proportion(correct[small]) if small.any() else None,
+        small_group_count=len(np.unique(groups[small])),
+        worst_group=worst_group(correct[large], groups[large]) if len(np.unique(groups[large])) > 1 else None,
         calibration=calibration(predictions.confidence, predictions.loss, predictions.brier, correct, seed),
         relevance_mass=mean(predictions.relevance_mass[masked], unit="%", seed=seed) if masked.any() else None,
         area=mean(predictions.area[masked], unit="%", seed=seed) if masked.any() else None,
@@ -237,11 +263,10 @@ def page(result: AuditResult) -> Page:
     sections: list[Section] = []
     if audit.relevance_mass and audit.area:
         sections.append(_reliance_table(audit))
-    if audit.groups:
-        small = sum(accuracy.count < 30 for accuracy in audit.groups.values())
-        text = "The accuracy a user of the model can count on is that of the worst group."
-        text += f" {small} groups have fewer than 30 images: read those with care." if small else ""
-        sections.append(Table("Groups", ["accuracy"], [Row(n, [e]) for n, e in audit.groups.items()], text))
+    if result.attributes.gaps or result.attributes.skipped:
+        sections.append(_attribute_table(result.attributes))
+    if audit.groups or audit.small_groups:
+        sections.append(_group_table(audit))
     sections.append(_class_table(audit))
     sections += calibration_sections(audit.calibration, result.scaled)
     if result.examples:
@@ -249,7 +274,8 @@ def page(result: AuditResult) -> Page:
         sections.append(Gallery("Lowest foreground relevance", text, result.examples))
     sections += head_sections(result.heads) if result.heads else []
     lead = f"{audit.accuracy.count:,} images of {subject.data}."
-    return Page(f"{subject.model}: audit", lead, headline=_headline(result), sections=sections)
+    verdicts = gap_verdicts(result.attributes)
+    return Page(f"{subject.model}: audit", lead, verdicts=verdicts, headline=_headline(result), sections=sections)
 
 
 def _headline(result: AuditResult) -> list[tuple[str, Estimate]]:
@@ -263,6 +289,64 @@ def _headline(result: AuditResult) -> list[tuple[str, Estimate]]:
     if audit.relevance_mass and audit.area:
         numbers += [("foreground relevance", audit.relevance_mass), ("mask area", audit.area)]
     return numbers
+
+
+def gap_verdicts(attributes: AttributeGaps) -> list[Verdict]:
+    """Return a verdict for each attribute: the largest gap that is shown, or that none is."""
+    verdicts = {}
+    for one in attributes.gaps:
+        if one.is_shown and one.attribute not in verdicts:
+            sentence = (
+                f"Accuracy is {100 * -one.gap.value:.1f} points lower where {one.attribute} = {one.value}: "
+                f"{_text(one.accuracy)}, against {_text(one.baseline_accuracy)} {_baseline(one)}."
+            )
+            basis = f"Difference {_text(one.gap)}, within classes {_text(one.within_classes)}. {GAP_RULE}"
+            verdicts[one.attribute] = Verdict("gap", sentence, basis)
+    names = list(dict.fromkeys(one.attribute for one in attributes.gaps if one.attribute not in verdicts))
+    if names:
+        sentence = f"No gap of accuracy is shown between the values of {format_names(names)}."
+        verdicts[""] = Verdict("inconclusive", sentence, GAP_RULE)
+    return list(verdicts.values())
+
+
+GAP_RULE = "Shown: both 95% intervals below zero; they hold for all values compared simultaneously."
+
+
+def _baseline(gap: AttributeGap) -> str:
+    return "for all other values" if gap.baseline == OTHER_VALUES else f"where {gap.attribute} = {gap.baseline}"
+
+
+def _text(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "unknown: no class has images of both"
+    return f"{format_value(estimate.value, estimate.unit)} {format_interval(estimate)}, n = {estimate.count:,}"
+
+
+def _attribute_table(attributes: AttributeGaps) -> Table:
+    rows = [
+        Row(
+            f"{one.attribute}: {one.value}",
+            [one.accuracy, one.baseline_accuracy, one.gap, one.within_classes or "no class has both"],
+            f"compared with {one.baseline}",
+        )
+        for one in attributes.gaps
+    ]
+    text = (
+        "Columns of metadata.csv. Within classes: the same difference between images of one class, averaged over the "
+        f"classes that have both; read it where classes are unevenly distributed over the values. {GAP_RULE}"
+    )
+    rows += [Row(name, ["", "", "", ""], f"not compared: {reason}") for name, reason in attributes.skipped.items()]
+    columns = ["accuracy", "accuracy compared with", "difference", "within classes"]
+    return Table("Attributes", columns, rows, text)
+
+
+def _group_table(audit: Audit) -> Table:
+    rows = [Row(name, [accuracy]) for name, accuracy in audit.groups.items()]
+    text = "The accuracy a user of the model can count on is that of the worst group." if audit.worst_group else ""
+    if audit.small_groups:
+        note = f"{audit.small_group_count:,} groups, together; no verdict on any of them"
+        rows.append(Row(f"Groups of fewer than {MIN_GROUP} images", [audit.small_groups], note))
+    return Table("Groups", ["accuracy"], rows, text)
 
 
 def _reliance_table(audit: Audit) -> Table:

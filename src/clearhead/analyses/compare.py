@@ -20,6 +20,7 @@ from clearhead.metrics.statistics import (
     Estimate,
     McNemar,
     accuracy_difference,
+    in_large_groups,
     mcnemar,
     mean_difference,
     worst_group_difference,
@@ -194,7 +195,8 @@ def compare_predictions(
     judged = {"average accuracy": accuracy_difference(was, now)}
     groups = {}
     if a.worst_group is not None:
-        worst = worst_group_difference(was, now, before.group.tolist())
+        large = in_large_groups(before.group)
+        worst = worst_group_difference(was[large], now[large], before.group[large])
         judged = {"worst-group accuracy": worst} | judged
         groups = {name: accuracy_difference(was[before.group == name], now[before.group == name]) for name in a.groups}
     names = np.array([classes[label] for label in before.label])

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from scipy.stats import bootstrap
 from torch import Tensor
 
 from clearhead.analyses.faithfulness import methods_of
@@ -29,7 +28,7 @@ from clearhead.data.image_io import DataError
 from clearhead.data.images import DataLike, as_image_index
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.errors import ClearheadError
-from clearhead.metrics.statistics import RESAMPLES, Estimate, mean
+from clearhead.metrics.statistics import Estimate, bootstrap_interval, mean
 from clearhead.models.classifier import evaluation_mode
 from clearhead.models.source import ModelLike, as_classifier, display_names, require_same_classes
 from clearhead.options import BatchSize, Methods, Option, Seed, Split, Workers
@@ -295,12 +294,7 @@ def _pooled_iou(overlap: Overlap, seed: int) -> Estimate:
         return float((overlap.intersection[drawn].sum(0) / overlap.union[drawn].sum(0)).mean())
 
     every = np.arange(len(overlap.correct))
-    if len(every) < 2:
-        return Estimate(iou(every), np.nan, np.nan, len(every), "%")
-    interval = bootstrap(
-        (every,), iou, vectorized=False, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed)
-    ).confidence_interval
-    return Estimate(iou(every), float(interval.low), float(interval.high), len(every), "%")
+    return Estimate(iou(every), *bootstrap_interval(every, iou, seed, vectorized=False), len(every), "%")
 
 
 def page(result: LocalisationResult) -> Page:

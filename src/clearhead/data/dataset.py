@@ -6,6 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from clearhead.data.image_io import DataError, ImageRef, format_size, load_image, load_mask
 
 
@@ -138,6 +141,19 @@ def attribute_columns(index: ImageIndex) -> list[str]:
         for column, value in sample.groups.items():
             values[column].add(value)
     return [column for column, distinct in values.items() if column != "class" and len(distinct) <= 10]
+
+
+def metadata_columns(index: ImageIndex, columns: Sequence[str] | None = None) -> dict[str, npt.NDArray[np.str_]]:
+    """Return the metadata of an index, N values per column except the class; an empty cell reads ``unknown``.
+
+    `columns` None takes all columns; ones that do not exist are left out.
+    """
+    available = dict.fromkeys(column for sample in index.samples for column in sample.groups if column != "class")
+    return {
+        column: np.array([sample.groups.get(column) or "unknown" for sample in index.samples])
+        for column in available
+        if columns is None or column in columns
+    }
 
 
 def shared_columns(train: ImageIndex, validation: ImageIndex) -> list[str]:

@@ -1,15 +1,15 @@
 """Measure calibration (confidence compared with accuracy), fit temperature scaling (Guo et al., arXiv 1706.04599)."""
 
+import math
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import softmax
-from scipy.stats import bootstrap
 
 from clearhead.errors import ClearheadError
-from clearhead.metrics.statistics import Array, Estimate, mean, proportion
+from clearhead.metrics.statistics import Array, Estimate, bootstrap_interval, mean, proportion
 
 BINS = 15
 
@@ -155,12 +155,8 @@ def expected_calibration_error(confidence: Array, correct: Array, bins: int = BI
         return float(np.abs(np.bincount(index[rows], gap[rows], bins)).sum() / len(rows))
 
     all_rows = np.arange(len(gap))
-    if len(gap) < 2:
-        return mean(np.abs(gap), "%")
-    interval = bootstrap(
-        (all_rows,), error, vectorized=False, n_resamples=1000, method="percentile", rng=np.random.default_rng(seed)
-    ).confidence_interval
-    return Estimate(error(all_rows), float(interval.low), float(interval.high), len(gap), "%")
+    value = error(all_rows) if len(gap) else math.nan
+    return Estimate(value, *bootstrap_interval(all_rows, error, seed, 1000, vectorized=False), len(gap), "%")
 
 
 def _bin(confidence: Array, bins: int) -> Array:

@@ -4,7 +4,7 @@ docs/statistics.md describes the method of each interval and the reasons for it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ Array = npt.NDArray[Any]
 
 LEVEL = 0.95
 RESAMPLES = 2000
+
+MIN_GROUP = 10
+"""A group of fewer images carries no verdict and is not the worst group."""
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -75,25 +78,45 @@ def wilson_interval(successes: int, count: int, level: float = LEVEL) -> tuple[f
 def mean(values: Array, unit: str = "", seed: int = 0) -> Estimate:
     """Return the mean of N numbers with its percentile bootstrap interval.
 
-    Fewer than two numbers have no interval (NaN); equal numbers have one of zero width. For few numbers with a long
-    tail the interval is too short: see docs/statistics.md.
+    Fewer than two numbers, or equal numbers, have no interval (NaN): they show nothing of the spread. For few numbers
+    with a long tail the interval is too short: see docs/statistics.md.
     """
     values = np.asarray(values, dtype=np.float64)
+    value = float(values.mean()) if len(values) else math.nan
+    return Estimate(value, *bootstrap_interval(values, np.mean, seed, batch=100), len(values), unit)
+
+
+def bootstrap_interval(
+    values: Array, statistic: Callable[..., Any], seed: int = 0, resamples: int = RESAMPLES, **options: Any
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of a statistic of N values.
+
+    It is NaN for fewer than two values, and where no resample differs from another: an interval of zero width would
+    claim certainty. `options` are those of ``scipy.stats.bootstrap``.
+    """
     if len(values) < 2:
-        return Estimate(float(values.mean()) if len(values) else math.nan, math.nan, math.nan, len(values), unit)
+        return math.nan, math.nan
     interval = bootstrap(
-        (values,), np.mean, n_resamples=RESAMPLES, batch=100, method="percentile", rng=np.random.default_rng(seed)
+        (values,), statistic, n_resamples=resamples, method="percentile", rng=np.random.default_rng(seed), **options
     ).confidence_interval
-    return Estimate(float(values.mean()), float(interval.low), float(interval.high), len(values), unit)
+    low, high = float(interval.low), float(interval.high)
+    return (math.nan, math.nan) if math.isclose(low, high, rel_tol=1e-9) else (low, high)
 
 
-def by_group(correct: Array, groups: Sequence[str]) -> dict[str, Estimate]:
+def by_group(correct: Array, groups: Sequence[str] | Array) -> dict[str, Estimate]:
     """Return the accuracy of each group, by name in alphabetical order."""
     names = np.asarray(groups)
     return {str(name): proportion(correct[names == name]) for name in np.unique(names)}
 
 
-def worst_group(correct: Array, groups: Sequence[str]) -> tuple[str, Estimate]:
+def in_large_groups(groups: Sequence[str] | Array, minimum: int = MIN_GROUP) -> Array:
+    """Return which of N images are in a group of at least `minimum` images: N, bool."""
+    _, index, images = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    large: Array = images[index] >= minimum
+    return large
+
+
+def worst_group(correct: Array, groups: Sequence[str] | Array) -> tuple[str, Estimate]:
     """Return the name of the group with the lowest accuracy (ties: the first by name), and worst-group accuracy.
 
     The interval covers the lowest true accuracy, whichever group has it: the smallest lower end and the smallest upper
@@ -123,9 +146,52 @@ def accuracy_difference(before: Array, after: Array, level: float = LEVEL) -> Es
     return Estimate(value, min(low, value), max(high, value), count, "pp")
 
 
-def independent_difference(before: Array, after: Array) -> Estimate:
+def independent_difference(before: Array, after: Array, level: float = LEVEL) -> Estimate:
     """Return accuracy after - before on different images, with Newcombe's interval based on Wilson's."""
-    return newcombe_difference(proportion(before), proportion(after))
+    return newcombe_difference(proportion(before, level), proportion(after, level))
+
+
+def stratified_difference(correct: Array, second: Array, strata: Array, level: float = LEVEL) -> Estimate | None:
+    """Return accuracy in the second group of images - accuracy in the first one within strata, such as classes.
+
+    This is the difference of Mantel and Haenszel: the mean over the strata that have images of both groups, weighted by
+    n1 n2 / (n1 + n2). The interval is Klingenberg's (2014, Statistics in Medicine 33), based on Sato's variance, which
+    holds for few large strata and for many small ones; for the interval one more stratum with one correct and one
+    wrong image per group is added, so that it keeps a width where all images are correct.
+
+    Args:
+        correct: of N images, bool.
+        second: whether each image is in the second group, bool.
+        strata: the stratum of each image.
+        level: of the interval.
+
+    Returns:
+        The difference, with the number of images in those strata; None where no stratum has images of both groups.
+    """
+    _, index = np.unique(strata, return_inverse=True)
+    images = np.stack([np.bincount(index[part], minlength=index.max() + 1) for part in (~second, second)])
+    hits = np.stack([np.bincount(index[part & correct], minlength=index.max() + 1) for part in (~second, second)])
+    shared = (images > 0).all(0)
+    if not shared.any():
+        return None
+    value, *_ = _mantel_haenszel(images[:, shared], hits[:, shared])
+    pair = np.ones((2, 1))
+    centre, p, q = _mantel_haenszel(np.hstack([images[:, shared], 2 * pair]), np.hstack([hits[:, shared], pair]))
+    z_squared = float(norm.ppf(0.5 + level / 2)) ** 2
+    middle = centre + z_squared * p / 2
+    half = math.sqrt(max(0.0, middle**2 - centre**2 + z_squared * q))
+    low, high = max(-1.0, middle - half), min(1.0, middle + half)
+    return Estimate(value, min(low, value), max(high, value), int(images[:, shared].sum()), "pp")
+
+
+def _mantel_haenszel(images: Array, hits: Array) -> tuple[float, float, float]:
+    """Return the difference d and the two terms of Sato's variance, d p + q, from 2 x strata of counts."""
+    (n1, n2), (x1, x2) = images.astype(float), hits.astype(float)
+    total = n1 + n2
+    weight = (n1 * n2 / total).sum()
+    p = ((n2**2 * x1 - n1**2 * x2 + n1 * n2 * (n1 - n2) / 2) / total**2).sum()
+    q = ((x2 * (n1 - x1) + x1 * (n2 - x2)) / (2 * total)).sum()
+    return float(((x2 * n1 - x1 * n2) / total).sum() / weight), float(p / weight**2), float(q / weight**2)
 
 
 def newcombe_difference(before: Estimate, after: Estimate) -> Estimate:
@@ -145,7 +211,7 @@ def mean_difference(before: Array, after: Array, unit: str = "", seed: int = 0) 
     return mean(np.asarray(after, dtype=np.float64) - before, unit, seed)
 
 
-def worst_group_difference(before: Array, after: Array, groups: Sequence[str]) -> Estimate:
+def worst_group_difference(before: Array, after: Array, groups: Sequence[str] | Array) -> Estimate:
     """Return worst-group accuracy after - before on the same N images; the two worst groups may differ.
 
     With A_g the accuracy of group g after and B_h that of group h before, min A - min B is the smallest over g of the
@@ -246,7 +312,7 @@ def _simultaneous_level(count: int) -> float:
     return 1 - (1 - LEVEL) / count
 
 
-def _parts(correct: Array, groups: Sequence[str]) -> dict[str, Array]:
+def _parts(correct: Array, groups: Sequence[str] | Array) -> dict[str, Array]:
     """Return which images are in each group (N, bool), by name in alphabetical order."""
     names = np.asarray(groups)
     if len(names) != len(correct) or len(names) == 0:

@@ -6,12 +6,12 @@ from typing import Literal
 
 from clearhead.metrics.statistics import Estimate, format_interval, format_value
 
-Outcome = Literal["improved", "regressed", "inconclusive"]
+Outcome = Literal["improved", "regressed", "inconclusive", "gap"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of a comparison.
+    """The outcome of a comparison of two models, or a finding about one: ``gap``, it loses accuracy on some images.
 
     Attributes:
         word: the outcome.

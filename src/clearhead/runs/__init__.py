@@ -148,7 +148,8 @@ def read_run(folder: Path) -> Run:
 def merge_pages(runs: Sequence[Run], title: str = "") -> Page:
     """Return several runs on one page: verdicts, headline and title of the first comparison, or of the first run."""
     pages = [run.page() for run in runs]
-    main = next((page for page in pages if page.verdicts), pages[0])
+    judged = (page for page, one in zip(pages, runs, strict=True) if page.verdicts and one.command != "audit")
+    main = next(judged, pages[0])
     names = number_duplicates([run.command for run in runs])
     order = sorted(zip(names, pages, runs, strict=True), key=lambda entry: entry[1] is not main)
     sections = []
