@@ -1,10 +1,14 @@
 """Repairs, as commands and as the function behind them."""
 
+import inspect
+from typing import get_args
+
 import pytest
 import timm
 import torch
 import yaml
 
+from clearhead.analyses.repair import measure
 from clearhead.models import load_model
 from clearhead.repairs import REPAIRS
 from tests.command import clearhead, error, result
@@ -37,6 +41,11 @@ def test_a_repair_leaves_an_ordinary_checkpoint_that_compare_judges(workspace, r
     assert ("Most improved classes" in page or "Most regressed classes" in page) == changed
 
 
+def test_the_command_offers_every_repair():
+    method = inspect.signature(measure).parameters["method"].annotation
+    assert sorted(get_args(get_args(method)[0])) == sorted(REPAIRS)
+
+
 @pytest.mark.parametrize("method", [name for name in REPAIRS if name != "relevance"])
 def test_every_repair_leaves_a_checkpoint_and_both_comparisons(workspace, method):
     options = ["--method", method, "--epochs", 1, "--test-split", "test", "--out", f"by-{method}"]
@@ -51,6 +60,8 @@ def test_every_repair_leaves_a_checkpoint_and_both_comparisons(workspace, method
     assert "Validation images" in page
     model = timm.create_model(f"local-dir:{workspace / f'by-{method}' / 'checkpoint'}", pretrained=True).eval()
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3)
+    if method == "afr":
+        assert "Reweighted classifier head" in page
     if method == "heads":
         selection = numbers["outcome"]["report"]
         assert selection["after"] >= selection["before"]
@@ -76,6 +87,8 @@ def test_terms_are_switched_and_recorded(workspace):
         (["data", "--validation-split", "train"], "selection needs other images"),
         (["data", "--method", "dfr", "--background", "1"], "not an option of the method dfr"),
         (["data", "--method", "lrp"], "relevance"),
+        (["data", "--method", "jtt", "--upweight", "0"], "upweight: got 0.0; a positive number is needed"),
+        (["data", "--upweight", "3"], "upweight: not an option of the method relevance"),
         (["data", "--preset", "ViT-Z"], "choose from ViT-B"),
         (["data", "--device", "cuda:7"], "device: 'cuda:7' is unavailable"),
     ],

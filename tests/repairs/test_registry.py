@@ -1,5 +1,6 @@
 """Running repairs by name, and adding one."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,16 @@ from clearhead.data.folder import read_folder
 from clearhead.data.image_io import DataError
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier, Preprocessing, from_module
-from clearhead.repairs import REPAIRS, Repair, RetrainedHead, Selection, default_config, registry, repair
+from clearhead.repairs import (
+    REPAIRS,
+    Repair,
+    RetrainedHead,
+    ReweightedHead,
+    Selection,
+    default_config,
+    registry,
+    repair,
+)
 from clearhead.training.config import TrainConfig
 from clearhead.training.losses import cross_entropy
 from tests.repairs.test_own_loop import vit
@@ -67,7 +77,7 @@ def test_every_repair_runs(method: str, images: tuple[ImageIndex, ImageIndex]) -
         assert [epoch.number for epoch in outcome.history] == [0, 1]
         assert outcome.monitor == ("worst_group_loss" if REPAIRS[method].needs == "groups" else "loss")
     else:
-        assert isinstance(outcome.report, RetrainedHead if method == "dfr" else Selection)
+        assert isinstance(outcome.report, {"afr": ReweightedHead, "dfr": RetrainedHead, "heads": Selection}[method])
 
 
 def test_options_reach_the_repair(images: tuple[ImageIndex, ImageIndex]) -> None:
@@ -99,7 +109,7 @@ def test_adding_a_repair_takes_one_line(images: tuple[ImageIndex, ImageIndex], m
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "gea"}, "method: 'gea' is unknown; choose from relevance, gradmask"),
+        ({"method": "gea"}, "method: 'gea' is unknown; choose from afr, dfr, heads, jtt"),
         ({"sky": 1}, "sky: not an option of the method relevance; choose from background, foreground"),
         ({"method": "dfr", "background": 1}, "background: not an option of the method dfr; it has none"),
         ({"config": replace(CONFIG, mixup=1.0)}, "label_smoothing, mixup, cutmix: unsupported by the method relevance"),
@@ -121,7 +131,7 @@ def test_missing_images_and_masks_raise_an_error(
 ) -> None:
     train, validation = images
     unmasked = replace(train, samples=tuple(replace(sample, mask=None) for sample in train.samples))
-    with pytest.raises(DataError, match=r"rrr needs foreground masks, and none of its 6 .*: heads, dfr, groupdro"):
+    with pytest.raises(DataError, match=r"rrr needs foreground masks, and none of its 6 .*: afr, dfr, heads, jtt"):
         repair(classifier(), unmasked, validation, method="rrr", config=CONFIG, device="cpu")
     with pytest.raises(DataError, match="the method dfr needs training images"):
         repair(classifier(), None, validation, method="dfr")
@@ -140,3 +150,12 @@ def test_the_default_config_is_that_of_the_paper_or_shorter() -> None:
     assert (preset.epochs, preset.lr, preset.batch_size, preset.weight_decay) == (50, 1e-6, 8, 1e-4)
     with pytest.raises(ClearheadError, match="preset: 'ViT-H' is unknown; choose from ViT-B"):
         default_config("ViT-H")
+
+
+def test_the_documentation_lists_every_repair_as_the_registry_does() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "repairs.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w[\w-]*)` \| (.*?) \| (.*?) \| (.*?) \|(.*)\|$", page, re.MULTILINE)
+    assert [row[:4] for row in rows] == [(name, r.summary, r.needs, r.cost) for name, r in REPAIRS.items()]
+    assert [row[4].strip() for row in rows] == [
+        f"[{r.source}](https://arxiv.org/abs/{r.source})" if r.source else "" for r in REPAIRS.values()
+    ]

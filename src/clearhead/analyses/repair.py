@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from clearhead.analyses.compare import Comparison, compare_predictions, difference_table, headline
+from clearhead.analyses.repair_tables import report_tables
 from clearhead.analyses.subject import Subject, subject_of
 from clearhead.analyses.train import epoch_table, history_figure
 from clearhead.data.dataset import ImageIndex
@@ -14,7 +15,6 @@ from clearhead.data.image_io import DataError
 from clearhead.data.images import as_image_index
 from clearhead.data.splits import require_apart, train_and_validation
 from clearhead.distributed import rank_and_size
-from clearhead.metrics.statistics import format_value
 from clearhead.models import save_model
 from clearhead.models.classifier import Classifier, on_device
 from clearhead.models.source import ModelLike, ModelSource, as_classifier, display_names
@@ -32,9 +32,14 @@ from clearhead.options import (
 )
 from clearhead.prediction.predict import predict
 from clearhead.progress import Progress, prefixed
-from clearhead.repairs import REPAIRS, RepairOutcome, RetrainedHead, default_config, preset_named, repair
-from clearhead.repairs.head_selection import Selection
-from clearhead.report.page import Page, Row, Section, Table
+from clearhead.repairs import (
+    REPAIRS,
+    RepairOutcome,
+    default_config,
+    preset_named,
+    repair,
+)
+from clearhead.report.page import Page, Section, Table
 from clearhead.storage import NotSaved
 
 DISTRIBUTED = True
@@ -65,8 +70,10 @@ def measure(
     data: str | Path,
     *,
     method: Annotated[
-        Literal["relevance", "gradmask", "rrr", "heads", "dfr", "groupdro", "reweight"],
-        Option("By masks (relevance, gradmask, rrr), heads, or groups (dfr, groupdro, reweight)."),
+        Literal["afr", "dfr", "heads", "jtt", "reweight", "groupdro", "relevance", "gradmask", "rrr"],
+        Option(
+            "By labels alone (afr, jtt, heads), groups (dfr, reweight, groupdro) or masks (relevance, gradmask, rrr)."
+        ),
     ] = "relevance",
     preset: Annotated[
         str | None, Option("The paper's settings for ViT-B, ViT-L, AR-S, AR-B, AR-L, DeiT-S or DeiT-B; or demo.")
@@ -132,6 +139,12 @@ def measure(
     limit: Annotated[
         int | None, Option("Search heads on at most this many validation images.", min=2, panel="Repair by heads")
     ] = None,
+    upweight: Annotated[
+        float | None,
+        Option(
+            "Weight of misclassified images (jtt). Default: together as much as the others.", panel="Repair by labels"
+        ),
+    ] = None,
     mixed_precision: Precision = "no",
     train_split: TrainSplit = "train",
     validation_split: ValidationSplit = "val",
@@ -170,6 +183,7 @@ def measure(
         ablation: see ``clearhead.select_heads``.
         prune: see ``clearhead.select_heads``.
         limit: see ``clearhead.select_heads``.
+        upweight: see ``JTTLoss``.
         mixed_precision: of the forward pass.
         train_split: split to train on.
         validation_split: split that selects the epoch, the penalty or the heads.
@@ -198,6 +212,7 @@ def measure(
         "ablation": ablation,
         "prune": prune,
         "limit": limit,
+        "upweight": upweight,
     }
     set_options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if preset is not None:
@@ -285,10 +300,8 @@ def page(result: RepairResult) -> Page:
         sections.append(_check_table(result.test, "Test images", "Nothing was trained or selected on these images."))
     if outcome.history:
         sections += [epoch_table(outcome.history, outcome.monitor), history_figure(outcome.history, outcome.monitor)]
-    if isinstance(outcome.report, Selection):
-        sections += _selection_tables(outcome.report)
-    if isinstance(outcome.report, RetrainedHead):
-        sections.append(_head_table(outcome.report))
+    if outcome.report is not None:
+        sections += report_tables(outcome.report)
     if result.validation:
         note = "The checkpoint was selected on this split: it can reveal a regression, not prove an improvement."
         sections.append(_check_table(result.validation, "Validation images", note))
@@ -307,41 +320,3 @@ def _check_table(comparison: Comparison, title: str, note: str) -> Table:
     table = difference_table(comparison)
     rows = [row for row in table.rows if row.cells[2] != ""]
     return Table(title, table.columns, rows, f"{note} {table.text}")
-
-
-def _selection_tables(selection: Selection) -> list[Section]:
-    rows = [Row(selection.objective, [format_value(value, "%") for value in (selection.before, selection.after)])]
-    if selection.optimism is not None:
-        expected = format_value(selection.after - selection.optimism, "%")
-        bound = "" if selection.search == "exhaustive" else "upper bound: these images made the candidates too; "
-        rows.append(Row("expected on other images", ["", expected], f"{bound}by cross-validation"))
-    small = f" ({selection.smallest:,} in the smallest group)" if selection.objective == "worst-group" else ""
-    text = (
-        f"The best of {selection.tried:,} candidates ({selection.search}) by {selection.objective} on the "
-        f"{selection.images:,} validation images{small}. Its score on them is optimistic."
-    )
-    heads = max(map(len, selection.kept_heads.values()))
-    changed = {layer: mask for layer, mask in selection.kept_heads.items() if not all(mask)}
-    sections: list[Section] = [Table("Selected heads", ["all heads", "selected heads"], rows, text)]
-    if changed:
-        marks = [
-            Row(layer, ["removed" if h < len(mask) and not mask[h] else "" for h in range(heads)])
-            for layer, mask in changed.items()
-        ]
-        text = "Layers without removed heads are not listed."
-        sections.append(Table("Removed heads", [str(h) for h in range(heads)], marks, text, names="layer"))
-    return sections
-
-
-def _head_table(head: RetrainedHead) -> Table:
-    rows = [
-        Row(f"C = {c:g}", [format_value(value, "%"), "selected" if c == head.chosen else ""])
-        for c, value in head.worst_group_accuracy.items()
-    ]
-    sizes = head.groups.values()
-    text = (
-        "The classifier head, retrained by logistic regressions on group-balanced subsets of the training images "
-        f"({len(sizes)} groups of {min(sizes):,} to {max(sizes):,} images). The inverse penalty C was selected by the "
-        "worst-group accuracy on the validation images, shown here."
-    )
-    return Table("Retrained classifier head", ["worst-group accuracy", ""], rows, text)

@@ -1,11 +1,13 @@
 """Make a model rely on the right features; the result is an ordinary checkpoint of its library."""
 
+from clearhead.repairs.afr import HeadCandidate, ReweightedHead, reweight_head
 from clearhead.repairs.dfr import RetrainedHead, retrain_head
 from clearhead.repairs.group_losses import GroupDRO, Reweight
 from clearhead.repairs.head_selection import Selection, select_heads
 from clearhead.repairs.input_gradient_losses import GradMaskLoss, RRRLoss
+from clearhead.repairs.jtt import JTTLoss
 from clearhead.repairs.presets import PRESETS, Preset, default_config, preset_named
-from clearhead.repairs.registry import REPAIRS, Repair, RepairOutcome, build_loss, repair, require_repair
+from clearhead.repairs.registry import REPAIRS, LossInputs, Repair, RepairOutcome, build_loss, repair, require_repair
 from clearhead.repairs.relevance import RelevanceLoss, relevance_maps
 
 __all__ = [
@@ -13,6 +15,9 @@ __all__ = [
     "REPAIRS",
     "GradMaskLoss",
     "GroupDRO",
+    "HeadCandidate",
+    "JTTLoss",
+    "LossInputs",
     "Preset",
     "RRRLoss",
     "RelevanceLoss",
@@ -20,6 +25,7 @@ __all__ = [
     "RepairOutcome",
     "RetrainedHead",
     "Reweight",
+    "ReweightedHead",
     "Selection",
     "build_loss",
     "default_config",
@@ -28,5 +34,6 @@ __all__ = [
     "repair",
     "require_repair",
     "retrain_head",
+    "reweight_head",
     "select_heads",
 ]

@@ -20,7 +20,7 @@ from clearhead.data.dataset import ImageIndex, group_labels, shared_columns
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier
 from clearhead.progress import Progress
-from clearhead.training.linear_head import linear_head
+from clearhead.training.linear_head import Features, linear_head
 
 Array = npt.NDArray[Any]
 
@@ -52,6 +52,7 @@ def retrain_head(
     validation: ImageIndex,
     *,
     group_columns: Sequence[str] | None,
+    features: Features | None = None,
     seed: int = 0,
     batch_size: int = 32,
     workers: int = 0,
@@ -67,6 +68,7 @@ def retrain_head(
         validation: the images that choose C.
         group_columns: metadata columns that define the groups together with the class, None for all columns that both
             sets of images have; without columns the groups are the classes.
+        features: of these images, from ``clearhead.training.linear_head.read_features``; computed if None.
         seed: random seed of the subsets.
         batch_size: images per batch.
         workers: number of processes that load images.
@@ -80,12 +82,19 @@ def retrain_head(
     group_columns = shared_columns(train, validation) if group_columns is None else group_columns
     groups = np.array(group_labels(train, group_columns))
     validation_groups = np.array(group_labels(validation, group_columns))
-    _require_classes(model, train)
+    require_classes(model, train)
     counts = dict(sorted(Counter(groups.tolist()).items()))
     if single := [name for name, count in counts.items() if count == 1]:
         warnings.warn(f"{'; '.join(single)}: one training image, so each subset has one image per group", stacklevel=2)
     head = linear_head(
-        model, train, validation, dtype=torch.float64, batch_size=batch_size, workers=workers, progress=progress
+        model,
+        train,
+        validation,
+        features=features,
+        dtype=torch.float64,
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
     )
     x, labels = head.train.numpy(), head.train_labels.numpy()
     x_validation, validation_labels = head.validation.numpy(), head.validation_labels.numpy()
@@ -102,7 +111,8 @@ def retrain_head(
     return head.with_weights(*fits[chosen]), RetrainedHead(chosen, worst, counts)
 
 
-def _require_classes(model: Classifier, train: ImageIndex) -> None:
+def require_classes(model: Classifier, train: ImageIndex) -> None:
+    """Raise ClearheadError for a model with a single class, or a class without training images."""
     if len(model.classes) < 2:
         raise ClearheadError(f"model: two or more classes are needed, {model.name} has {len(model.classes)}")
     present = {sample.label for sample in train.samples}

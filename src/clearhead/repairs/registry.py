@@ -3,17 +3,18 @@
 A repair is either a loss for ``clearhead.training.loop.fit`` or a function that returns a changed model. To add one,
 write it in a module of its own and add a line to ``REPAIRS``.
 
-    a loss       a callable that returns it; parameters called ``images`` and ``group_columns`` receive the training
-                 images and the columns of the groups
+    a loss       a callable that returns it; it receives those of ``LossInputs`` that are parameters of it: the original
+                 model, the images, the columns of the groups, and so on
     a function   ``(model, train, validation, *, group_columns, seed, batch_size, workers, progress, ...) ->
-                 (Classifier, report)``, with a small dataclass as report (add its type to ``Report``)
+                 (Classifier, report)``, with a small dataclass as report (add its type to ``Report``); one with a
+                 parameter ``features`` can share the features of the images with others
 
 All other parameters are the options of the repair.
 """
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,20 +27,23 @@ from clearhead.data.splits import VALIDATION_FRACTION, require_apart, split_off,
 from clearhead.distributed import rank_and_size
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier, as_classifier
-from clearhead.models.classifier import on_device
+from clearhead.models.classifier import copied, on_device
 from clearhead.progress import Progress
+from clearhead.repairs.afr import ReweightedHead, reweight_head
 from clearhead.repairs.dfr import RetrainedHead, retrain_head
 from clearhead.repairs.group_losses import GroupDRO, Reweight
 from clearhead.repairs.head_selection import Selection, keep_heads
 from clearhead.repairs.input_gradient_losses import GradMaskLoss, RRRLoss
+from clearhead.repairs.jtt import JTTLoss
 from clearhead.repairs.presets import default_config
 from clearhead.repairs.relevance import RelevanceLoss
 from clearhead.training.config import TrainConfig
 from clearhead.training.history import Epoch, Monitor
+from clearhead.training.linear_head import Features
 from clearhead.training.loop import fit
 from clearhead.training.losses import Loss
 
-Report = Selection | RetrainedHead
+Report = Selection | RetrainedHead | ReweightedHead
 """What the functions among the repairs report."""
 
 
@@ -49,13 +53,15 @@ class Repair:
 
     Attributes:
         summary: what it does, in a few words.
-        needs: what the data must have: foreground ``masks``, ``groups`` (columns of metadata.csv) or ``nothing``.
+        needs: what the data must have besides labels: foreground ``masks``, ``groups`` (columns of metadata.csv) or
+            ``nothing``.
         cost: in words.
         loss: returns the loss to train with.
         function: returns the repaired model and a report; it runs in one process.
         trains: whether it uses training images; if not, it uses the validation images only.
         monitor: what selects the epoch.
         balance_groups: draw training images from groups drawn uniformly.
+        source: the arXiv number of its paper, if there is one.
     """
 
     summary: str
@@ -66,6 +72,7 @@ class Repair:
     trains: bool = True
     monitor: Monitor = "loss"
     balance_groups: bool = False
+    source: str = ""
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -73,26 +80,47 @@ class Repair:
         return tuple(name for name in _parameters(self.loss or self.function) if name not in _COMMON)
 
 
-_COMMON = {"images", "model", "train", "validation", "group_columns", "seed", "batch_size", "workers", "progress"}
+@dataclass(frozen=True)
+class LossInputs:
+    """What a loss can be made from.
+
+    Attributes:
+        model: a copy of the original model, in eval mode.
+        images: the training images.
+        validation: the validation images.
+        group_columns: metadata columns that define the groups together with the class; None for all columns.
+        seed: random seed.
+        batch_size: images per batch.
+        workers: number of processes that load images.
+        progress: shows progress.
+    """
+
+    model: Classifier | None = None
+    images: ImageIndex | None = None
+    validation: ImageIndex | None = None
+    group_columns: Sequence[str] | None = None
+    seed: int = 0
+    batch_size: int = 32
+    workers: int = 0
+    progress: Progress | None = None
+
+
+_COMMON = {*(f.name for f in fields(LossInputs)), "train", "features"}
 
 REPAIRS: dict[str, Repair] = {
-    "relevance": Repair(
-        "move the relevance map to the foreground",
-        "masks",
-        "fine-tuning, at about 1.5 times the time of plain steps",
-        RelevanceLoss,
+    "afr": Repair(
+        "retrain the classifier head with more weight on images the model is unsure of",
+        "nothing",
+        "one forward pass over all images, then seconds",
+        function=reweight_head,
+        source="2306.11074",
     ),
-    "gradmask": Repair(
-        "penalise the gradient of the label's logit at the background",
-        "masks",
-        "fine-tuning, at 2 to 3 times the time of plain steps",
-        GradMaskLoss,
-    ),
-    "rrr": Repair(
-        "penalise the gradient of the log-probabilities at the background",
-        "masks",
-        "fine-tuning, at 2 to 3 times the time of plain steps",
-        RRRLoss,
+    "dfr": Repair(
+        "retrain the classifier head on group-balanced images",
+        "groups",
+        "one forward pass over all images, then seconds",
+        function=retrain_head,
+        source="2204.02937",
     ),
     "heads": Repair(
         "keep the attention heads that do best on validation images",
@@ -100,27 +128,51 @@ REPAIRS: dict[str, Repair] = {
         "no training; a search over subsets of heads",
         function=keep_heads,
         trains=False,
+        source="1905.10650",
     ),
-    "dfr": Repair(
-        "retrain the classifier head on group-balanced images",
-        "groups",
-        "one forward pass of all images, then seconds",
-        function=retrain_head,
-    ),
-    "groupdro": Repair(
-        "minimise the loss of the worst group",
-        "groups",
-        "plain fine-tuning",
-        GroupDRO.from_images,
-        monitor="worst_group_loss",
-        balance_groups=True,
+    "jtt": Repair(
+        "give the images that the model misclassifies more weight",
+        "nothing",
+        "plain fine-tuning, and one forward pass over all images",
+        loss=JTTLoss.from_mistakes,
+        source="2107.09931",
     ),
     "reweight": Repair(
         "weight images by the inverse size of their group",
         "groups",
         "plain fine-tuning",
-        Reweight.from_images,
+        loss=Reweight.from_images,
         monitor="worst_group_loss",
+    ),
+    "groupdro": Repair(
+        "minimise the loss of the worst group",
+        "groups",
+        "plain fine-tuning",
+        loss=GroupDRO.from_images,
+        monitor="worst_group_loss",
+        balance_groups=True,
+        source="1911.08731",
+    ),
+    "relevance": Repair(
+        "move the relevance map to the foreground",
+        "masks",
+        "fine-tuning, at about 1.5 times the time of plain steps",
+        loss=RelevanceLoss,
+        source="2206.01161",
+    ),
+    "gradmask": Repair(
+        "penalise the gradient of the label's logit at the background",
+        "masks",
+        "fine-tuning, at 2 to 3 times the time of plain steps",
+        loss=GradMaskLoss,
+        source="1904.07478",
+    ),
+    "rrr": Repair(
+        "penalise the gradient of the log-probabilities at the background",
+        "masks",
+        "fine-tuning, at 2 to 3 times the time of plain steps",
+        loss=RRRLoss,
+        source="1703.03717",
     ),
 }
 
@@ -150,6 +202,7 @@ def repair(
     method: str = "relevance",
     config: TrainConfig | None = None,
     group_columns: Sequence[str] | None = None,
+    features: Features | None = None,
     state: Path | None = None,
     device: str | None = None,
     progress: Progress | None = None,
@@ -169,6 +222,8 @@ def repair(
         config: how to train (default: ``default_config()``, 10 epochs at 1e-5). A repair that does not fine-tune uses
             only its seed, batch size and workers.
         group_columns: metadata columns that define the groups together with the class; None for all columns.
+        features: of the images, from ``clearhead.training.linear_head.read_features``, for the repairs of the
+            classifier head (``afr``, ``dfr``); computed if None. Pass them to try several.
         state: folder for the state of the last epoch, from which an interrupted training resumes.
         device: such as ``cpu`` or ``cuda``; by default a GPU where one is available.
         progress: shows progress (``clearhead.progress``).
@@ -184,23 +239,28 @@ def repair(
     train_images, validation_images = _images(train, validation, classifier, method, config.seed)
     if train_images is not None and train_images.root == validation_images.root:
         require_apart(training=train_images, validation=validation_images)
+    loading: dict[str, Any] = {"seed": config.seed, "batch_size": config.batch_size, "workers": config.workers}
     if chosen.function is not None:
+        shared = {"features": features} if "features" in _parameters(chosen.function) else {}
         repaired, report = chosen.function(
             on_device(classifier, device),
             train_images,
             validation_images,
             group_columns=group_columns,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            workers=config.workers,
             progress=progress,
+            **loading,
+            **shared,
             **options,
         )
         return repaired, RepairOutcome(method, report=report)
     assert train_images is not None
+    original = None
+    if "model" in _parameters(chosen.loss):
+        original = on_device(replace(classifier, module=copied(classifier.module).eval()), device)
+    inputs = LossInputs(original, train_images, validation_images, group_columns, progress=progress, **loading)
     repaired, history = fit(
         classifier,
-        build_loss(method, train_images, group_columns, options),
+        build_loss(method, inputs, options),
         train_images,
         validation_images,
         config,
@@ -233,21 +293,17 @@ def require_repair(method: str, config: TrainConfig, options: Mapping[str, Any])
     return chosen
 
 
-def build_loss(
-    method: str,
-    images: ImageIndex | None = None,
-    group_columns: Sequence[str] | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> Loss:
-    """Return the loss of a repair for some training images.
+def build_loss(method: str, inputs: LossInputs | None = None, options: Mapping[str, Any] | None = None) -> Loss:
+    """Return the loss of a repair, made from a model and images where it needs them.
 
     Raises:
         ClearheadError: for a repair without a loss, or invalid options.
         DataError: for images without the masks that the loss needs.
     """
-    chosen = REPAIRS[method]
+    chosen, inputs = REPAIRS[method], inputs or LossInputs()
     if chosen.loss is None:
         raise ClearheadError(f"method: {method} has no loss")
+    images = inputs.images
     if chosen.needs == "masks" and images is not None and not any(sample.mask for sample in images.samples):
         unmasked = ", ".join(name for name, other in REPAIRS.items() if other.needs != "masks")
         raise DataError(
@@ -255,8 +311,8 @@ def build_loss(
             "has one; put them in masks/<class>/<stem>.png (nonzero = object), make them with `clearhead data masks`, "
             f"or choose a method without masks: {unmasked}"
         )
-    inputs = {"images": images, "group_columns": group_columns}
-    return chosen.loss(**{k: v for k, v in inputs.items() if k in _parameters(chosen.loss)}, **(options or {}))
+    used = {f.name: getattr(inputs, f.name) for f in fields(inputs) if f.name in _parameters(chosen.loss)}
+    return chosen.loss(**used, **(options or {}))
 
 
 def _images(

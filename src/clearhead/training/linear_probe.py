@@ -9,21 +9,16 @@ standardised penultimate features (N x D)::
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
 from clearhead.data.dataset import ImageIndex
 from clearhead.models import Classifier
 from clearhead.progress import Progress
-from clearhead.training.linear_head import linear_head
+from clearhead.training.linear_head import fit_head, linear_head
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """The grid of λ, the strongest first: each fit starts from the previous one's minimum."""
-
-_MAX_ITERATIONS, _GRADIENT_TOLERANCE = 200, 1e-5
 
 
 @dataclass(frozen=True)
@@ -72,28 +67,10 @@ def fit_linear_probe(
     bias = z.new_zeros(len(weight))
     fits, loss, accuracy = {}, {}, {}
     for penalty in PENALTIES:
-        weight, bias = fits[penalty] = _minimum(z, labels, penalty, weight, bias)
+        weight, bias = fits[penalty] = fit_head(z, labels, penalty, weight, bias)
         logits = z_validation @ weight.T + bias
         loss[penalty] = F.cross_entropy(logits, validation_labels).item()
         accuracy[penalty] = (logits.argmax(-1) == validation_labels).float().mean().item()
     chosen = min(PENALTIES, key=loss.__getitem__)
     weight, bias = fits[chosen]
     return head.with_weights(weight.cpu(), bias.cpu()), LinearProbe(chosen, loss, accuracy)
-
-
-def _minimum(z: Tensor, labels: Tensor, penalty: float, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimise the penalised loss on features N x D from the values given, and return weight and bias."""
-    weight, bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
-    optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=_MAX_ITERATIONS, tolerance_grad=_GRADIENT_TOLERANCE, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = F.cross_entropy(z @ weight.T + bias, labels) + penalty / 2 * weight.square().sum()
-        torch.autograd.backward(value)
-        return value
-
-    with torch.enable_grad():
-        cast(Any, optimizer).step(closure)
-    return weight.detach(), bias.detach()
