@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from clearhead.heads import fold_heads as fold_heads
     from clearhead.heads import head_gradients as head_gradients
     from clearhead.landscape import hessian as hessian
+    from clearhead.metrics.power import plan as plan
     from clearhead.models import Classifier as Classifier
     from clearhead.models import Preprocessing as Preprocessing
     from clearhead.models import TokenGrid as TokenGrid
@@ -92,6 +93,7 @@ _MODULES = {
     "list_methods": "attribution",
     "load_model": "models",
     "overlay": "attribution",
+    "plan": "metrics.power",
     "predict": "prediction.predict",
     "read_images": "data.images",
     "register_method": "attribution",

@@ -2,6 +2,8 @@
 
 import csv
 import math
+import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet
@@ -10,9 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 
-from clearhead.analyses.robustness import baseline_line, changes, effective_robustness, over_seeds, set_row
+from clearhead.analyses.robustness import (
+    SuiteResult,
+    baseline_line,
+    changes,
+    effective_robustness,
+    over_seeds,
+    set_row,
+)
+from clearhead.analyses.subject import Subject
+from clearhead.analyses.suite_page import verdicts
 from clearhead.analyses.suite_tables import read_baselines, write_tables
 from clearhead.data.image_io import DataError
+from clearhead.metrics.power import images_needed
 from clearhead.metrics.statistics import holm, proportion
 from clearhead.prediction.suite_predictions import SuitePredictions
 
@@ -70,6 +82,23 @@ def test_a_set_is_flagged_only_where_it_stands_out_among_all():
     assert by_set["hard"].change.value == pytest.approx(harmed.mean() - base.mean())
     assert {change.word for name, change in by_set.items() if name != "hard"} == {"no difference detected"}
     assert all(change.adjusted >= change.p_value for change in by_set.values())
+
+
+def test_an_inconclusive_suite_names_the_images_that_would_show_its_clearest_change():
+    sets = {}
+    for name, up, down in (("fog", 12, 8), ("snow", 12, 2), ("clean", 0, 0)):
+        before = np.repeat([False, True], [up, 400 - up])
+        after = np.repeat([True, False, True], [up, down, 400 - up - down])
+        sets["b", name, "s"] = (predictions_of(before), predictions_of(after))
+    of_all = changes(sets | {("b", f"other {i}", "s"): sets["b", "clean", "s"] for i in range(20)})
+    result = SuiteResult(Subject(["a", "b"]), "clean", [], {}, changes=of_all)
+    [verdict] = verdicts(result)
+    assert verdict.word == "inconclusive"
+    images = images_needed(10 / 400, 14 / 400, level=1 - 0.05 / 23)
+    named = re.search(r"About (\d+) images \(now 400\) would show the change on snow \(\+2.5 pp\)", verdict.sentence)
+    assert int(named[1]) == pytest.approx(images, rel=0.03)
+    same = replace(result, changes=[change for change in of_all if change.set == "clean"])
+    assert verdicts(same)[0].sentence.endswith("was detected on any of 1 sets.")
 
 
 def test_answers_to_other_images_are_not_compared():

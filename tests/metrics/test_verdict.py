@@ -44,6 +44,28 @@ def test_the_sentence_gives_number_interval_and_margin():
     )
 
 
+A, W = "average accuracy", "worst-group accuracy"
+
+
+@pytest.mark.parametrize(
+    ("differences", "needed"),
+    [
+        ({A: change(-0.03, 0.03)}, "About 460 images (now 100) would show that average accuracy did not fall by more"),
+        ({A: change(-0.09, 0.01)}, "About 320 images (now 100) would show that average accuracy fell, if"),
+        ({A: change(-0.01, 0.02)}, "About 1,900 images (now 100) would show that average accuracy rose, if"),
+        ({W: change(-0.01, 0.02), A: change(-0.01, 0.012)}, "(now 100) would show that worst-group accuracy rose, if"),
+        ({A: change(-0.03, 0.03), W: change(-0.09, 0.09)}, "About 4,200 images (now 100) would show that average"),
+        ({A: change(-0.01, 0.01)}, ""),  # no observed gain to be shown
+        ({A: change(-0.0399999, 0)}, "More images would narrow the interval."),  # the loss is that of the margin
+    ],
+)
+def test_an_inconclusive_verdict_names_the_number_of_images_that_would_decide(differences, needed):
+    verdict = noninferiority_verdict(differences, 0.02)
+    assert verdict.word == "inconclusive"
+    assert needed in verdict.sentence
+    assert ("images" in verdict.sentence) == bool(needed)
+
+
 @given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 0.5), st.floats(0, 0.5))
 def test_a_wider_margin_never_turns_an_improvement_into_a_regression(value, half, margin, more):
     measure = {"average accuracy": Estimate(value, value - half, value + half, 10, "pp")}

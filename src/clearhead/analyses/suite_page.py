@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from clearhead.analyses.robustness import ALPHA, SetChange, SetRow, SuiteResult
+from clearhead.metrics.power import POWER, asymptotic_images, round_images
 from clearhead.metrics.statistics import format_value
 from clearhead.metrics.verdict import Outcome, Verdict
 from clearhead.report import plots
@@ -61,8 +62,30 @@ def verdicts(result: SuiteResult) -> list[Verdict]:
             sentence = (
                 f"No difference between {model} and {result.subject.model} was detected on any of {len(own)} sets."
             )
+            sentence += _images_for(own, len(result.changes))
         judged.append(Verdict(word, sentence, basis, result.subject.data))
     return judged
+
+
+def _images_for(changes: Sequence[SetChange], tests: int) -> str:
+    """Return a sentence on how many images would show one of the changes: the one that needs the fewest, if any does.
+
+    By the normal approximation of the paired test, at the level of one of `tests` (Bonferroni).
+    """
+    needed = []
+    for c in changes:
+        variance = (c.positive_flips + c.negative_flips) / max(c.change.count, 1) - c.change.value**2
+        images = asymptotic_images(abs(c.change.value), math.sqrt(max(variance, 0)), level=1 - ALPHA / tests)
+        if images is not None:
+            needed.append((max(images, c.change.count + 1), c.change.count, c))
+    if not needed:
+        return ""
+    images, count, c = min(needed, key=lambda entry: entry[0])
+    change = f"the change on {c.set} ({format_value(c.change.value, 'pp')})"
+    return (
+        f" About {round_images(images)} images (now {count:,}) would show {change}, if it is the true one "
+        f"(power {POWER:.0%})."
+    )
 
 
 def _largest(changes: Sequence[SetChange], most: int = 3) -> str:

@@ -13,6 +13,7 @@ from clearhead import __version__
 from clearhead.cli.analyses import Device, add_analyses
 from clearhead.cli.data import data_app
 from clearhead.cli.output import log_to_stderr, print_error
+from clearhead.cli.plan import plan
 from clearhead.cli.reproduce import reproduce_app
 from clearhead.errors import ClearheadError
 from clearhead.inputs import require_files
@@ -25,6 +26,7 @@ app = typer.Typer(
     help="See what a vision transformer relies on, repair it cheaply, and prove that the repair helped.",
 )
 add_analyses(app)
+app.command(epilog="Example: clearhead plan --effect 5 --margin 2 --accuracy 85")(plan)
 app.add_typer(data_app, name="data")
 app.add_typer(reproduce_app, name="reproduce")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.typing import ArrayLike
 from scipy.stats import binomtest, bootstrap, norm
 
 from clearhead.errors import ClearheadError
@@ -139,11 +140,21 @@ def accuracy_difference(before: Array, after: Array, level: float = LEVEL) -> Es
     """Return accuracy after - before on the same N images, with the paired interval of Bonett and Price (2012)."""
     count = _paired(before, after)
     positive, negative = _flips(before, after)
+    low, high = paired_interval(positive, negative, count, level)
+    return Estimate((positive - negative) / count, float(low), float(high), count, "pp")
+
+
+def paired_interval(positive: ArrayLike, negative: ArrayLike, count: int, level: float = LEVEL) -> tuple[Array, Array]:
+    """Return both ends of Bonett and Price's interval (2012) of (positive - negative) / count, flips of paired images.
+
+    Arrays of flips give arrays of ends.
+    """
+    positive, negative = np.asarray(positive), np.asarray(negative)
     up, down = (positive + 1) / (count + 2), (negative + 1) / (count + 2)
-    half = norm.ppf(0.5 + level / 2) * math.sqrt((up + down - (up - down) ** 2) / (count + 2))
+    half = norm.ppf(0.5 + level / 2) * np.sqrt((up + down - (up - down) ** 2) / (count + 2))
     value = (positive - negative) / count
-    low, high = max(-1.0, up - down - half), min(1.0, up - down + half)
-    return Estimate(value, min(low, value), max(high, value), count, "pp")
+    low, high = np.maximum(-1.0, up - down - half), np.minimum(1.0, up - down + half)
+    return np.minimum(low, value), np.maximum(high, value)
 
 
 def independent_difference(before: Array, after: Array, level: float = LEVEL) -> Estimate:

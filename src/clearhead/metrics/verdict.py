@@ -1,9 +1,11 @@
 """Decide from intervals, not from point estimates, whether a change improved or regressed a model."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from clearhead.metrics.power import POWER, images_at_observed, round_images
 from clearhead.metrics.statistics import Estimate, format_interval, format_value
 
 Outcome = Literal["improved", "regressed", "inconclusive", "gap"]
@@ -31,7 +33,8 @@ def noninferiority_verdict(differences: Mapping[str, Estimate], margin: float = 
 
     A measure is *better* if its interval lies above zero, *worse* if its interval lies below zero and extends below
     -margin, and *non-inferior* if its interval does not extend below -margin. One worse measure: regressed. At least
-    one better and all others non-inferior: improved. Otherwise: inconclusive.
+    one better and all others non-inferior: improved. Otherwise: inconclusive, and the sentence adds how many images
+    would decide, if the observed differences are the true ones (``clearhead.metrics.power``).
 
     Args:
         differences: by measure, in the order in which the sentence names them.
@@ -52,9 +55,36 @@ def noninferiority_verdict(differences: Mapping[str, Estimate], margin: float = 
         return Verdict("improved", f"{_sentence(rose)} {_sentence(others)}".rstrip(), basis)
     if unsure:
         maybe = [f"{name} may have fallen by more than {points} ({texts[name]})" for name in unsure]
-        return Verdict("inconclusive", f"{_sentence([*rose, *maybe])} More images would narrow the interval.", basis)
+        claims = [_claim(name, differences[name], margin) for name in unsure]
+        needed = _images_for(claims) or "More images would narrow the interval."
+        return Verdict("inconclusive", f"{_sentence([*rose, *maybe])} {needed}", basis)
     same = [f"{name} neither rose significantly nor fell by more than {points} ({texts[name]})" for name in texts]
-    return Verdict("inconclusive", _sentence(same), basis)
+    gains = [(f"{name} rose", e, 0.0) for name, e in differences.items() if e.value > 0]
+    fewest = min(gains, key=lambda claim: images_at_observed(claim[1], 0.0) or math.inf, default=None)
+    return Verdict("inconclusive", f"{_sentence(same)} {_images_for([fewest] if fewest else [])}".rstrip(), basis)
+
+
+def _claim(name: str, difference: Estimate, margin: float) -> tuple[str, Estimate, float]:
+    """Return what more images would show of a measure that may have fallen, and from which threshold its interval is.
+
+    It is what the observed difference points to.
+    """
+    if difference.value > -margin:
+        return f"{name} did not fall by more than {100 * margin:g} pp", difference, -margin
+    return f"{name} fell", difference, 0.0
+
+
+def _images_for(claims: Sequence[tuple[str, Estimate, float]]) -> str:
+    """Return a sentence on how many images would show some claims; empty where no realistic number would."""
+    needed = [images_at_observed(difference, threshold) for _, difference, threshold in claims]
+    counts = [count for count in needed if count is not None]
+    if not claims or len(counts) < len(claims):
+        return ""
+    return (
+        f"About {round_images(max(counts))} images (now {max(e.count for _, e, _ in claims):,}) would show that "
+        f"{' and that '.join(text for text, _, _ in claims)}, if the observed difference is the true one "
+        f"(power {POWER:.0%})."
+    )
 
 
 def _sentence(parts: list[str]) -> str:
