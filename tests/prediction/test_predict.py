@@ -48,3 +48,27 @@ def test_nan_logits_raise_an_error(function, masked: bool, folder: ImageIndex) -
     some = tuple(sample for sample in folder.samples if (sample.mask is not None) == masked)
     with pytest.raises(ValueError, match="answers are NaN"):
         function(model, replace(folder, samples=some))
+
+
+def test_each_change_is_predicted_and_observed(folder: ImageIndex) -> None:
+    model, seen = cases.classifier("timm-vit"), []
+    names = ["colour-removed", "background-only"]
+    result = predict(model, folder, shortcuts=names, maps=False, observe=seen.append)
+    assert list(result.interventions) == ["colour removed", "background only"]
+    masked = np.array([sample.mask is not None for sample in folder.samples])
+    assert 0 < masked.sum() < len(masked)
+    assert (result.interventions["colour removed"] >= 0).all()
+    np.testing.assert_array_equal(result.interventions["background only"] >= 0, masked)
+    assert np.isnan(result.relevance_mass).all()
+    index = torch.cat([changed.index for changed in seen if changed.name == "colour removed"])
+    assert sorted(index.tolist()) == list(range(len(folder.samples)))
+    for changed in seen:
+        predicted = torch.from_numpy(result.interventions[changed.name])
+        assert torch.equal(changed.logits_after.argmax(-1), predicted[changed.index])
+        assert torch.equal(changed.logits_before.argmax(-1), torch.from_numpy(result.predicted)[changed.index])
+        torch.testing.assert_close(model(changed.after), changed.logits_after)
+
+
+def test_an_unknown_change_raises_an_error(folder: ImageIndex) -> None:
+    with pytest.raises(ValueError, match="shortcuts: 'waterwark' is unknown; choose from watermark"):
+        predict(cases.classifier("timm-vit"), folder, shortcuts=["waterwark"])

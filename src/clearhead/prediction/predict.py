@@ -14,13 +14,16 @@ from torch import Tensor
 from clearhead.attribution import explain_with_logits, require_method
 from clearhead.data.dataset import ImageIndex, group_labels
 from clearhead.data.images import DataLike, as_image_index
-from clearhead.data.interventions import INTERVENTIONS, intervene
 from clearhead.data.loading import ImageDataset, loader
 from clearhead.models.classifier import Classifier, evaluation_mode, require_not_nan
 from clearhead.models.source import ModelLike, as_classifier
 from clearhead.progress import Progress, track
+from clearhead.shifts.shortcuts import SHORTCUTS, require_shortcuts, table_name
 
 Array = npt.NDArray[Any]
+
+BACKGROUND = tuple(name for name, shortcut in SHORTCUTS.items() if shortcut.needs_mask)
+"""The changes that need a mask."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class Predictions:
         relevance_mass: share of the relevance of the predicted class that lies in the mask (relevance mass accuracy);
             NaN without a mask.
         area: share of the image that is in the mask: the relevance mass of a constant map; NaN without a mask.
-        interventions: predicted class under each of ``INTERVENTIONS``; -1 without a mask, or where the batch has no
-            other image with a mask.
+        interventions: predicted class under each change of the images; -1 where it needs a mask that is missing, or
+            where the batch has no other image with a mask.
         method: the attribution method of the relevance.
         scaled: confidence, loss and brier of the logits divided by a temperature; empty without a temperature.
     """
@@ -77,6 +80,29 @@ class Predictions:
         return columns | {f"predicted, {name}": names[values] for name, values in self.interventions.items()}
 
 
+@dataclass(frozen=True)
+class Changed:
+    """A batch of n images before and after a change.
+
+    Attributes:
+        name: of the change, as in ``Predictions.interventions``.
+        index: into the index's samples, n.
+        before: the images, n x C x H x W, pixels in 0..1.
+        after: the changed images.
+        label: n.
+        logits_before: n x classes.
+        logits_after: n x classes.
+    """
+
+    name: str
+    index: Tensor
+    before: Tensor
+    after: Tensor
+    label: Tensor
+    logits_before: Tensor
+    logits_after: Tensor
+
+
 def default_method(model: Classifier) -> str:
     """Return the default attribution method: GAE for models with a token grid, else the input gradient."""
     return "gae" if model.grid is not None else "input-gradient"
@@ -92,9 +118,12 @@ def predict(
     workers: int = 0,
     seed: int = 0,
     temperature: float | None = None,
+    shortcuts: Sequence[str] = BACKGROUND,
+    maps: bool = True,
+    observe: Callable[[Changed], None] | None = None,
     progress: Progress | None = None,
 ) -> Predictions:
-    """Return a model's predictions: one forward pass per image; with a mask also one backward and three forward passes.
+    """Return a model's predictions: one forward pass per image and change; with a mask also one backward pass.
 
     Args:
         model: a classifier or the name of one; it runs in eval mode on the device of its parameters.
@@ -105,6 +134,10 @@ def predict(
         workers: processes that load images; 0 loads in the main process.
         seed: of the order of the images, which pairs images with backgrounds.
         temperature: divisor of the logits for `scaled`.
+        shortcuts: changes of the images, keys of ``clearhead.shifts.shortcuts.SHORTCUTS``; by default those that need
+            a mask.
+        maps: whether to measure the relevance in the foreground, of images with a mask.
+        observe: is called with each batch under each change.
         progress: shows progress.
 
     Raises:
@@ -115,20 +148,22 @@ def predict(
     model = as_classifier(model)
     index = as_image_index(data, classes=model.classes)
     method = require_method(method or default_method(model))
+    shortcuts = require_shortcuts(shortcuts)
 
     def measure(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         image, label, mask, has_mask = (batch[key] for key in ("image", "label", "mask", "has_mask"))
-        if has_mask.any():
-            maps, logits = explain_with_logits(model, image, method=method)
+        explained = has_mask & maps
+        if explained.any():
+            heat, logits = explain_with_logits(model, image, method=method)
         else:  # no mask to compare a map with
             with torch.inference_mode():
-                maps, logits = mask[:, 0], model(image)
+                heat, logits = mask[:, 0], model(image)
         logits = require_not_nan(logits.float())
-        columns = _scores(logits, label) | _relevance_mass(maps, mask[:, 0], has_mask)
+        columns = _scores(logits, label) | _relevance_mass(heat, mask[:, 0], explained)
         if temperature is not None:
             scaled = _scores(logits / temperature, label)
             columns |= {f"{name}, scaled": scaled[name] for name in _SCALED}
-        return columns | _predict_interventions(model, image, mask, has_mask)
+        return columns | _predict_changed(model, batch, logits, shortcuts, observe)
 
     shuffle = any(sample.mask for sample in index.samples)  # pairs backgrounds; shards are faster to read in order
     columns = _run(model, index, measure, batch_size, workers, progress, "predictions", seed if shuffle else None)
@@ -136,7 +171,7 @@ def predict(
         file=np.array([sample.file for sample in index.samples]),
         label=np.array([sample.label for sample in index.samples]),
         group=np.array(group_labels(index, group_columns)),
-        interventions={name: columns.pop(name) for name in INTERVENTIONS},
+        interventions={table_name(name): columns.pop(name) for name in shortcuts},
         method=method,
         scaled={name: columns.pop(f"{name}, scaled") for name in _SCALED if temperature is not None},
         **columns,
@@ -194,7 +229,7 @@ def _run(
     columns: dict[str, list[Tensor]] = defaultdict(list)
     with evaluation_mode(model.module):
         for batch in track(batches, progress, description):
-            on_device = {name: batch[name].to(device) for name in ("image", "label", "mask", "has_mask")}
+            on_device = {name: batch[name].to(device) for name in ("image", "label", "mask", "has_mask", "index")}
             for name, values in (measure(on_device) | {"index": batch["index"]}).items():
                 columns[name].append(values.cpu())
     order = torch.cat(columns.pop("index")).argsort()
@@ -223,14 +258,27 @@ def _relevance_mass(maps: Tensor, mask: Tensor, has_mask: Tensor) -> dict[str, T
     }
 
 
-@torch.no_grad()
-def _predict_interventions(model: Classifier, image: Tensor, mask: Tensor, has_mask: Tensor) -> dict[str, Tensor]:
-    """Return the predicted class under each intervention, B each; -1 without a mask or another image to swap with."""
-    predicted = {name: torch.full((len(image),), -1, device=image.device) for name in INTERVENTIONS}
-    if not has_mask.any():
-        return predicted
-    x, s = image[has_mask], mask[has_mask]
-    for name, changed in zip(INTERVENTIONS, intervene(x, s, model.preprocess.mean), strict=True):
-        if name != "background swapped" or len(x) > 1:
-            predicted[name][has_mask] = model(changed).argmax(-1)
-    return predicted
+@torch.inference_mode()
+def _predict_changed(
+    model: Classifier,
+    batch: dict[str, Tensor],
+    logits: Tensor,
+    shortcuts: Sequence[str],
+    observe: Callable[[Changed], None] | None,
+) -> dict[str, Tensor]:
+    """Return the predicted class under each change, B each; -1 without a mask it needs, or an image to swap with."""
+    image, mask, has_mask = batch["image"], batch["mask"], batch["has_mask"]
+    columns = {}
+    for name in shortcuts:
+        shortcut = SHORTCUTS[name]
+        rows = has_mask if shortcut.needs_mask else torch.ones_like(has_mask)
+        columns[name] = torch.full((len(image),), -1, device=image.device)
+        if rows.sum() < (2 if name == "background-swapped" else 1):
+            continue
+        changed = shortcut.change(image[rows], mask[rows], model.preprocess.mean)
+        after = model(changed).float()
+        columns[name][rows] = after.argmax(-1)
+        if observe:
+            measured = (batch["index"][rows], image[rows], changed, batch["label"][rows], logits[rows], after)
+            observe(Changed(table_name(name), *measured))
+    return columns

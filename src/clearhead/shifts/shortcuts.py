@@ -10,7 +10,7 @@ background are those of ``clearhead.data.interventions``.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2 import functional as pixels
 
-from clearhead.data.interventions import INTERVENTIONS, intervene
+from clearhead.data.interventions import remove_background, remove_object, swap_backgrounds
+from clearhead.errors import ClearheadError
 from clearhead.shifts.sweeps import patch_shuffle
 
 Change = Callable[[Tensor, Tensor, Sequence[float]], Tensor]
@@ -38,6 +39,8 @@ class Shortcut:
         reading: what a model that loses accuracy relies on.
         needs_mask: whether it needs foreground masks.
         keeps_object: False where the object is removed: then accuracy above the chance level shows the reliance.
+        changes_object: whether it changes the object too: a drop then shows what a model uses, which may well be the
+            object.
         draw: the change with random strength, position or content, for training images; by default `change`.
     """
 
@@ -45,6 +48,7 @@ class Shortcut:
     reading: str
     needs_mask: bool = False
     keeps_object: bool = True
+    changes_object: bool = False
     draw: RandomChange | None = None
 
     def random(self, images: Tensor, masks: Tensor, fill: Sequence[float], generator: torch.Generator) -> Tensor:
@@ -100,10 +104,6 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(AddWatermark().font.path), size)
 
 
-def _background(images: Tensor, masks: Tensor, fill: Sequence[float], *, number: int) -> Tensor:
-    return intervene(images, masks, fill)[number]
-
-
 def patches_shuffled(images: Tensor, _masks: Tensor, _fill: Sequence[float]) -> Tensor:
     """Shuffle the patches of a 4 x 4 grid, in one order for all images; B x 3 x H x W."""
     generators = [torch.Generator().manual_seed(0) for _ in images]
@@ -121,10 +121,22 @@ def low_frequencies_removed(images: Tensor, _masks: Tensor, _fill: Sequence[floa
 
 
 def _blurred(images: Tensor) -> Tensor:
+    """Blur columns, then rows, each by one matrix: torchvision's blur applies the whole square and is slower."""
     sigma = images.shape[-2] / 75
-    size = 2 * max(1, round(3 * sigma)) + 1
-    blurred: Tensor = pixels.gaussian_blur(images, [size, size], [sigma, sigma])
-    return blurred
+    down, across = (_blur_matrix(side, sigma).to(images) for side in images.shape[-2:])
+    return down @ images @ across.mT
+
+
+@cache
+def _blur_matrix(side: int, sigma: float) -> Tensor:
+    """Return the matrix that blurs a line of pixels, reflected at its ends; side x side."""
+    reach = min(max(1, round(3 * sigma)), side - 1)
+    with torch.inference_mode(False):  # it is cached
+        offsets = torch.arange(-reach, reach + 1)
+        weights = torch.exp(-(offsets**2) / (2 * sigma**2))
+        sources = (torch.arange(side)[:, None] + offsets).abs()
+        sources = side - 1 - (side - 1 - sources).abs()
+        return torch.zeros(side, side).scatter_add_(1, sources, (weights / weights.sum()).expand(side, -1))
 
 
 def colour_removed(images: Tensor, _masks: Tensor, _fill: Sequence[float]) -> Tensor:
@@ -178,18 +190,30 @@ def _with_date(images: Tensor, text: str, x: float, y: float) -> Tensor:
     return torch.lerp(images, images.new_tensor((1.0, 0.55, 0.1))[:, None, None].expand_as(images), opacity)
 
 
-REMOVED, SWAPPED, ONLY = (partial(_background, number=i) for i in range(len(INTERVENTIONS)))
-
 SHORTCUTS: dict[str, Shortcut] = {
     "watermark": Shortcut(watermark, "the absence of text over the image", draw=_random_watermark),
-    "background-swapped": Shortcut(SWAPPED, "the background", needs_mask=True),
-    "background-removed": Shortcut(REMOVED, "the presence of a background", needs_mask=True),
-    "background-only": Shortcut(ONLY, "the background without the object", needs_mask=True, keeps_object=False),
-    "patches-shuffled": Shortcut(patches_shuffled, "the arrangement of the parts"),
-    "high-frequencies-removed": Shortcut(high_frequencies_removed, "fine texture and edges"),
-    "low-frequencies-removed": Shortcut(low_frequencies_removed, "colours and shading of large areas"),
-    "colour-removed": Shortcut(colour_removed, "colour"),
+    "background-swapped": Shortcut(swap_backgrounds, "the background", needs_mask=True),
+    "background-removed": Shortcut(remove_background, "the presence of a background", needs_mask=True),
+    "background-only": Shortcut(
+        remove_object, "the background without the object", needs_mask=True, keeps_object=False
+    ),
+    "patches-shuffled": Shortcut(patches_shuffled, "the arrangement of the parts", changes_object=True),
+    "high-frequencies-removed": Shortcut(high_frequencies_removed, "fine texture and edges", changes_object=True),
+    "low-frequencies-removed": Shortcut(low_frequencies_removed, "colours of large areas", changes_object=True),
+    "colour-removed": Shortcut(colour_removed, "colour", changes_object=True),
     "sticker": Shortcut(sticker, "small objects beside the main one", draw=_random_sticker),
     "date-stamp": Shortcut(date_stamp, "small text in a corner", draw=_random_date_stamp),
 }
-"""The battery, by the names on the command line; in tables with spaces for hyphens."""
+"""The battery, by the names on the command line; in tables with spaces for hyphens (``table_name``)."""
+
+
+def table_name(shortcut: str) -> str:
+    """Return the name of a shortcut in tables and of its column of predictions: with spaces for hyphens."""
+    return shortcut.replace("-", " ")
+
+
+def require_shortcuts(names: Sequence[str] | None) -> list[str]:
+    """Return the names of shortcuts, all for None. Raises ClearheadError for one that is unknown."""
+    if unknown := [name for name in names or [] if name not in SHORTCUTS]:
+        raise ClearheadError(f"shortcuts: {unknown[0]!r} is unknown; choose from {', '.join(SHORTCUTS)}")
+    return list(dict.fromkeys(SHORTCUTS if names is None else names))
