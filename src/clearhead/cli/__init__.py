@@ -11,6 +11,7 @@ import typer
 
 from clearhead import __version__
 from clearhead.cli.analyses import Device, add_analyses
+from clearhead.cli.check import add_check
 from clearhead.cli.data import data_app
 from clearhead.cli.output import log_to_stderr, print_error
 from clearhead.cli.plan import plan
@@ -26,6 +27,7 @@ app = typer.Typer(
     help="See what a vision transformer relies on, repair it cheaply, and prove that the repair helped.",
 )
 add_analyses(app)
+add_check(app)
 app.command(epilog="Example: clearhead plan --effect 5 --margin 2 --accuracy 85")(plan)
 app.add_typer(data_app, name="data")
 app.add_typer(reproduce_app, name="reproduce")

@@ -2,13 +2,14 @@
 
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
 from clearhead.analyses import ANALYSES
+from clearhead.cli.output import print_run
 from clearhead.cli.signature import Parameter, is_sequence, literals, read_signature
 from clearhead.errors import ClearheadError
 from clearhead.inputs import require_data, require_files, require_model
@@ -66,12 +67,20 @@ def add_analyses(app: typer.Typer) -> None:
             groups[group] = typer.Typer(no_args_is_help=True, help=GROUPS.get(group, ""))
             app.add_typer(groups[group], name=group)
         parent = groups[group] if group else app
-        parent.command(name, help=signature.summary, epilog=epilog)(_function(command, module))
+        parent.command(name, help=signature.summary, epilog=epilog)(analysis_function(command, print_run))
 
 
-def _function(command: str, module: str) -> Callable[..., None]:
-    """Return the function that typer calls, with the signature that it reads."""
-    signature = read_signature(module)
+def analysis_function(
+    command: str, finish: Callable[..., None], options: Sequence[inspect.Parameter] = ()
+) -> Callable[..., None]:
+    """Return the function that typer calls for an analysis, with the signature that it reads.
+
+    Args:
+        command: a key of ``ANALYSES``.
+        finish: is called with the finished run and, by name, the values of the further options.
+        options: further options.
+    """
+    signature = read_signature(ANALYSES[command])
 
     def call(**values: Any) -> None:
         arguments = {name: values[name] for name in signature.positional}
@@ -79,22 +88,21 @@ def _function(command: str, module: str) -> Callable[..., None]:
         _require_inputs(arguments)
         if "images" in arguments:
             arguments["images"] = _image_files(arguments["images"])
-        from clearhead.cli.output import print_run
         from clearhead.runs import run
 
-        options = {name: values[name] for name in _MODEL_OPTIONS if values.get(name) is not None}
+        model_options = {name: values[name] for name in _MODEL_OPTIONS if values.get(name) is not None}
         outcome = run(
             command,
             arguments,
             out=values["out"],
             overwrite=values["overwrite"],
             device=values["device"],
-            model_options=_model_options(options),
+            model_options=_model_options(model_options),
         )
-        print_run(outcome)
+        finish(outcome, **{option.name: values[option.name] for option in options})
 
     parameters = [_argument(name) for name in signature.positional]
-    parameters += [_option(parameter) for parameter in signature.parameters]
+    parameters += [*(_option(parameter) for parameter in signature.parameters), *options]
     extra = dict(_RUN_OPTIONS)
     if any(name in _MODELS for name in signature.positional):
         extra |= _MODEL_OPTIONS
