@@ -68,6 +68,18 @@ def test_every_repair_leaves_a_checkpoint_and_both_comparisons(workspace, method
         assert numbers["validation"]["after"]["accuracy"]["value"] == pytest.approx(selection["after"])
 
 
+def test_counterfactuals_of_the_chosen_shortcuts_train_low_rank_updates(workspace):
+    pytest.importorskip("peft")
+    options = ["--method", "counterfactual", "--shortcuts", "sticker,background-swapped", "--clean", 2]
+    options += ["--train", "lora", "--lr", 1e-3, "--epochs", 1, "--out", "lora"]
+    run = clearhead("repair", "model", "data", *options, cwd=workspace)
+    assert run.returncode == 0, run.stderr
+    parts = result(workspace / "lora")["outcome"]["history"][1]["validation"]
+    assert parts["loss"] == pytest.approx(parts["consistency"] + 2 * parts["clean"])
+    module = timm.create_model(f"local-dir:{workspace / 'lora' / 'checkpoint'}", pretrained=True)
+    assert not any("lora" in name for name in module.state_dict())
+
+
 def test_terms_are_switched_and_recorded(workspace):
     options = ["--preset", "DeiT-S", "--epochs", 1, "--background", 0, "--target", "truth", "--attribution", "rollout"]
     run = clearhead("repair", "model", "data", *options, "--out", "terms", cwd=workspace)
@@ -88,6 +100,8 @@ def test_terms_are_switched_and_recorded(workspace):
         (["data", "--method", "dfr", "--background", "1"], "not an option of the method dfr"),
         (["data", "--method", "lrp"], "relevance"),
         (["data", "--method", "jtt", "--upweight", "0"], "upweight: got 0.0; a positive number is needed"),
+        (["data", "--method", "counterfactual", "--shortcuts", "fog"], "shortcuts: 'fog' is unknown; choose from"),
+        (["data", "--method", "dfr", "--train", "head"], "the method dfr does not fine-tune"),
         (["data", "--upweight", "3"], "upweight: not an option of the method relevance"),
         (["data", "--preset", "ViT-Z"], "choose from ViT-B"),
         (["data", "--device", "cuda:7"], "device: 'cuda:7' is unavailable"),

@@ -70,9 +70,21 @@ def measure(
     data: str | Path,
     *,
     method: Annotated[
-        Literal["afr", "dfr", "heads", "jtt", "reweight", "groupdro", "relevance", "gradmask", "rrr"],
+        Literal[
+            "afr",
+            "dfr",
+            "heads",
+            "jtt",
+            "counterfactual",
+            "background-swap",
+            "reweight",
+            "groupdro",
+            "relevance",
+            "gradmask",
+            "rrr",
+        ],
         Option(
-            "By labels alone (afr, jtt, heads), groups (dfr, reweight, groupdro) or masks (relevance, gradmask, rrr)."
+            "Needs groups: dfr, reweight, groupdro; masks: background-swap, relevance, gradmask, rrr; others nothing."
         ),
     ] = "relevance",
     preset: Annotated[
@@ -83,6 +95,10 @@ def measure(
     ] = None,
     lr: Annotated[float | None, Option("Learning rate. Default: 1e-5, or the preset's.", min=0)] = None,
     batch_size: BatchSize = 8,
+    trainable: Annotated[
+        Literal["all", "head", "lora"],
+        Option("Train all parameters, the classifier head, or low-rank updates.", name="--train"),
+    ] = "all",
     background: Annotated[
         float | None, Option("Weight of the background term; 0 leaves it out.", min=0, panel="Repair by masks")
     ] = None,
@@ -90,7 +106,8 @@ def measure(
         float | None, Option("Weight of relevance's foreground term.", min=0, panel="Repair by masks")
     ] = None,
     classification: Annotated[
-        float | None, Option("Weight of the classification term.", min=0, panel="Repair by masks")
+        float | None,
+        Option("Weight of the classification term (also of counterfactual).", min=0, panel="Repair by masks"),
     ] = None,
     temperature: Annotated[
         float | None,
@@ -112,6 +129,22 @@ def measure(
     ] = None,
     second_order: Annotated[
         bool | None, Option("Differentiate through the gradient of attention too.", panel="Repair by masks")
+    ] = None,
+    shortcuts: Annotated[
+        Sequence[str] | None,
+        Option("Changes to train on, comma-separated. Default: all that apply.", panel="Repair by counterfactuals"),
+    ] = None,
+    consistency: Annotated[
+        float | None,
+        Option(
+            "Weight of agreement with the original model, on changed images. Default: 1.",
+            min=0,
+            panel="Repair by counterfactuals",
+        ),
+    ] = None,
+    clean: Annotated[
+        float | None,
+        Option("The same on clean images. Default: 1.", min=0, panel="Repair by counterfactuals"),
     ] = None,
     search: Annotated[
         Literal["exhaustive", "greedy", "importance"] | None,
@@ -169,6 +202,7 @@ def measure(
         epochs: passes over the training images.
         lr: learning rate.
         batch_size: images per step, over all processes.
+        trainable: see ``clearhead.repair``.
         background: option of a repair by masks, as are the following up to `second_order`.
         foreground: see ``RelevanceLoss``.
         classification: see ``RelevanceLoss``.
@@ -177,6 +211,9 @@ def measure(
         attribution: see ``RelevanceLoss``.
         background_swap: see ``RelevanceLoss``.
         second_order: see ``RelevanceLoss``.
+        shortcuts: option of the repair by counterfactuals, as are the next two.
+        consistency: see ``CounterfactualLoss``.
+        clean: see ``CounterfactualLoss``.
         search: option of the repair by heads, as are the following up to `limit`.
         layers: see ``clearhead.select_heads``.
         objective: see ``clearhead.select_heads``.
@@ -206,6 +243,9 @@ def measure(
         "attribution": attribution,
         "background_swap": background_swap,
         "second_order": second_order,
+        "shortcuts": shortcuts,
+        "consistency": consistency,
+        "clean": clean,
         "search": search,
         "layers": layers,
         "objective": objective,
@@ -251,6 +291,7 @@ def measure(
         method=method,
         config=config,
         group_columns=groups,
+        trainable=trainable,
         state=state,
         device=device,
         progress=progress,

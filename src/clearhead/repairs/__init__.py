@@ -1,6 +1,7 @@
 """Make a model rely on the right features; the result is an ordinary checkpoint of its library."""
 
 from clearhead.repairs.afr import HeadCandidate, ReweightedHead, reweight_head
+from clearhead.repairs.counterfactual import COUNTERFACTUALS, CounterfactualLoss
 from clearhead.repairs.dfr import RetrainedHead, retrain_head
 from clearhead.repairs.group_losses import GroupDRO, Reweight
 from clearhead.repairs.head_selection import Selection, select_heads
@@ -11,8 +12,10 @@ from clearhead.repairs.registry import REPAIRS, LossInputs, Repair, RepairOutcom
 from clearhead.repairs.relevance import RelevanceLoss, relevance_maps
 
 __all__ = [
+    "COUNTERFACTUALS",
     "PRESETS",
     "REPAIRS",
+    "CounterfactualLoss",
     "GradMaskLoss",
     "GroupDRO",
     "HeadCandidate",

@@ -30,6 +30,7 @@ from clearhead.models import Classifier, as_classifier
 from clearhead.models.classifier import copied, on_device
 from clearhead.progress import Progress
 from clearhead.repairs.afr import ReweightedHead, reweight_head
+from clearhead.repairs.counterfactual import CounterfactualLoss, background_swap
 from clearhead.repairs.dfr import RetrainedHead, retrain_head
 from clearhead.repairs.group_losses import GroupDRO, Reweight
 from clearhead.repairs.head_selection import Selection, keep_heads
@@ -42,6 +43,7 @@ from clearhead.training.history import Epoch, Monitor
 from clearhead.training.linear_head import Features
 from clearhead.training.loop import fit
 from clearhead.training.losses import Loss
+from clearhead.training.trainable import Trainable, merged, with_trainable
 
 Report = Selection | RetrainedHead | ReweightedHead
 """What the functions among the repairs report."""
@@ -137,6 +139,18 @@ REPAIRS: dict[str, Repair] = {
         loss=JTTLoss.from_mistakes,
         source="2107.09931",
     ),
+    "counterfactual": Repair(
+        "keep the original outputs under the changes of the shortcut battery",
+        "nothing",
+        "fine-tuning, at about 2.5 times the time of plain steps",
+        loss=CounterfactualLoss.from_model,
+    ),
+    "background-swap": Repair(
+        "keep the original outputs on another image's background",
+        "masks",
+        "fine-tuning, at about 2.5 times the time of plain steps",
+        loss=background_swap,
+    ),
     "reweight": Repair(
         "weight images by the inverse size of their group",
         "groups",
@@ -203,6 +217,7 @@ def repair(
     config: TrainConfig | None = None,
     group_columns: Sequence[str] | None = None,
     features: Features | None = None,
+    trainable: Trainable = "all",
     state: Path | None = None,
     device: str | None = None,
     progress: Progress | None = None,
@@ -224,6 +239,8 @@ def repair(
         group_columns: metadata columns that define the groups together with the class; None for all columns.
         features: of the images, from ``clearhead.training.linear_head.read_features``, for the repairs of the
             classifier head (``afr``, ``dfr``); computed if None. Pass them to try several.
+        trainable: what a repair that fine-tunes trains: ``all``, the ``head`` alone, or low-rank updates (``lora``),
+            which are merged into the weights.
         state: folder for the state of the last epoch, from which an interrupted training resumes.
         device: such as ``cpu`` or ``cuda``; by default a GPU where one is available.
         progress: shows progress (``clearhead.progress``).
@@ -239,6 +256,8 @@ def repair(
     train_images, validation_images = _images(train, validation, classifier, method, config.seed)
     if train_images is not None and train_images.root == validation_images.root:
         require_apart(training=train_images, validation=validation_images)
+    if trainable != "all" and chosen.function is not None:
+        raise ClearheadError(f"trainable: got {trainable!r}, but the method {method} does not fine-tune; leave it out")
     loading: dict[str, Any] = {"seed": config.seed, "batch_size": config.batch_size, "workers": config.workers}
     if chosen.function is not None:
         shared = {"features": features} if "features" in _parameters(chosen.function) else {}
@@ -259,7 +278,7 @@ def repair(
         original = on_device(replace(classifier, module=copied(classifier.module).eval()), device)
     inputs = LossInputs(original, train_images, validation_images, group_columns, progress=progress, **loading)
     repaired, history = fit(
-        classifier,
+        with_trainable(classifier, trainable, config.seed),
         build_loss(method, inputs, options),
         train_images,
         validation_images,
@@ -271,7 +290,7 @@ def repair(
         chosen.monitor,
         chosen.balance_groups,
     )
-    return repaired, RepairOutcome(method, history, chosen.monitor)
+    return merged(repaired, classifier), RepairOutcome(method, history, chosen.monitor)
 
 
 def require_repair(method: str, config: TrainConfig, options: Mapping[str, Any]) -> Repair:
