@@ -14,6 +14,7 @@ from clearhead import _torchvision  # noqa: F401  (its hook must be in place bef
 
 if TYPE_CHECKING:
     from clearhead.analyses.audit import measure as audit  # noqa: F401
+    from clearhead.analyses.battery import measure as battery  # noqa: F401
     from clearhead.analyses.cka import cka as cka
     from clearhead.analyses.compare import measure as compare  # noqa: F401
     from clearhead.analyses.evaluate import measure as evaluate_suite  # noqa: F401
@@ -76,6 +77,7 @@ _MODULES = {
     "TrainConfig": "training.config",
     "as_classifier": "models",
     "audit": "analyses.audit:measure",
+    "battery": "analyses.battery:measure",
     "cka": "analyses.cka",
     "compare": "analyses.compare:measure",
     "evaluate_suite": "analyses.evaluate:measure",

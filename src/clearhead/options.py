@@ -51,6 +51,10 @@ Split = Annotated[str | None, Option("Use only the images of this split. Default
 Groups = Annotated[
     Sequence[str] | None, Option("Columns of metadata.csv that define groups, comma-separated. Default: all.")
 ]
+Masks = Annotated[
+    Literal["auto", "none"],
+    Option("auto: where the data has no masks, make them with the model (TokenCut); none: use only those of the data."),
+]
 Limit = Annotated[int | None, Option("Use at most this many images, drawn at random. Default: all.", min=2)]
 Method = Annotated[str | None, Option("Attribution method. Default: gae, or input-gradient for models without tokens.")]
 Methods = Annotated[

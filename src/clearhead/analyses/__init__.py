@@ -9,6 +9,7 @@ ANALYSES: dict[str, str] = {
     "heads": "clearhead.analyses.heads",
     "faithfulness": "clearhead.analyses.faithfulness",
     "audit": "clearhead.analyses.audit",
+    "battery": "clearhead.analyses.battery",
     "compare": "clearhead.analyses.compare",
     "localize": "clearhead.analyses.localisation",
     "knn": "clearhead.analyses.knn",

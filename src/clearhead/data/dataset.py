@@ -20,14 +20,14 @@ class Sample:
         file: its unique name: the path relative to the class folders, or in its shard.
         path: the image file, or where the image is stored in a larger file.
         label: the index of its class.
-        mask: the file of its foreground mask, if it has one.
+        mask: the file of its foreground mask, or where it is stored, if it has one.
         groups: its metadata, without the columns file and split.
     """
 
     file: str
     path: Path | ImageRef
     label: int
-    mask: Path | None
+    mask: Path | ImageRef | None
     groups: Mapping[str, str]
 
     @property

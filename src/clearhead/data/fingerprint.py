@@ -9,7 +9,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from clearhead.data.dataset import ImageIndex
-from clearhead.data.image_io import DataError
+from clearhead.data.image_io import DataError, ImageRef
 
 _VERSION_KEYS = ("size", "etag", "blob_id", "checksum", "md5", "mtime", "lastmodified", "last_modified", "created")
 """Entries of fsspec's ``info``, in lower case, that change when the contents of a remote file change."""
@@ -42,7 +42,7 @@ def fingerprint(index: ImageIndex) -> dict[str, str]:
         images.append(f"{sample.file}\0{sample.label}\0{version}")
     return {
         "images": _digest(images),
-        "masks": _digest(f"{s.file}\0{_file_version(s.mask)}" for s in index.samples if s.mask is not None),
+        "masks": _digest(f"{s.file}\0{_version(s.mask)}" for s in index.samples if s.mask is not None),
         "metadata": _digest("\0".join((s.file, *map(str, s.groups.items()))) for s in index.samples if s.groups),
         "classes": _digest(index.classes),
     }
@@ -54,6 +54,10 @@ def _digest(lines: Iterable[str]) -> str:
         digest.update(line.encode("utf-8", "surrogatepass") + b"\0\n")
         empty = False
     return "none" if empty else digest.hexdigest()
+
+
+def _version(mask: Path | ImageRef) -> str:
+    return _file_version(mask) if isinstance(mask, Path) else repr(mask)
 
 
 def _file_version(path: str | Path) -> str:

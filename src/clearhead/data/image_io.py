@@ -35,13 +35,13 @@ def load_image(path: Path | ImageRef) -> Image.Image:
         raise DataError(f"{path}: {_reason(error)}") from error
 
 
-def load_mask(path: Path) -> Image.Image:
+def load_mask(path: Path | ImageRef) -> Image.Image:
     """Return a mask as mode L: 255 where the file is nonzero (for a palette: the index) and opaque, 0 elsewhere.
 
     The EXIF orientation is applied. Raises DataError with the path.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(path) if isinstance(path, Path) else path.open() as opened:
             image = _upright(opened)
             if image.mode in ("LA", "PA", "RGBA"):
                 *colours, alpha = image.split()

@@ -147,7 +147,8 @@ def write_masks(
             (masks / name).mkdir(parents=True)
         outcomes: Iterable[_Outcome]
         if model is not None:
-            outcomes = _cut_all(model, unique, masks, layers, tau, side, limits, batch_size, workers)
+            cuts = cut_images(model, unique, layers=layers, tau=tau, side=side, batch_size=batch_size, workers=workers)
+            outcomes = (_save_mask(sample, mask, cut, limits, masks) for sample, mask, cut in cuts)
         else:
             assert annotations is not None
             outcomes = (_save_mask(sample, mask, None, limits, masks) for sample, mask in annotations(unique))
@@ -172,57 +173,62 @@ def _split_shared_names(data: ImageIndex) -> tuple[ImageIndex, list[_Outcome]]:
     return replace(data, samples=tuple(unique)), shared
 
 
-def _cut_all(
+def cut_images(
     model: Classifier,
     data: ImageIndex,
-    masks: Path,
-    layers: Sequence[int] | None,
-    tau: float,
-    side: Side,
-    limits: Limits,
-    batch_size: int,
-    workers: int,
-) -> Iterator[_Outcome]:
-    """Find, check and save every image's mask with a model."""
+    *,
+    layers: Sequence[int] | None = None,
+    tau: float = TAU,
+    side: Side = "inside",
+    batch_size: int = 32,
+    workers: int = 0,
+) -> Iterator[tuple[Sample, Mask, Cut]]:
+    """Find the object in every image with a model; yield the refined mask, of the image's size, and the cut.
+
+    Each image is scaled to the model's input size as a whole, whatever its preprocessing would crop.
+    """
     whole = replace(model.preprocess, resize=model.preprocess.size, crop_mode="squash")
     unmasked = replace(data, samples=tuple(replace(sample, mask=None) for sample in data.samples))
-    device = model.device
 
-    def finish(sample: Sample, cut: Cut) -> _Outcome:
-        size = load_image(sample.path).size
-        return _save_mask(sample, refine(cut, size), cut, limits, masks)
+    def finish(sample: Sample, cut: Cut) -> tuple[Sample, Mask, Cut]:
+        return sample, refine(cut, load_image(sample.path).size), cut
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for batch in loader(ImageDataset(unmasked, whole), batch_size, workers):
             samples = [data.samples[index] for index in batch["index"]]
-            cuts = tokencut(model, batch["image"].to(device), layers=layers, tau=tau, side=side)
+            cuts = tokencut(model, batch["image"].to(model.device), layers=layers, tau=tau, side=side)
             yield from pool.map(finish, samples, cuts)
+
+
+def reason_to_drop(mask: Mask, cut: Cut | None, limits: Limits) -> tuple[str, str] | None:
+    """Return why a mask does not satisfy the limits, as category and detail; `cut` is that of a model's mask."""
+    area = float(mask.mean())
+    if area == 0:
+        return "no-object", "the model finds no object" if cut else "no object is annotated"
+    if area < limits.min_area:
+        return "too-small", f"{area:.1%} of the image; the minimum is {limits.min_area:.1%}"
+    if area > limits.max_area:
+        return "too-large", f"{area:.1%} of the image; the maximum is {limits.max_area:.1%}"
+    if cut and cut.border > limits.max_border:
+        detail = f"{cut.border:.1%} of its patches are at the image's border; the maximum is {limits.max_border:.1%}"
+        return "at-border", detail
+    if cut and cut.agreement < limits.min_agreement:
+        detail = f"IoU {cut.agreement:.2f} with the cut at a near tau; the minimum is {limits.min_agreement:.2f}"
+        return "inconsistent", detail
+    return None
 
 
 def _save_mask(sample: Sample, mask: Mask | tuple[str, str], cut: Cut | None, limits: Limits, masks: Path) -> _Outcome:
     """Save a mask that satisfies the limits; return the outcome. `cut` is the model's; `mask` may be a reason."""
     if isinstance(mask, tuple):
         return _Outcome(DataIssue(sample.file, *mask, DROPPED))
-    area = float(mask.mean())
-    reason = None
-    if area == 0:
-        reason = "no-object", "the model finds no object" if cut else "no object is annotated"
-    elif area < limits.min_area:
-        reason = "too-small", f"{area:.1%} of the image; the minimum is {limits.min_area:.1%}"
-    elif area > limits.max_area:
-        reason = "too-large", f"{area:.1%} of the image; the maximum is {limits.max_area:.1%}"
-    elif cut and cut.border > limits.max_border:
-        detail = f"{cut.border:.1%} of its patches are at the image's border; the maximum is {limits.max_border:.1%}"
-        reason = "at-border", detail
-    elif cut and cut.agreement < limits.min_agreement:
-        detail = f"IoU {cut.agreement:.2f} with the cut at a near tau; the minimum is {limits.min_agreement:.2f}"
-        reason = "inconsistent", detail
+    reason = reason_to_drop(mask, cut, limits)
     if reason is None:
         Image.fromarray(mask.astype(np.uint8) * 255).save(masks / PurePosixPath(sample.file).with_suffix(".png"))
     true = None if sample.mask is None else np.asarray(load_mask(sample.mask)) > 0
     return _Outcome(
         DataIssue(sample.file, *reason, DROPPED) if reason else None,
-        area,
+        float(mask.mean()),
         np.nan if true is None or cut is None else iou(patch_mask(cut, mask.shape[::-1]), true),
         np.nan if true is None else iou(mask, true),
     )
