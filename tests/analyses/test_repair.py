@@ -74,8 +74,11 @@ def test_counterfactuals_of_the_chosen_shortcuts_train_low_rank_updates(workspac
     options += ["--train", "lora", "--lr", 1e-3, "--epochs", 1, "--out", "lora"]
     run = clearhead("repair", "model", "data", *options, cwd=workspace)
     assert run.returncode == 0, run.stderr
-    parts = result(workspace / "lora")["outcome"]["history"][1]["validation"]
-    assert parts["loss"] == pytest.approx(parts["consistency"] + 2 * parts["clean"])
+    outcome = result(workspace / "lora")["outcome"]
+    epochs = [epoch["validation"] for epoch in outcome["history"]]
+    assert epochs[1]["loss"] == pytest.approx(epochs[1]["consistency"] + 2 * epochs[1]["clean"])
+    assert outcome["interpolation"]["1.0"] == pytest.approx(min(epoch["loss"] for epoch in epochs), rel=1e-4)
+    assert "Average of the weights" in (workspace / "lora" / "report.html").read_text()
     module = timm.create_model(f"local-dir:{workspace / 'lora' / 'checkpoint'}", pretrained=True)
     assert not any("lora" in name for name in module.state_dict())
 

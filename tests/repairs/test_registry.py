@@ -73,6 +73,7 @@ def test_every_repair_runs(method: str, images: tuple[ImageIndex, ImageIndex]) -
     assert outcome.method == method
     assert REPAIRS[method].cost
     assert REPAIRS[method].summary
+    assert (outcome.interpolation is not None) == REPAIRS[method].interpolate
     if REPAIRS[method].loss:
         assert [epoch.number for epoch in outcome.history] == [0, 1]
         assert outcome.monitor == ("worst_group_loss" if REPAIRS[method].needs == "groups" else "loss")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from clearhead.analyses.compare import Comparison, compare_predictions, difference_table, headline
-from clearhead.analyses.repair_tables import report_tables
+from clearhead.analyses.repair_tables import interpolation_table, report_tables
 from clearhead.analyses.subject import Subject, subject_of
 from clearhead.analyses.train import epoch_table, history_figure
 from clearhead.data.dataset import ImageIndex
@@ -341,6 +341,8 @@ def page(result: RepairResult) -> Page:
         sections.append(_check_table(result.test, "Test images", "Nothing was trained or selected on these images."))
     if outcome.history:
         sections += [epoch_table(outcome.history, outcome.monitor), history_figure(outcome.history, outcome.monitor)]
+    if outcome.interpolation:
+        sections.append(interpolation_table(outcome.interpolation))
     if outcome.report is not None:
         sections += report_tables(outcome.report)
     if result.validation:

@@ -18,6 +18,20 @@ def report_tables(report: Report) -> list[Section]:
     return [_reweighting_table(report)]
 
 
+def interpolation_table(losses: dict[float, float]) -> Table:
+    """Return the table of the averages of the original and the repaired weights, with the one selected."""
+    best = min(losses, key=lambda weight: losses[weight])
+    rows = [
+        Row(f"{weight:.0%} repaired", [f"{loss:.4g}", "selected" if weight == best else ""])
+        for weight, loss in losses.items()
+    ]
+    text = (
+        "The weights are an average of the original model's and the fine-tuned model's (WiSE-FT, arXiv 2109.01903), "
+        "which keeps more of what the original model knows. The loss on the validation images selects it."
+    )
+    return Table("Average of the weights", ["validation loss", ""], rows, text)
+
+
 def _selection_tables(selection: Selection) -> list[Section]:
     rows = [Row(selection.objective, [format_value(value, "%") for value in (selection.before, selection.after)])]
     if selection.optimism is not None:

@@ -35,6 +35,7 @@ from clearhead.repairs.dfr import RetrainedHead, retrain_head
 from clearhead.repairs.group_losses import GroupDRO, Reweight
 from clearhead.repairs.head_selection import Selection, keep_heads
 from clearhead.repairs.input_gradient_losses import GradMaskLoss, RRRLoss
+from clearhead.repairs.interpolation import best_interpolation
 from clearhead.repairs.jtt import JTTLoss
 from clearhead.repairs.presets import default_config
 from clearhead.repairs.relevance import RelevanceLoss
@@ -63,6 +64,7 @@ class Repair:
         trains: whether it uses training images; if not, it uses the validation images only.
         monitor: what selects the epoch.
         balance_groups: draw training images from groups drawn uniformly.
+        interpolate: average the weights with those of the original model; the validation loss selects how much.
         source: the arXiv number of its paper, if there is one.
     """
 
@@ -74,6 +76,7 @@ class Repair:
     trains: bool = True
     monitor: Monitor = "loss"
     balance_groups: bool = False
+    interpolate: bool = False
     source: str = ""
 
     @property
@@ -144,12 +147,14 @@ REPAIRS: dict[str, Repair] = {
         "nothing",
         "fine-tuning, at about 2.5 times the time of plain steps",
         loss=CounterfactualLoss.from_model,
+        interpolate=True,
     ),
     "background-swap": Repair(
         "keep the original outputs on another image's background",
         "masks",
         "fine-tuning, at about 2.5 times the time of plain steps",
         loss=background_swap,
+        interpolate=True,
     ),
     "reweight": Repair(
         "weight images by the inverse size of their group",
@@ -200,12 +205,14 @@ class RepairOutcome:
         history: the epochs; empty for a repair that does not fine-tune.
         monitor: what selected the epoch.
         report: what a repair that does not fine-tune reports.
+        interpolation: validation loss of the weights' averages, by the repaired model's weight; the lowest was taken.
     """
 
     method: str
     history: list[Epoch] = field(default_factory=list)
     monitor: Monitor = "loss"
     report: Report | None = None
+    interpolation: dict[float, float] | None = None
 
 
 def repair(
@@ -277,9 +284,10 @@ def repair(
     if "model" in _parameters(chosen.loss):
         original = on_device(replace(classifier, module=copied(classifier.module).eval()), device)
     inputs = LossInputs(original, train_images, validation_images, group_columns, progress=progress, **loading)
+    loss = build_loss(method, inputs, options)
     repaired, history = fit(
         with_trainable(classifier, trainable, config.seed),
-        build_loss(method, inputs, options),
+        loss,
         train_images,
         validation_images,
         config,
@@ -290,7 +298,21 @@ def repair(
         chosen.monitor,
         chosen.balance_groups,
     )
-    return merged(repaired, classifier), RepairOutcome(method, history, chosen.monitor)
+    outcome = RepairOutcome(method, history, chosen.monitor)
+    repaired = merged(repaired, classifier)
+    if not chosen.interpolate:
+        return repaired, outcome
+    repaired, losses = best_interpolation(
+        classifier,
+        repaired,
+        loss,
+        validation_images,
+        group_columns=group_columns,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        progress=progress,
+    )
+    return repaired, replace(outcome, interpolation=losses)
 
 
 def require_repair(method: str, config: TrainConfig, options: Mapping[str, Any]) -> Repair:
