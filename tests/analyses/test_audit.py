@@ -10,9 +10,15 @@ import yaml
 from PIL import Image
 
 from clearhead.analyses import audit
+from clearhead.analyses.battery import ShortcutEffect
+from clearhead.analyses.next_steps import next_steps
 from clearhead.data.images import read_images
 from clearhead.errors import ClearheadError
+from clearhead.metrics.attributes import attribute_gaps
+from clearhead.metrics.statistics import Estimate, proportion
 from clearhead.models import Preprocessing, from_module, load_model
+from clearhead.repairs.registry import REPAIRS
+from clearhead.shifts.shortcuts import SHORTCUTS
 from tests.command import clearhead, error, result
 from tests.conftest import CLASSES
 
@@ -26,13 +32,18 @@ def test_an_audit_leaves_a_whole_run_and_is_made_only_one_time(workspace):
     assert "worst-group accuracy" not in run.stdout
     assert (numbers["groups"], numbers["worst_group"]) == ({}, None)
     assert (numbers["small_group_count"], numbers["small_groups"]["count"]) == (6, 12)
-    assert set(numbers["interventions"]) == {"clean", "background removed", "background swapped", "background only"}
+    assert {effect["shortcut"] for effect in numbers["effects"]} == set(SHORTCUTS)
+    assert "What this model relies on" in run.stdout
+    assert "next: clearhead" in run.stdout
     table = pyarrow.parquet.read_table(workspace / "audit" / "predictions.parquet").to_pydict()
     correct = np.mean([a == b for a, b in zip(table["label"], table["predicted"], strict=True)])
     assert correct == numbers["accuracy"]["value"]
     assert yaml.safe_load((workspace / "audit" / "config.yaml").read_text())["command"] == "audit"
     assert "<html" in (workspace / "audit" / "report.html").read_text()
-    assert len(list((workspace / "audit" / "images").iterdir())) == 2 * len(result(workspace / "audit")["examples"])
+    saved = result(workspace / "audit")
+    galleries = [saved[name] for name in ("changes", "mistakes", "examples")]
+    assert all(galleries)
+    assert len(list((workspace / "audit" / "images").iterdir())) == 2 * sum(map(len, galleries))
 
     before = (workspace / "audit" / "results.json").stat().st_mtime_ns
     again = clearhead("audit", "model", "data", "--out", "audit", "--split", "test", cwd=workspace)
@@ -96,9 +107,64 @@ def test_an_audit_leads_with_the_gap_of_an_attribute(watermarked):
 
 def test_an_attribute_without_a_gap_is_inconclusive(workspace):
     measured = audit.measure(str(workspace / "model"), workspace / "data")
-    (verdict,) = audit.page(measured).verdicts
+    verdict, _ = audit.page(measured).verdicts
     assert verdict.word == "inconclusive"
     assert "ground" in verdict.sentence
+
+
+def test_mistakes_are_the_most_confident_ones_with_maps(workspace):
+    measured = audit.measure(str(workspace / "model"), workspace / "data", battery=False)
+    predictions = measured.predictions
+    wrong = np.flatnonzero(~predictions.correct)
+    expected = wrong[predictions.confidence[wrong].argsort()[::-1]][:8]
+    assert measured.audit.confident_mistakes == predictions.file[expected].tolist()
+    assert [example.text for example in measured.mistakes] == measured.audit.confident_mistakes
+    assert [caption for caption, _ in measured.mistakes[0].images] == ["image", "map"]
+    assert (measured.audit.effects, measured.changes, measured.masks) == ([], [], None)
+    page = audit.page(measured)
+    assert "Most confident mistakes" in [section.title for section in page.sections]
+    assert "What this model relies on" not in [section.title for section in page.sections]
+
+
+def test_an_audit_makes_masks_for_the_battery_and_says_so(workspace, maskless):
+    measured = audit.measure(str(workspace / "model"), maskless)
+    assert measured.masks is not None
+    assert "background swapped" in [effect.name for effect in measured.audit.effects]
+    assert measured.audit.relevance_mass is None  # the masks are made from the features that the maps explain
+    table = next(s for s in audit.page(measured).sections if s.title == "What this model relies on")
+    assert "made by TokenCut with this model" in table.text
+    without = audit.measure(str(workspace / "model"), maskless, masks="none")
+    assert without.masks is None
+    assert "background swapped" not in [effect.name for effect in without.audit.effects]
+
+
+def effect(shortcut, difference):
+    interval = difference - 0.01, difference + 0.01
+    return ShortcutEffect(
+        shortcut, proportion(np.ones(9)), proportion(np.ones(9)), Estimate(difference, *interval, 9, "pp"), 0.1, True
+    )
+
+
+def test_the_next_steps_follow_from_the_findings(watermarked):
+    data, label = str(watermarked), np.arange(100) % 2
+    no_gaps = attribute_gaps({}, np.ones(100, bool), label)
+    gaps = attribute_gaps({"hospital": np.repeat(["a", "b"], 50)}, np.repeat([True, False], 50), label)
+    effects = [effect("colour-removed", -0.5), effect("watermark", -0.3), effect("sticker", -0.2)]
+    first, second = next_steps("timm:a b", data, effects, no_gaps)
+    assert first.command == ("clearhead repair 'timm:a b' TRAINING_DATA --method counterfactual --shortcuts watermark")
+    assert second.command == "clearhead tag 'timm:a b' TRAINING_DATA"
+    first, second = next_steps("model", data, [], gaps, limit=10, split="test")
+    assert first.command == "clearhead repair model TRAINING_DATA --method dfr --groups hospital"
+    assert second.command == f"clearhead audit model {data} --split test"
+    assert next_steps("model", data, [effect("background-only", 0.0)], gaps)[1:] == []
+
+
+def test_a_next_step_trains_on_the_splits_of_the_data(workspace):
+    data = str(workspace / "data")
+    gaps = attribute_gaps({"ground": np.repeat(["a", "b"], 50)}, np.repeat([True, False], 50), np.arange(100) % 2)
+    (step,) = next_steps("model", data, [], gaps, split="test")
+    assert step.command == f"clearhead repair model {data} --method dfr --groups ground"
+    assert {"dfr", "counterfactual"} <= REPAIRS.keys()
 
 
 def test_bad_images_are_named_and_left_out(workspace):

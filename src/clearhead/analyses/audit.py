@@ -1,4 +1,4 @@
-"""What does a model rely on? Accuracy, groups, calibration, foreground relevance, accuracy without image parts."""
+"""What does a model rely on? Accuracy, attributes, groups, the shortcut battery, calibration, foreground relevance."""
 
 import math
 from collections.abc import Sequence
@@ -10,45 +10,48 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import norm
 
+from clearhead.analyses.attributes import attribute_table, gap_verdicts
+from clearhead.analyses.battery import (
+    ExampleCollector,
+    ShortcutEffect,
+    battery_sections,
+    battery_verdict,
+    masked,
+    shortcut_effects,
+)
 from clearhead.analyses.examples import SHOWN, View, draw_examples, map_note
 from clearhead.analyses.head_scores import HeadScores
 from clearhead.analyses.heads import head_sections, score_with_attributes
+from clearhead.analyses.next_steps import next_steps
 from clearhead.analyses.subject import Subject, subject_of
-from clearhead.data.dataset import format_names, metadata_columns
+from clearhead.data.dataset import metadata_columns
 from clearhead.data.images import DataLike, as_image_index
-from clearhead.data.interventions import INTERVENTIONS
 from clearhead.data.splits import require_apart, sample_n
 from clearhead.errors import ClearheadError
-from clearhead.metrics.attributes import OTHER_VALUES, AttributeGap, AttributeGaps, attribute_gaps
+from clearhead.masks.automatic import MasksMade
+from clearhead.metrics.attributes import AttributeGaps, attribute_gaps
 from clearhead.metrics.calibration import Calibration, TemperatureScaling, calibration, fit_temperature
 from clearhead.metrics.statistics import (
     LEVEL,
     MIN_GROUP,
     Estimate,
     by_group,
-    format_interval,
-    format_value,
     in_large_groups,
     mean,
     proportion,
     worst_group,
 )
-from clearhead.metrics.verdict import Verdict
 from clearhead.models.source import ModelLike, as_classifier, display_names
-from clearhead.options import BatchSize, Groups, Limit, Method, Option, Seed, Split, Workers
+from clearhead.options import BatchSize, Groups, Limit, Masks, Method, Option, Seed, Split, Workers
 from clearhead.prediction.predict import Predictions, logits_of, predict
 from clearhead.progress import Progress
 from clearhead.report.calibration import calibration_sections
-from clearhead.report.page import ExampleImages, Gallery, Page, Row, Section, Table
+from clearhead.report.page import ExampleImages, Gallery, Page, Row, Section, Step, Table
+from clearhead.shifts.shortcuts import SHORTCUTS
 from clearhead.storage import NotSaved, write_table
 
 MOST_CLASSES = 20
 """The table of classes shows this many, those of lowest accuracy first."""
-
-INTERVENTION_NOTE = (
-    "Background removed: the object on the mean colour. Background swapped: the object on another image's background. "
-    "Background only: the object's box cut out; a model that still predicts the class there relies on the background."
-)
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,10 @@ class Audit:
         calibration: how far its probabilities can be believed.
         relevance_mass: mean foreground relevance (relevance mass accuracy); None without masks.
         area: mean area of the masks, the relevance mass of a constant map; None without masks.
-        interventions: accuracy under each intervention on the images with masks, with ``clean`` for the same images
-            unchanged; empty without masks.
+        effects: accuracy under each change of the shortcut battery that was measured, the largest drop first.
         method: the relevance method.
         lowest_relevance_mass: files with the lowest foreground relevance, the lowest first.
+        confident_mistakes: files of the misclassified images, the highest confidence first.
     """
 
     accuracy: Estimate
@@ -83,9 +86,10 @@ class Audit:
     calibration: Calibration
     relevance_mass: Estimate | None
     area: Estimate | None
-    interventions: dict[str, Estimate]
+    effects: list[ShortcutEffect]
     method: str
     lowest_relevance_mass: list[str]
+    confident_mistakes: list[str]
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,11 @@ class AuditResult:
         subject: the model and the images.
         audit: the numbers.
         attributes: gaps of accuracy between the values of columns of metadata.csv.
+        changes: an image of each change of the battery.
+        mistakes: the most confident mistakes, with their maps.
         examples: the images of lowest foreground relevance, with their maps.
+        masks: the masks that the model made; None where it made none.
+        steps: the commands that follow from the numbers.
         scaled: calibration at a temperature fitted on another split.
         heads: scores of the attention heads.
         predictions: of each image; in the run folder predictions.parquet.
@@ -106,7 +114,11 @@ class AuditResult:
     subject: Subject
     audit: Audit
     attributes: AttributeGaps
+    changes: list[ExampleImages]
+    mistakes: list[ExampleImages]
     examples: list[ExampleImages]
+    masks: MasksMade | None
+    steps: list[Step]
     scaled: TemperatureScaling | None = None
     heads: HeadScores | None = None
     predictions: NotSaved = None
@@ -125,27 +137,31 @@ def measure(
         str | None,
         Option("Split to fit a temperature on, not the audited one: calibration without and with it."),
     ] = None,
+    battery: Annotated[bool, Option("Also run the shortcut battery, as clearhead battery does.")] = True,
+    masks: Masks = "auto",
     limit: Limit = None,
     batch_size: BatchSize = 32,
     workers: Workers = 0,
     seed: Seed = 0,
     progress: Progress | None = None,
 ) -> AuditResult:
-    """Measure what a model relies on and how well it does: groups, calibration, foreground relevance, interventions.
+    """Measure what a model relies on and how well it does: shortcuts, attributes, groups, calibration, mistakes.
 
-    One forward pass per image; with masks one backward and three more forward passes.
+    One forward pass per image and change of the battery; with masks of the data one backward pass.
 
     Example:
         $ clearhead audit timm:vit_small_patch16_224 DATA --split test
 
     Args:
         model: a classifier, module or name.
-        data: the images: a folder, another source, or an index. Masks add foreground relevance and interventions,
-            columns of metadata.csv add groups.
+        data: the images: a folder, another source, or an index. Masks add foreground relevance, columns of
+            metadata.csv add attributes and groups.
         groups: columns of metadata.csv that define groups with the class; all by default.
         method: attribution method; ``gae`` for models with a token grid, else ``input-gradient``.
         heads: score every attention head too.
         temperature: split to fit a temperature on.
+        battery: run the shortcut battery.
+        masks: ``auto`` makes masks for the battery with the model where the data has none.
 
     The other arguments are described in ``clearhead.options``.
 
@@ -167,10 +183,28 @@ def measure(
         require_apart(temperature=fitting, audit=index)
         logits = logits_of(classifier, fitting, **loading)
         fitted = fit_temperature(logits, np.array([sample.label for sample in fitting.samples]))
+    made = None
+    if battery:
+        index, made = masked(classifier, index, masks, seed, **loading)
+    collector = ExampleCollector(classifier.classes, index)
     predictions = predict(
-        classifier, index, group_columns=groups, method=method, seed=seed, temperature=fitted, **loading
+        classifier,
+        index,
+        group_columns=groups,
+        method=method,
+        seed=seed,
+        temperature=fitted,
+        shortcuts=list(SHORTCUTS) if battery else (),
+        maps=made is None,  # masks from the model's own features are no reference for its maps
+        observe=collector,
+        **loading,
     )
     audit = summarize(predictions, classifier.classes, seed)
+    attributes = attribute_gaps(metadata_columns(index, groups), predictions.correct, predictions.label)
+    mistakes, lowest = (
+        draw_examples([View("", classifier, predictions)], index, files)
+        for files in (audit.confident_mistakes, audit.lowest_relevance_mass)
+    )
     scaled = None
     if fitted is not None and fitting is not None:
         after = calibration(**predictions.scaled, correct=predictions.correct, seed=seed)
@@ -178,8 +212,12 @@ def measure(
     return AuditResult(
         subject_of([name], index, data, split, classifier),
         audit,
-        attribute_gaps(metadata_columns(index, groups), predictions.correct, predictions.label),
-        draw_examples([View("", classifier, predictions)], index, audit.lowest_relevance_mass),
+        attributes,
+        [collector.examples[effect.name] for effect in audit.effects],
+        mistakes,
+        lowest,
+        made,
+        next_steps(model, data, audit.effects, attributes, limit, split),
         scaled,
         score_with_attributes(classifier, data, index, **loading) if heads else None,
         predictions,
@@ -194,15 +232,16 @@ def summarize(predictions: Predictions, classes: Sequence[str], seed: int = 0, s
         predictions: of one model on one data set.
         classes: the model's class names.
         seed: of the bootstrap.
-        shown: how many images of lowest foreground relevance to list.
+        shown: how many images of lowest foreground relevance, and how many mistakes, to list.
     """
     correct, groups = predictions.correct, predictions.group
     names = [classes[label] for label in predictions.label]
     grouped = len(np.unique(groups)) > len(set(names))
     large = in_large_groups(groups) & grouped
     small = ~large & grouped
-    masked = ~np.isnan(predictions.relevance_mass)
-    lowest = predictions.relevance_mass[masked].argsort(kind="stable")[:shown]
+    has_mask = ~np.isnan(predictions.relevance_mass)
+    lowest = predictions.relevance_mass[has_mask].argsort(kind="stable")[:shown]
+    confident = (-predictions.confidence[~correct]).argsort(kind="stable")
     return Audit(
         accuracy=proportion(correct),
         balanced=balanced_accuracy(correct, predictions.label),
@@ -212,11 +251,12 @@ def summarize(predictions: Predictions, classes: Sequence[str], seed: int = 0, s
         small_group_count=len(np.unique(groups[small])),
         worst_group=worst_group(correct[large], groups[large]) if len(np.unique(groups[large])) > 1 else None,
         calibration=calibration(predictions.confidence, predictions.loss, predictions.brier, correct, seed),
-        relevance_mass=mean(predictions.relevance_mass[masked], unit="%", seed=seed) if masked.any() else None,
-        area=mean(predictions.area[masked], unit="%", seed=seed) if masked.any() else None,
-        interventions=_interventions(predictions) if masked.any() else {},
+        relevance_mass=mean(predictions.relevance_mass[has_mask], unit="%", seed=seed) if has_mask.any() else None,
+        area=mean(predictions.area[has_mask], unit="%", seed=seed) if has_mask.any() else None,
+        effects=shortcut_effects(predictions),
         method=predictions.method,
-        lowest_relevance_mass=predictions.file[masked][lowest].tolist(),
+        lowest_relevance_mass=predictions.file[has_mask][lowest].tolist(),
+        confident_mistakes=predictions.file[~correct][confident][:shown].tolist(),
     )
 
 
@@ -242,40 +282,43 @@ def balanced_accuracy(correct: npt.NDArray[Any], label: npt.NDArray[Any]) -> Est
     return Estimate(value, min(float(low), value), max(float(high), value), len(label), "%")
 
 
-def _interventions(predictions: Predictions) -> dict[str, Estimate]:
-    """Return the accuracy on the images with masks, unchanged and under each intervention."""
-    masked = predictions.interventions[INTERVENTIONS[0]] >= 0
-    accuracy = {"clean": proportion(predictions.correct[masked])}
-    for name, predicted in predictions.interventions.items():
-        possible = predicted >= 0
-        accuracy[name] = proportion(predicted[possible] == predictions.label[possible])
-    return accuracy
-
-
 def export(result: AuditResult, folder: Path) -> None:
     """Write the predictions, one row per image."""
     write_table(folder / "predictions.parquet", result.predictions.table(result.classes))
 
 
 def page(result: AuditResult) -> Page:
-    """Show what the model relies on, its groups and classes, calibration, examples and heads."""
+    """Show what the model relies on, its most confident mistakes, attributes, groups, classes, calibration, heads."""
     audit, subject = result.audit, result.subject
-    sections: list[Section] = []
-    if audit.relevance_mass and audit.area:
-        sections.append(_reliance_table(audit))
-    if result.attributes.gaps or result.attributes.skipped:
-        sections.append(_attribute_table(result.attributes))
-    if audit.groups or audit.small_groups:
-        sections.append(_group_table(audit))
-    sections.append(_class_table(audit))
-    sections += calibration_sections(audit.calibration, result.scaled)
+    verdicts = gap_verdicts(result.attributes)
+    examples: list[Section] = []
+    tables: list[Section] = []
+    if audit.effects:
+        verdicts.append(battery_verdict(audit.effects))
+        gallery, table = battery_sections(audit.effects, result.changes, result.masks, subject)
+        examples.append(gallery)
+        tables.append(table)
+    if result.mistakes:
+        text = f"The misclassified images with the highest confidence. {map_note(audit.method)}"
+        examples.append(Gallery("Most confident mistakes", text, result.mistakes))
     if result.examples:
         text = f"The images with the smallest share of relevance on the object. {map_note(audit.method)}"
-        sections.append(Gallery("Lowest foreground relevance", text, result.examples))
-    sections += head_sections(result.heads) if result.heads else []
-    lead = f"{audit.accuracy.count:,} images of {subject.data}."
-    verdicts = gap_verdicts(result.attributes)
-    return Page(f"{subject.model}: audit", lead, verdicts=verdicts, headline=_headline(result), sections=sections)
+        examples.append(Gallery("Lowest foreground relevance", text, result.examples))
+    if result.attributes.gaps or result.attributes.skipped:
+        tables.append(attribute_table(result.attributes))
+    if audit.groups or audit.small_groups:
+        tables.append(_group_table(audit))
+    tables.append(_class_table(audit))
+    tables += calibration_sections(audit.calibration, result.scaled)
+    tables += head_sections(result.heads) if result.heads else []
+    return Page(
+        f"{subject.model}: audit",
+        f"{audit.accuracy.count:,} images of {subject.data}.",
+        verdicts=verdicts,
+        headline=_headline(result),
+        steps=result.steps,
+        sections=[*examples, *tables],
+    )
 
 
 def _headline(result: AuditResult) -> list[tuple[str, Estimate]]:
@@ -291,55 +334,6 @@ def _headline(result: AuditResult) -> list[tuple[str, Estimate]]:
     return numbers
 
 
-def gap_verdicts(attributes: AttributeGaps) -> list[Verdict]:
-    """Return a verdict for each attribute: the largest gap that is shown, or that none is."""
-    verdicts = {}
-    for one in attributes.gaps:
-        if one.is_shown and one.attribute not in verdicts:
-            sentence = (
-                f"Accuracy is {100 * -one.gap.value:.1f} points lower where {one.attribute} = {one.value}: "
-                f"{_text(one.accuracy)}, against {_text(one.baseline_accuracy)} {_baseline(one)}."
-            )
-            basis = f"Difference {_text(one.gap)}, within classes {_text(one.within_classes)}. {GAP_RULE}"
-            verdicts[one.attribute] = Verdict("gap", sentence, basis)
-    names = list(dict.fromkeys(one.attribute for one in attributes.gaps if one.attribute not in verdicts))
-    if names:
-        sentence = f"No gap of accuracy is shown between the values of {format_names(names)}."
-        verdicts[""] = Verdict("inconclusive", sentence, GAP_RULE)
-    return list(verdicts.values())
-
-
-GAP_RULE = "Shown: both 95% intervals below zero; they hold for all values compared simultaneously."
-
-
-def _baseline(gap: AttributeGap) -> str:
-    return "for all other values" if gap.baseline == OTHER_VALUES else f"where {gap.attribute} = {gap.baseline}"
-
-
-def _text(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "unknown: no class has images of both"
-    return f"{format_value(estimate.value, estimate.unit)} {format_interval(estimate)}, n = {estimate.count:,}"
-
-
-def _attribute_table(attributes: AttributeGaps) -> Table:
-    rows = [
-        Row(
-            f"{one.attribute}: {one.value}",
-            [one.accuracy, one.baseline_accuracy, one.gap, one.within_classes or "no class has both"],
-            f"compared with {one.baseline}",
-        )
-        for one in attributes.gaps
-    ]
-    text = (
-        "Columns of metadata.csv. Within classes: the same difference between images of one class, averaged over the "
-        f"classes that have both; read it where classes are unevenly distributed over the values. {GAP_RULE}"
-    )
-    rows += [Row(name, ["", "", "", ""], f"not compared: {reason}") for name, reason in attributes.skipped.items()]
-    columns = ["accuracy", "accuracy compared with", "difference", "within classes"]
-    return Table("Attributes", columns, rows, text)
-
-
 def _group_table(audit: Audit) -> Table:
     rows = [Row(name, [accuracy]) for name, accuracy in audit.groups.items()]
     text = "The accuracy a user of the model can count on is that of the worst group." if audit.worst_group else ""
@@ -347,16 +341,6 @@ def _group_table(audit: Audit) -> Table:
         note = f"{audit.small_group_count:,} groups, together; no verdict on any of them"
         rows.append(Row(f"Groups of fewer than {MIN_GROUP} images", [audit.small_groups], note))
     return Table("Groups", ["accuracy"], rows, text)
-
-
-def _reliance_table(audit: Audit) -> Table:
-    rows = [
-        Row("Foreground relevance", [audit.relevance_mass or "", ""], f"map: {audit.method}, of the predicted class"),
-        Row("Mask area", [audit.area or "", ""], "the foreground relevance of a constant map"),
-    ]
-    rows += [Row(f"Accuracy, {name}", ["", value]) for name, value in audit.interventions.items()]
-    chance = f" Chance level: {100 / len(audit.classes):.3g}% for {len(audit.classes):,} classes with images."
-    return Table("What it relies on", ["share", "accuracy"], rows, INTERVENTION_NOTE + chance)
 
 
 def _class_table(audit: Audit) -> Table:

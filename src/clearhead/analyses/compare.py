@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clearhead.analyses.audit import INTERVENTION_NOTE, Audit, summarize
+from clearhead.analyses.audit import Audit, summarize
 from clearhead.analyses.examples import SHOWN, View, draw_examples, map_note
 from clearhead.analyses.subject import Subject, subject_of
 from clearhead.data.images import DataLike, as_image_index
-from clearhead.data.interventions import INTERVENTIONS
 from clearhead.data.splits import sample_n
 from clearhead.errors import ClearheadError
 from clearhead.metrics.calibration import BINS
@@ -36,6 +35,12 @@ from clearhead.storage import NotSaved, write_table
 
 MOST_CHANGED = 50
 """Tables of classes that changed show this many, as arXiv 2206.01161 does."""
+
+
+INTERVENTION_NOTE = (
+    "Background removed: the object on the mean colour. Background swapped: the object on another image's background. "
+    "Background only: the object's box cut out; a model that still predicts the class there relies on the background."
+)
 
 
 @dataclass(frozen=True)
@@ -227,7 +232,7 @@ def _other_differences(before: Predictions, after: Predictions, seed: int) -> di
     if before.method == after.method and masked.any():
         shares = before.relevance_mass[masked], after.relevance_mass[masked]
         differences["foreground relevance"] = mean_difference(*shares, unit="pp", seed=seed)
-    for name in INTERVENTIONS:
+    for name in [name for name in before.interventions if name in after.interventions]:
         possible = (before.interventions[name] >= 0) & (after.interventions[name] >= 0)
         if possible.any():
             was, now = (p.interventions[name][possible] == p.label[possible] for p in (before, after))
@@ -298,7 +303,7 @@ def _measures(audit: Audit) -> dict[str, Estimate]:
     """Return the measures of one model that are fractions, in the order of the table."""
     measures = {"worst-group accuracy": audit.worst_group[1]} if audit.worst_group else {}
     measures["average accuracy"] = audit.accuracy
-    measures |= {f"accuracy, {name}": value for name, value in audit.interventions.items() if name != "clean"}
+    measures |= {f"accuracy, {effect.name}": effect.accuracy for effect in audit.effects}
     if audit.relevance_mass:
         measures["foreground relevance"] = audit.relevance_mass
     return measures | {"ECE": audit.calibration.ece}
@@ -306,7 +311,7 @@ def _measures(audit: Audit) -> dict[str, Estimate]:
 
 def _pairs(c: Comparison) -> list[tuple[str, list[tuple[str, Estimate]]]]:
     before, after = _measures(c.before), _measures(c.after)
-    return [(name, [("before", before[name]), ("after", after[name])]) for name in before]
+    return [(name, [("before", before[name]), ("after", after[name])]) for name in before if name in after]
 
 
 def difference_table(c: Comparison) -> Table:

@@ -82,12 +82,23 @@ class Figure:
     svg: str
 
 
+@dataclass(frozen=True)
+class Step:
+    """A command that follows from the results, and what it is for."""
+
+    reason: str
+    command: str
+
+
 Section = Table | Gallery | Figure
 
 
 @dataclass(frozen=True)
 class Page:
-    """The content of a report; `provenance` (model, data, seed, versions, command) is its footer."""
+    """The content of a report; `provenance` (model, data, seed, versions, command) is its footer.
+
+    `steps` are what to do next.
+    """
 
     title: str
     lead: str
@@ -95,6 +106,7 @@ class Page:
     headline: Sequence[tuple[str, Estimate]] = ()
     sections: Sequence[Section] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
+    steps: Sequence[Step] = ()
 
 
 def render(page: Page) -> str:

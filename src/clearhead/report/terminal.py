@@ -19,7 +19,7 @@ _GAP = "  "
 
 
 def print_page(page: Page, console: Console | None = None) -> None:
-    """Print the verdicts, the headline numbers and the first table of a page.
+    """Print the verdicts, the headline numbers, the first table and the next steps of a page.
 
     Names are printed literally: square brackets are no markup and ``:word:`` is no emoji.
 
@@ -42,6 +42,8 @@ def print_page(page: Page, console: Console | None = None) -> None:
     if table is not None:
         _print(console, Text(_one_line(table.title), style="bold"))
         _print_rows(console, table)
+    for step in page.steps:
+        _print(console, Text.assemble(("next: ", "bold"), step.command, (f"  {_one_line(step.reason)}", "dim")))
 
 
 def _print_rows(console: Console, table: Table) -> None:

@@ -1,0 +1,66 @@
+"""Name the commands that follow from an audit."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from clearhead.analyses.battery import ShortcutEffect
+from clearhead.data.images import DataLike
+from clearhead.data.splits import splits_of
+from clearhead.metrics.attributes import AttributeGaps
+from clearhead.models.source import ModelLike, ModelSource
+from clearhead.report.page import Step
+from clearhead.shifts.shortcuts import SHORTCUTS
+
+TRAINING_DATA = "TRAINING_DATA"
+"""Stands for images that were not audited."""
+
+
+def next_steps(
+    model: ModelLike,
+    data: DataLike,
+    effects: Sequence[ShortcutEffect],
+    attributes: AttributeGaps,
+    limit: int | None = None,
+    split: str | None = None,
+) -> list[Step]:
+    """Return the commands that follow from an audit, the most useful first.
+
+    Args:
+        model: the audited model, as the user named it.
+        data: the images, as the user named them.
+        effects: of the shortcut battery.
+        attributes: the gaps of the attributes.
+        limit: the largest number of images, if the audit had one.
+        split: the audited split.
+    """
+    named_model, named_data = _model_name(model), str(data) if isinstance(data, str | Path) else "DATA"
+    has_splits = named_data != "DATA" and split is not None and bool(splits_of(named_data))
+    train = named_data if has_splits else TRAINING_DATA
+    where = "" if has_splits else f" {TRAINING_DATA}: images that were not audited."
+    steps = []
+    gap = next((gap for gap in attributes.gaps if gap.is_shown), None)
+    if gap is not None:
+        command = _command("repair", named_model, train, "--method", "dfr", "--groups", gap.attribute)
+        steps.append(Step(f"Balance the values of {gap.attribute}.{where}", command))
+    shown = [effect for effect in effects if effect.is_shown and SHORTCUTS[effect.shortcut].keeps_object]
+    if shown:
+        command = _command("repair", named_model, train, "--method", "counterfactual", "--shortcuts", shown[0].shortcut)
+        masks = " It needs masks: clearhead data masks makes some." if SHORTCUTS[shown[0].shortcut].needs_mask else ""
+        steps.append(Step(f"Train on images with the {shown[0].name} change.{masks}{where}", command))
+    if not attributes.gaps:
+        steps.append(Step("Find groups: tag about 100 images.", _command("tag", named_model, train)))
+    if limit is not None:
+        audited = ["--split", split] if split else []
+        steps.append(Step("Audit all images.", _command("audit", named_model, named_data, *audited)))
+    return steps
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["clearhead", *words])
+
+
+def _model_name(model: ModelLike) -> str:
+    if isinstance(model, ModelSource):
+        return model.name
+    return str(model) if isinstance(model, str | Path) else "MODEL"
