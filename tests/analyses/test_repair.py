@@ -108,7 +108,41 @@ def test_terms_are_switched_and_recorded(workspace):
         (["data", "--upweight", "3"], "upweight: not an option of the method relevance"),
         (["data", "--preset", "ViT-Z"], "choose from ViT-B"),
         (["data", "--device", "cuda:7"], "device: 'cuda:7' is unavailable"),
+        (["data", "--tags", "data/metadata.csv"], "the method relevance does not use tags"),
+        (["data", "--method", "dfr", "--tags", "data/metadata.csv"], "must name the columns file and tag"),
+        (["data", "--method", "dfr", "--tags", "data/meta.csv"], "did you mean data/metadata.csv?"),
     ],
 )
 def test_bad_input_ends_with_one_message(workspace, maskless, arguments, message):
     assert message in error(clearhead("repair", "model", *arguments, cwd=workspace))
+
+
+def write_tags(workspace, name, *, tag=lambda i: ["with", "without"][i % 2], count=8):
+    """A tags file of the first images of each class, which are those of the splits train and val."""
+    rows = [f"{c}/{i:02d}.png,{tag(i)}" for c in CLASSES for i in range(count)]
+    (workspace / name).write_text("\n".join(["file,tag", *rows]) + "\n")
+    return name
+
+
+def test_tags_are_the_groups_of_a_repair_and_changed_tags_are_another_run(workspace):
+    options = ["--method", "dfr", "--test-split", "test", "--groups", "ground"]
+    runs = []
+    for count in (9, 9, 7):  # the ninth image of each class is a test image
+        tags = write_tags(workspace, "tags.csv", count=count)
+        runs.append(clearhead("repair", "model", "data", *options, "--tags", tags, cwd=workspace))
+        assert runs[-1].returncode == 0, runs[-1].stderr
+    assert "tags: 24 tagged images in 6 groups of 4 to 4" in runs[0].stderr
+    assert "3 tag-without-image (row ignored)" in runs[0].stderr
+    assert "finished earlier" in runs[1].stderr
+    assert "inputs changed since" in runs[2].stderr
+    assert "tags.csv of tags changed" in runs[2].stderr
+    folders = [run.stdout.split("page: ")[1].strip().removesuffix("/report.html") for run in runs]
+    assert folders[0] == folders[1] != folders[2]
+    numbers = result(workspace / folders[2])
+    assert numbers["outcome"]["report"]["cross_validated"]
+    assert numbers["outcome"]["tagged"]["class=cat, tag=without"] == 3
+    groups = list(numbers["outcome"]["tagged"])
+    assert groups == [f"class={c}, tag={tag}" for c in CLASSES for tag in ("with", "without")]
+    page = (workspace / folders[2] / "report.html").read_text()
+    assert "Tagged images" in page
+    assert "cross-validated accuracy of the worst group of 2 or more" in page

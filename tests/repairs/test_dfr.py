@@ -1,5 +1,6 @@
 """The retrained head compared with scikit-learn's decision function, and the worst-group accuracy it reaches."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from clearhead.data.dataset import ImageIndex
 from clearhead.data.folder import read_folder
 from clearhead.data.loading import ImageDataset
 from clearhead.models import Classifier, Preprocessing, from_module
+from clearhead.repairs import dfr
 from clearhead.repairs.dfr import PENALTIES, retrain_head
 from tests.attribution.test_explain import classifier
 from tests.cases import CLASSES
@@ -225,3 +227,45 @@ def test_a_group_of_one_image_warns(uneven, tmp_path):
     train = shades(tmp_path, {(0, 0): 6, (0, 1): 1, (1, 0): 4, (1, 1): 6}, 0)
     with pytest.warns(UserWarning, match="class=a, background=1: one training image"):
         retrain_head(two(by_background()), train, uneven[1], group_columns=None)
+
+
+def test_few_images_choose_the_penalty_by_cross_validation(uneven, tmp_path, monkeypatch):
+    monkeypatch.setattr(dfr, "PENALTIES", (1.0, 0.3, 0.01))
+    few = shades(tmp_path / "few", {(0, 0): 12, (0, 1): 5, (1, 0): 5, (1, 1): 12}, 3)
+    new, report = retrain_head(two(by_background()), few, None, group_columns=["background"])
+    assert report.cross_validated
+    assert worst(two(by_background()), uneven[2]) < 0.2
+    assert worst(new, uneven[2]) > 0.8
+    assert report.chosen == max(dfr.PENALTIES, key=lambda c: report.worst_group_accuracy[c])
+    # out of fold: a penalty that removes every feature predicts one class everywhere, and so fails whole groups
+    assert report.worst_group_accuracy[0.01] == 0
+    again, same = retrain_head(two(by_background()), few, None, group_columns=["background"])
+    assert same == report
+    assert torch.equal(again.module.head.weight, new.module.head.weight)
+
+
+def test_cross_validation_judges_images_by_fits_without_them(uneven, monkeypatch):
+    train = uneven[1]
+    seen: list[np.ndarray] = []
+    regression = dfr._regression
+
+    def recorded(x: np.ndarray, labels: np.ndarray, c: float) -> tuple[np.ndarray, np.ndarray]:
+        seen.append(x)
+        return regression(x, labels, c)
+
+    monkeypatch.setattr(dfr, "_regression", recorded)
+    monkeypatch.setattr(dfr, "PENALTIES", (1.0,))
+    retrain_head(two(by_background()), train, None, group_columns=["background"])
+    rows = [Counter(row.tobytes() for row in x) for x in (seen[0], *seen[dfr.SUBSETS :: dfr.FOLD_SUBSETS])]
+    assert len(rows) == 1 + dfr.FOLDS  # groups are equal, so that subsets have all images
+    held_out = [rows[0] - rest for rest in rows[1:]]
+    assert sum(held_out, Counter()) == rows[0]  # each image is in one fold
+    assert [part.total() for part in held_out] == [16] * 5
+
+
+def test_a_group_of_one_image_selects_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(dfr, "PENALTIES", (1.0,))
+    train = shades(tmp_path, {(0, 0): 8, (0, 1): 1, (1, 0): 8, (1, 1): 8}, 0)
+    with pytest.warns(UserWarning, match="one training image"):
+        _, report = retrain_head(two(by_background()), train, None, group_columns=["background"])
+    assert report.worst_group_accuracy[1.0] > 0  # the single image is never in the fit that judges it

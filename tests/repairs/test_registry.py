@@ -1,15 +1,17 @@
 """Running repairs by name, and adding one."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from clearhead.data.dataset import ImageIndex
+from clearhead.data.dataset import ImageIndex, group_labels
 from clearhead.data.folder import read_folder
 from clearhead.data.image_io import DataError
 from clearhead.errors import ClearheadError
@@ -79,6 +81,68 @@ def test_every_repair_runs(method: str, images: tuple[ImageIndex, ImageIndex]) -
         assert outcome.monitor == ("worst_group_loss" if REPAIRS[method].needs == "groups" else "loss")
     else:
         assert isinstance(outcome.report, {"afr": ReweightedHead, "dfr": RetrainedHead, "heads": Selection}[method])
+
+
+def tag_file(folder: Path, *rows: str) -> Path:
+    """A tags file of all images but one, whose tag is the background; `rows` replace it."""
+    lines = rows or [f"{s.file},{s.groups['background']}" for s in read_folder(folder).samples if s.file != "a/0.png"]
+    (folder / "tags.csv").write_text("\n".join(["file,tag", *lines]))
+    return folder / "tags.csv"
+
+
+@pytest.mark.filterwarnings("ignore:.*one training image")
+@pytest.mark.parametrize("method", [name for name, chosen in REPAIRS.items() if chosen.tags != "none"])
+def test_repairs_by_tags_see_the_tags_of_both_splits(
+    method: str, folder: Path, images: tuple[ImageIndex, ImageIndex], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: dict[str, Any] = {}
+    name = "fit" if REPAIRS[method].loss else "function"
+    target = registry.fit if REPAIRS[method].loss else REPAIRS[method].function
+
+    def recorded(model: Classifier, *arguments: Any, **options: Any) -> Any:
+        first = 1 if REPAIRS[method].loss else 0
+        used["images"] = arguments[first : first + 2]
+        return target(model, *arguments, **options)
+
+    if name == "fit":
+        monkeypatch.setattr(registry, "fit", recorded)
+    else:
+        monkeypatch.setitem(REPAIRS, method, replace(REPAIRS[method], function=recorded))
+        monkeypatch.setattr(registry, "_parameters", lambda function: [])
+    _, outcome = repair(classifier(), *images, method=method, config=CONFIG, tags=tag_file(folder), device="cpu")
+    sizes = {"class=a, tag=land": 3, "class=a, tag=water": 2, "class=b, tag=land": 2, "class=b, tag=water": 4}
+    assert outcome.tagged == sizes
+    train, validation = used["images"]
+    if method == "dfr":
+        assert validation is None
+        assert isinstance(outcome.report, RetrainedHead)
+        assert outcome.report.cross_validated
+        assert outcome.report.groups == sizes
+    elif method == "heads":
+        assert train is None
+        assert isinstance(outcome.report, Selection)
+        assert (outcome.report.objective, outcome.report.images, outcome.report.smallest) == ("worst-group", 11, 2)
+    else:
+        assert len(train.samples) + len(validation.samples) == 12
+        assert {f"class={n}, tag={t}" for n in "ab" for t in ("land", "water")} <= {*group_labels(validation, ["tag"])}
+        assert "class=a, tag=unknown" in group_labels(train, ["tag"])
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "message"),
+    [
+        ("relevance", (), "the method relevance does not use tags; choose from dfr, heads, reweight, groupdro"),
+        ("dfr", ["a/0.png,x", "a/1.png,x", "a/2.png,y", "a/3.png,y"], "no tagged image of b"),
+        ("dfr", ["a/0.png,x", "a/1.png,y", "b/0.png,x", "b/1.png,y"], "no class has 2 or more images of each of two"),
+        ("dfr", ["a/0.png,x", "a/1.png,x"], "have the tag 'x'; two or more tags are needed"),
+        ("groupdro", ["c/0.png,x", "c/1.png,y"], "none of the 2 tagged images"),
+    ],
+)
+def test_unusable_tags_raise_an_error(
+    method: str, rows: Sequence[str], message: str, folder: Path, images: tuple[ImageIndex, ImageIndex]
+) -> None:
+    with pytest.raises(ClearheadError, match=message):
+        repair(classifier(), *images, method=method, config=CONFIG, tags=tag_file(folder, *rows), device="cpu")
 
 
 def test_options_reach_the_repair(images: tuple[ImageIndex, ImageIndex]) -> None:

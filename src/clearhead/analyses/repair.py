@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from clearhead.analyses.compare import Comparison, compare_predictions, difference_table, headline
-from clearhead.analyses.repair_tables import interpolation_table, report_tables
+from clearhead.analyses.repair_tables import interpolation_table, report_tables, tag_table
 from clearhead.analyses.subject import Subject, subject_of
 from clearhead.analyses.train import epoch_table, history_figure
 from clearhead.data.dataset import ImageIndex
@@ -183,6 +183,10 @@ def measure(
     validation_split: ValidationSplit = "val",
     test_split: TestSplit = None,
     groups: Groups = None,
+    tags: Annotated[
+        Path | None,
+        Option("File of tagged images: their tags are the groups of dfr, reweight, groupdro and heads.", panel="Data"),
+    ] = None,
     margin: Margin = 0.02,
     workers: Workers = 0,
     seed: Seed = 0,
@@ -225,7 +229,9 @@ def measure(
         train_split: split to train on.
         validation_split: split that selects the epoch, the penalty or the heads.
         test_split: split for the final comparison; nothing is trained or selected on it.
-        groups: columns of metadata.csv that define groups with the class; all by default.
+        groups: columns of metadata.csv that define groups with the class; all by default. With `tags` they are for the
+            comparisons only.
+        tags: tags file of training and validation images, whose tags define the groups of the repair.
         margin: non-inferiority margin.
 
     The other arguments are described in ``clearhead.options``.
@@ -255,7 +261,7 @@ def measure(
         "upweight": upweight,
     }
     set_options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    if preset is not None:
+    if preset is not None and "temperature" in REPAIRS[method].options:
         set_options.setdefault("temperature", preset_named(preset).temperature or 1.0)
     config = default_config(preset)
     config = replace(
@@ -269,8 +275,9 @@ def measure(
     )
     (name,), original = display_names([model]), as_classifier(model)
     trains = REPAIRS[method].trains
-    train_name = train_split if trains else validation_split
-    if trains and train_split == validation_split:
+    reads_training = trains or tags is not None
+    train_name = train_split if reads_training else validation_split
+    if reads_training and train_split == validation_split:
         raise DataError(
             f"validation_split: got {validation_split!r}, which is trained on; selection needs other images"
         )
@@ -282,25 +289,26 @@ def measure(
     train, validation = train_and_validation(
         data, train=train_name, validation=validation_split, classes=original.classes, seed=seed
     )
-    require_apart(training=train if trains else None, validation=validation, test=test)
+    require_apart(training=train if reads_training else None, validation=validation, test=test)
     device = model.device if isinstance(model, ModelSource) else None
     repaired, outcome = repair(
         original,
-        train if trains else None,
+        train if reads_training else None,
         validation,
         method=method,
         config=config,
-        group_columns=groups,
+        group_columns=groups if tags is None else None,
+        tags=tags,
         trainable=trainable,
         state=state,
         device=device,
         progress=progress,
         **set_options,
     )
-    used = train if trains else validation
+    used = train if reads_training else validation
     subject = subject_of([name], used, data, None, original)
     issues = [issue for index in (train, validation, test) if index is not None for issue in index.issues]
-    subject = replace(subject, issues=list(dict.fromkeys(issues)))
+    subject = replace(subject, issues=list(dict.fromkeys([*issues, *outcome.tag_issues])))
     result = RepairResult(subject, outcome, None, None, repaired)
     if rank_and_size()[0] > 0:
         return result
@@ -345,8 +353,12 @@ def page(result: RepairResult) -> Page:
         sections.append(interpolation_table(outcome.interpolation))
     if outcome.report is not None:
         sections += report_tables(outcome.report)
+    if outcome.tagged:
+        sections.append(tag_table(outcome))
     if result.validation:
         note = "The checkpoint was selected on this split: it can reveal a regression, not prove an improvement."
+        if outcome.tagged:
+            note += " It contains the tagged validation images, which the repair used too."
         sections.append(_check_table(result.validation, "Validation images", note))
     main = result.test or result.validation
     where = f"{subject.data}, {'test' if result.test else 'validation'} images"

@@ -1,10 +1,14 @@
 """Tables of what repairs without fine-tuning tried and selected."""
 
+from clearhead.data.tags import MIN_GROUP
 from clearhead.metrics.statistics import format_value
-from clearhead.repairs import RetrainedHead, ReweightedHead, Selection
+from clearhead.repairs import REPAIRS, RepairOutcome, RetrainedHead, ReweightedHead, Selection
 from clearhead.repairs.afr import MARGIN
 from clearhead.repairs.registry import Report
 from clearhead.report.page import Row, Section, Table
+
+MOST_GROUPS = 20
+"""Groups that the table of tagged images shows, the smallest first."""
 
 _FEW_MISTAKES = 10
 
@@ -32,6 +36,23 @@ def interpolation_table(losses: dict[float, float]) -> Table:
     return Table("Average of the weights", ["validation loss", ""], rows, text)
 
 
+def tag_table(outcome: RepairOutcome) -> Table:
+    """Return the number of tagged images of each group, the smallest first."""
+    smallest = sorted(outcome.tagged.items(), key=lambda item: (item[1], item[0]))
+    small = sum(count < MIN_GROUP for count in outcome.tagged.values())
+    uses = {
+        "tagged images": "The repair used the tagged images of the training and validation split, and no others.",
+        "all images": "Each group of tagged images was divided between training and validation; the untagged images of "
+        "a class are a group of their own.",
+    }
+    text = f"{uses[REPAIRS[outcome.method].tags]} Accuracies of groups this small are rough."
+    if small:
+        text += f" {small} of the groups have one image: it was fitted, but could not select anything."
+    if len(smallest) > MOST_GROUPS:
+        text += f" The smallest {MOST_GROUPS} of {len(smallest)} groups are shown."
+    return Table("Tagged images", ["images"], [Row(name, [count]) for name, count in smallest[:MOST_GROUPS]], text)
+
+
 def _selection_tables(selection: Selection) -> list[Section]:
     rows = [Row(selection.objective, [format_value(value, "%") for value in (selection.before, selection.after)])]
     if selection.optimism is not None:
@@ -41,7 +62,7 @@ def _selection_tables(selection: Selection) -> list[Section]:
     small = f" ({selection.smallest:,} in the smallest group)" if selection.objective == "worst-group" else ""
     text = (
         f"The best of {selection.tried:,} candidates ({selection.search}) by {selection.objective} on the "
-        f"{selection.images:,} validation images{small}. Its score on them is optimistic."
+        f"{selection.images:,} images{small}. Its score on them is optimistic."
     )
     heads = max(map(len, selection.kept_heads.values()))
     changed = {layer: mask for layer, mask in selection.kept_heads.items() if not all(mask)}
@@ -65,8 +86,11 @@ def _head_table(head: RetrainedHead) -> Table:
     text = (
         "The classifier head, retrained by logistic regressions on group-balanced subsets of the training images "
         f"({len(sizes)} groups of {min(sizes):,} to {max(sizes):,} images). The inverse penalty C was selected by the "
-        "worst-group accuracy on the validation images, shown here."
     )
+    if head.cross_validated:
+        text += f"cross-validated accuracy of the worst group of {MIN_GROUP} or more of these images, shown here."
+    else:
+        text += "worst-group accuracy on the validation images, shown here."
     return Table("Retrained classifier head", ["worst-group accuracy", ""], rows, text)
 
 

@@ -20,10 +20,11 @@ from typing import Any, Literal
 
 from torch import nn
 
-from clearhead.data.dataset import ImageIndex
+from clearhead.data.dataset import DataIssue, ImageIndex
 from clearhead.data.image_io import DataError
 from clearhead.data.images import as_image_index
 from clearhead.data.splits import VALIDATION_FRACTION, require_apart, split_off, train_and_validation
+from clearhead.data.tags import TAG
 from clearhead.distributed import rank_and_size
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier, as_classifier
@@ -39,6 +40,7 @@ from clearhead.repairs.interpolation import best_interpolation
 from clearhead.repairs.jtt import JTTLoss
 from clearhead.repairs.presets import default_config
 from clearhead.repairs.relevance import RelevanceLoss
+from clearhead.repairs.tagged import TagUse, read_tagged
 from clearhead.training.config import TrainConfig
 from clearhead.training.history import Epoch, Monitor
 from clearhead.training.linear_head import Features
@@ -66,6 +68,8 @@ class Repair:
         balance_groups: draw training images from groups drawn uniformly.
         interpolate: average the weights with those of the original model; the validation loss selects how much.
         source: the arXiv number of its paper, if there is one.
+        tags: how it takes a tags file: it uses the tagged images only; all images, the untagged ones of a class as a
+            group; or it takes none.
     """
 
     summary: str
@@ -78,6 +82,7 @@ class Repair:
     balance_groups: bool = False
     interpolate: bool = False
     source: str = ""
+    tags: TagUse = "none"
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -126,6 +131,7 @@ REPAIRS: dict[str, Repair] = {
         "one forward pass over all images, then seconds",
         function=retrain_head,
         source="2204.02937",
+        tags="tagged images",
     ),
     "heads": Repair(
         "keep the attention heads that do best on validation images",
@@ -134,6 +140,7 @@ REPAIRS: dict[str, Repair] = {
         function=keep_heads,
         trains=False,
         source="1905.10650",
+        tags="tagged images",
     ),
     "jtt": Repair(
         "give the images that the model misclassifies more weight",
@@ -162,6 +169,7 @@ REPAIRS: dict[str, Repair] = {
         "plain fine-tuning",
         loss=Reweight.from_images,
         monitor="worst_group_loss",
+        tags="all images",
     ),
     "groupdro": Repair(
         "minimise the loss of the worst group",
@@ -171,6 +179,7 @@ REPAIRS: dict[str, Repair] = {
         monitor="worst_group_loss",
         balance_groups=True,
         source="1911.08731",
+        tags="all images",
     ),
     "relevance": Repair(
         "move the relevance map to the foreground",
@@ -206,6 +215,8 @@ class RepairOutcome:
         monitor: what selected the epoch.
         report: what a repair that does not fine-tune reports.
         interpolation: validation loss of the weights' averages, by the repaired model's weight; the lowest was taken.
+        tagged: number of tagged images in each group; empty without tags.
+        tag_issues: rows of the tags file that were ignored.
     """
 
     method: str
@@ -213,6 +224,8 @@ class RepairOutcome:
     monitor: Monitor = "loss"
     report: Report | None = None
     interpolation: dict[float, float] | None = None
+    tagged: dict[str, int] = field(default_factory=dict)
+    tag_issues: list[DataIssue] = field(default_factory=list)
 
 
 def repair(
@@ -223,6 +236,7 @@ def repair(
     method: str = "relevance",
     config: TrainConfig | None = None,
     group_columns: Sequence[str] | None = None,
+    tags: str | Path | None = None,
     features: Features | None = None,
     trainable: Trainable = "all",
     state: Path | None = None,
@@ -244,6 +258,10 @@ def repair(
         config: how to train (default: ``default_config()``, 10 epochs at 1e-5). A repair that does not fine-tune uses
             only its seed, batch size and workers.
         group_columns: metadata columns that define the groups together with the class; None for all columns.
+        tags: a tags file (``clearhead.data.tags``), whose tags then define the groups in place of the columns. Tags of
+            training and validation images are used together: ``dfr`` is fitted on the tagged images only and
+            cross-validated, ``heads`` is selected on them, and for the losses of groups each group of tagged images is
+            divided between training and validation.
         features: of the images, from ``clearhead.training.linear_head.read_features``, for the repairs of the
             classifier head (``afr``, ``dfr``); computed if None. Pass them to try several.
         trainable: what a repair that fine-tunes trains: ``all``, the ``head`` alone, or low-rank updates (``lora``),
@@ -260,11 +278,24 @@ def repair(
     config = config or default_config()
     chosen = require_repair(method, config, options)
     classifier = as_classifier(model)
+    train_images: ImageIndex | None
+    validation_images: ImageIndex | None
     train_images, validation_images = _images(train, validation, classifier, method, config.seed)
     if train_images is not None and train_images.root == validation_images.root:
         require_apart(training=train_images, validation=validation_images)
     if trainable != "all" and chosen.function is not None:
         raise ClearheadError(f"trainable: got {trainable!r}, but the method {method} does not fine-tune; leave it out")
+    outcome = RepairOutcome(method)
+    if tags is not None:
+        if group_columns is not None:
+            raise ClearheadError("group_columns: the tags define the groups; leave one of the two out")
+        if chosen.tags == "none":
+            choices = ", ".join(name for name, other in REPAIRS.items() if other.tags != "none")
+            raise ClearheadError(f"tags: the method {method} does not use tags; choose from {choices}")
+        group_columns = (TAG,)
+        used = read_tagged(train_images, validation_images, tags, chosen.tags, trains=chosen.trains, seed=config.seed)
+        train_images, validation_images = used.train, used.validation
+        outcome = replace(outcome, tagged=used.groups, tag_issues=used.issues)
     loading: dict[str, Any] = {"seed": config.seed, "batch_size": config.batch_size, "workers": config.workers}
     if chosen.function is not None:
         shared = {"features": features} if "features" in _parameters(chosen.function) else {}
@@ -278,8 +309,9 @@ def repair(
             **shared,
             **options,
         )
-        return repaired, RepairOutcome(method, report=report)
+        return repaired, replace(outcome, report=report)
     assert train_images is not None
+    assert validation_images is not None
     original = None
     if "model" in _parameters(chosen.loss):
         original = on_device(replace(classifier, module=copied(classifier.module).eval()), device)
@@ -298,7 +330,7 @@ def repair(
         chosen.monitor,
         chosen.balance_groups,
     )
-    outcome = RepairOutcome(method, history, chosen.monitor)
+    outcome = replace(outcome, history=history, monitor=chosen.monitor)
     repaired = merged(repaired, classifier)
     if not chosen.interpolate:
         return repaired, outcome

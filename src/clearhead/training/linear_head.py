@@ -30,7 +30,7 @@ class Features:
 
     Attributes:
         train: N x D, in the order of the training images.
-        validation: M x D.
+        validation: M x D; M is 0 without validation images.
     """
 
     train: Tensor
@@ -40,7 +40,7 @@ class Features:
 def read_features(
     model: Classifier,
     train: ImageIndex,
-    validation: ImageIndex,
+    validation: ImageIndex | None,
     *,
     batch_size: int = 32,
     workers: int = 0,
@@ -58,7 +58,8 @@ def read_features(
         batches = loader(ImageDataset(images, model.preprocess), batch_size, workers)
         return penultimate_features(model, track(batches, progress, title))
 
-    return Features(read(train, "features"), read(validation, "features, validation"))
+    x = read(train, "features")
+    return Features(x, x[:0] if validation is None else read(validation, "features, validation"))
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class LinearHead:
 def linear_head(
     model: Classifier,
     train: ImageIndex,
-    validation: ImageIndex,
+    validation: ImageIndex | None,
     *,
     features: Features | None = None,
     dtype: torch.dtype = torch.float32,
@@ -120,16 +121,17 @@ def linear_head(
     layer = _head_of(model)
     if features is None:
         features = read_features(model, train, validation, batch_size=batch_size, workers=workers, progress=progress)
-    for name, values, index in (("train", features.train, train), ("validation", features.validation, validation)):
-        if values.shape != (len(index.samples), layer.in_features):
+    samples = train.samples, validation.samples if validation is not None else ()
+    for name, values, own in zip(("train", "validation"), (features.train, features.validation), samples, strict=True):
+        if values.shape != (len(own), layer.in_features):
             raise ClearheadError(
-                f"features: {name} is {tuple(values.shape)}, but {len(index.samples)} x {layer.in_features} is needed; "
+                f"features: {name} is {tuple(values.shape)}, but {len(own)} x {layer.in_features} is needed; "
                 "compute them with read_features for this model and these images"
             )
     x, x_validation = features.train.to(dtype), features.validation.to(dtype)
     mean, scale = x.mean(0), x.std(0, correction=0)
     scale = scale.where(scale > 0, 1.0)
-    labels, validation_labels = (torch.tensor([s.label for s in index.samples]) for index in (train, validation))
+    labels, validation_labels = (torch.tensor([sample.label for sample in own], dtype=torch.long) for own in samples)
     x, x_validation = (x - mean) / scale, (x_validation - mean) / scale
     return LinearHead(model, layer, x, labels, x_validation, validation_labels, mean, scale)
 
