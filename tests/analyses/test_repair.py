@@ -8,14 +8,18 @@ import timm
 import torch
 import yaml
 
+from clearhead.analyses.faithfulness import measure as faithfulness
+from clearhead.analyses.map_check import MapCheck, check_table, warning
 from clearhead.analyses.repair import measure
+from clearhead.metrics.statistics import Estimate
 from clearhead.models import load_model
 from clearhead.repairs import REPAIRS
+from clearhead.shifts.shortcuts import SHORTCUTS
 from tests.command import clearhead, error, result
 from tests.conftest import CLASSES
 
 
-def test_a_repair_leaves_an_ordinary_checkpoint_that_compare_judges(workspace, repaired):
+def test_a_repair_leaves_an_ordinary_checkpoint_and_the_battery(workspace, repaired):
     assert repaired.returncode == 0, repaired.stderr
     assert "checkpoint: repair/checkpoint" in repaired.stdout
     assert "epoch 2/2: loss" in repaired.stderr
@@ -27,7 +31,16 @@ def test_a_repair_leaves_an_ordinary_checkpoint_that_compare_judges(workspace, r
     assert model.classes == tuple(CLASSES)
     assert result(workspace / "repair")["validation"]["before"]["accuracy"]["count"] == 12
     assert result(workspace / "repair")["test"] is None
+    changes = result(workspace / "repair")["battery"]["changes"]
+    assert [changes[0]["shortcut"], *sorted(one["shortcut"] for one in changes[1:])] == ["clean", *sorted(SHORTCUTS)]
+    for one in changes:
+        assert one["difference"]["value"] == pytest.approx(one["after"]["value"] - one["before"]["value"])
+    validation = result(workspace / "repair")["validation"]
+    assert changes[0]["after"]["value"] == pytest.approx(validation["after"]["accuracy"]["value"])
+    assert "Shortcut battery, before and after" in (workspace / "repair" / "report.html").read_text()
 
+
+def test_compare_judges_the_checkpoint(workspace, repaired):
     run = clearhead("compare", "model", "repair", "data", "--split", "test", "--out", "compare", cwd=workspace)
     assert run.returncode == 0, run.stderr
     assert any(word in run.stdout for word in ("improved", "regressed", "inconclusive"))
@@ -39,6 +52,28 @@ def test_a_repair_leaves_an_ordinary_checkpoint_that_compare_judges(workspace, r
     changed = any(difference["value"] for difference in comparison["classes"].values())
     page = (workspace / "compare" / "report.html").read_text()
     assert ("Most improved classes" in page or "Most regressed classes" in page) == changed
+
+
+def test_a_map_is_tested_before_it_is_optimised(workspace, repaired):
+    check = result(workspace / "repair")["map_check"]
+    assert (check["attribution"], check["images"]) == ("gae", 12)
+    model = load_model(str(workspace / "model"))
+    (measured,) = faithfulness([model], workspace / "data", split="val", methods=["gae"]).models.values()
+    assert check["gaps"]["gae"]["value"] == pytest.approx(measured.methods["gae"].gap.value)
+    unfaithful = not check["gaps"]["gae"]["low"] > 0
+    assert ("libragrad" in check["gaps"]) == unfaithful
+    assert ("the map of gae is not shown to rank pixels better than chance" in repaired.stderr) == unfaithful
+    assert "Is the map faithful?" in (workspace / "repair" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("low", "advice"), [(0.1, "Use --attribution libragrad"), (-0.1, "such as background-swap")])
+def test_another_map_is_proposed_where_one_is_faithful(low, advice):
+    gaps = {"gae": Estimate(-0.02, -0.06, 0.01, 100, "pp"), "libragrad": Estimate(0.3, low, 0.5, 100, "pp")}
+    check = MapCheck("gae", gaps, 100)
+    assert not check.is_faithful
+    assert advice in warning(check)
+    assert advice in check_table(check).text
+    assert check_table(MapCheck("libragrad", gaps, 100)).text.endswith("has 0.") == (low > 0)
 
 
 def test_the_command_offers_every_repair():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from clearhead.attribution import scale
+from clearhead.attribution import METHODS, lrp, scale
 from clearhead.heads import DiversityLoss
 from clearhead.landscape import LandscapeError, hessian
 from clearhead.repairs.relevance import RelevanceLoss, relevance_maps
@@ -151,3 +151,44 @@ def test_background_swap_changes_half_of_a_training_batch():
 def test_an_invalid_background_swap_raises_an_error(wrong):
     with pytest.raises(ValueError, match="background_swap"):
         RelevanceLoss(**wrong)
+
+
+@pytest.mark.parametrize("method", ["libragrad", "attnlrp"])
+@pytest.mark.parametrize("name", ["timm-vit", "timm-dinov3", "hf-dinov2"])
+def test_maps_by_modified_gradients_have_the_gradient_of_their_tokens(method, name, monkeypatch):
+    """The gradient by finite differences, with the modified gradients of the token held constant."""
+    model, data = classifier(name, torch.float64), batch()
+    expected, logits = METHODS[method](model, data["image"], LABEL)
+    loss = RelevanceLoss(attribution=method, target="truth", classification=0)
+    maps, plain_logits = relevance_maps(model, data["image"], LABEL, method)
+    torch.testing.assert_close(maps, scale(expected, (32, 32)))
+    torch.testing.assert_close(plain_logits, logits)
+
+    loss(model, data)["loss"].backward()
+    parameters = [p for p in model.module.parameters() if p.grad is not None]
+    assert parameters
+    constants = lrp._tokens_and_gradients(model, data["image"], LABEL, method)
+    monkeypatch.setattr(lrp, "_tokens_and_gradients", lambda *_: constants)
+    generator = torch.Generator().manual_seed(0)
+    directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+    slope = sum((p.grad * d).sum() for p, d in zip(parameters, directions, strict=True))
+    step, values = 1e-6, []
+    for sign in (1, -2):
+        with torch.no_grad():
+            for p, d in zip(parameters, directions, strict=True):
+                p.add_(d, alpha=sign * step)
+        values.append(loss(model, data)["loss"])
+    torch.testing.assert_close((values[0] - values[1]) / (2 * step), slope, rtol=1e-4, atol=1e-9)
+    assert slope.abs() > 1e-6
+
+
+def test_maps_by_modified_gradients_in_training_mode_leave_its_state_alone():
+    model, data = classifier("timm-vit"), batch(torch.float32)
+    model.train()
+    first = RelevanceLoss(attribution="libragrad")(model, data)["loss"]
+    assert model.module.training
+    first.backward()
+    assert sum(p.grad is not None for p in model.module.parameters()) > 10
+    with torch.no_grad():
+        validated = RelevanceLoss(attribution="libragrad")(model.eval(), data)["loss"]
+    torch.testing.assert_close(validated, first.detach())

@@ -6,7 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from clearhead.analyses.battery_change import BatteryChange, battery_change, battery_change_table
 from clearhead.analyses.compare import Comparison, compare_predictions, difference_table, headline
+from clearhead.analyses.map_check import MapCheck, check_map, check_table
 from clearhead.analyses.repair_tables import interpolation_table, report_tables, tag_table
 from clearhead.analyses.subject import Subject, subject_of
 from clearhead.analyses.train import epoch_table, history_figure
@@ -34,10 +36,13 @@ from clearhead.prediction.predict import predict
 from clearhead.progress import Progress, prefixed
 from clearhead.repairs import (
     REPAIRS,
+    LossInputs,
     RepairOutcome,
+    build_loss,
     default_config,
     preset_named,
     repair,
+    require_repair,
 )
 from clearhead.report.page import Page, Section, Table
 from clearhead.storage import NotSaved
@@ -55,6 +60,8 @@ class RepairResult:
         outcome: the epochs, or what the repair reports.
         validation: on the images that selected what was kept: reveals a regression, proves no improvement.
         test: on images that trained and selected nothing.
+        battery: the shortcut battery of both models, on the test images, or without them on the validation images.
+        map_check: faithfulness of the map that was optimised, before the repair.
         model: the repaired classifier; in the run folder checkpoint/.
     """
 
@@ -62,6 +69,8 @@ class RepairResult:
     outcome: RepairOutcome
     validation: Comparison | None
     test: Comparison | None = None
+    battery: BatteryChange | None = None
+    map_check: MapCheck | None = None
     model: NotSaved = None
 
 
@@ -119,7 +128,7 @@ def measure(
     ] = None,
     attribution: Annotated[
         str | None,
-        Option("Map of relevance: gae, rollout, attention, input-gradient, ...", panel="Repair by masks"),
+        Option("Map of relevance: gae, libragrad, attnlrp, rollout, input-gradient, ...", panel="Repair by masks"),
     ] = None,
     background_swap: Annotated[
         float | None,
@@ -291,6 +300,13 @@ def measure(
     )
     require_apart(training=train if reads_training else None, validation=validation, test=test)
     device = model.device if isinstance(model, ModelSource) else None
+    loading: dict[str, Any] = {"workers": workers, "seed": seed, "progress": progress}
+    map_check = None
+    if method == "relevance" and rank_and_size()[0] == 0:
+        require_repair(method, config, set_options)  # finds mistakes before the map is measured
+        build_loss(method, LossInputs(images=train), set_options)
+        source = set_options.get("attribution", "gae")
+        map_check = check_map(on_device(original, device), validation, source, **loading)
     repaired, outcome = repair(
         original,
         train if reads_training else None,
@@ -309,13 +325,17 @@ def measure(
     subject = subject_of([name], used, data, None, original)
     issues = [issue for index in (train, validation, test) if index is not None for issue in index.issues]
     subject = replace(subject, issues=list(dict.fromkeys([*issues, *outcome.tag_issues])))
-    result = RepairResult(subject, outcome, None, None, repaired)
+    result = RepairResult(subject, outcome, None, map_check=map_check, model=repaired)
     if rank_and_size()[0] > 0:
         return result
     models = [on_device(one, device) for one in (original, repaired)]
     check = partial(_compare, models, groups=groups, margin=margin, seed=seed, workers=workers)
-    result = replace(result, validation=check(validation, progress=prefixed(progress, "validation")))
-    return result if test is None else replace(result, test=check(test, progress=prefixed(progress, "test")))
+    return replace(
+        result,
+        validation=check(validation, progress=prefixed(progress, "validation")),
+        test=None if test is None else check(test, progress=prefixed(progress, "test")),
+        battery=battery_change(models, validation if test is None else test, data, **loading),
+    )
 
 
 def _compare(
@@ -347,6 +367,11 @@ def page(result: RepairResult) -> Page:
     sections: list[Section] = []
     if result.test:
         sections.append(_check_table(result.test, "Test images", "Nothing was trained or selected on these images."))
+    where = "test" if result.test else "validation"
+    if result.battery:
+        sections.append(battery_change_table(result.battery, where))
+    if result.map_check:
+        sections.append(check_table(result.map_check))
     if outcome.history:
         sections += [epoch_table(outcome.history, outcome.monitor), history_figure(outcome.history, outcome.monitor)]
     if outcome.interpolation:
@@ -361,11 +386,10 @@ def page(result: RepairResult) -> Page:
             note += " It contains the tagged validation images, which the repair used too."
         sections.append(_check_table(result.validation, "Validation images", note))
     main = result.test or result.validation
-    where = f"{subject.data}, {'test' if result.test else 'validation'} images"
     return Page(
         f"{subject.model}: repair",
         f"Repaired by {outcome.method} on {subject.images:,} images of {subject.data}.",
-        verdicts=[replace(main.verdict, data=where)] if main else [],
+        verdicts=[replace(main.verdict, data=f"{subject.data}, {where} images")] if main else [],
         headline=headline(main),
         sections=sections,
     )

@@ -23,7 +23,8 @@ layer; AttnLRP's does not in general, as the rule of the softmax leaves some in 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,24 @@ from clearhead.attention_tap import AttentionCall, tap
 from clearhead.attribution.gae import on_grid, token_grid
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier
-from clearhead.models.classifier import SubstitutedParameters, chosen_logit
+from clearhead.models.classifier import SubstitutedParameters, chosen_logit, evaluation_mode
+
+Method = Literal["attnlrp", "libragrad"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Fractions of the gradient that pass at v, and at q and k; and the layers where relevance is measured."""
+
+    value: float
+    query_key: float
+    layers: slice
+
+
+RULES: dict[Method, Rule] = {
+    "attnlrp": Rule(1 / 2, 1 / 4, slice(1)),
+    "libragrad": Rule(1.0, 0.0, slice(None)),
+}
 
 
 def attnlrp(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
@@ -47,7 +65,7 @@ def attnlrp(model: Classifier, images: Tensor, target: Tensor | int | None = Non
 
     Raises as ``gae``.
     """
-    return _relevance(model, images, target, "attnlrp", value=1 / 2, query_key=1 / 4, layers=slice(1))
+    return _relevance(model, images, target, "attnlrp")
 
 
 def libragrad(model: Classifier, images: Tensor, target: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
@@ -57,37 +75,57 @@ def libragrad(model: Classifier, images: Tensor, target: Tensor | int | None = N
     biases; the terms of biases are left out here. Then its positive part; the authors leave the sign. Raises as
     ``gae``.
     """
-    return _relevance(model, images, target, "libragrad", value=1.0, query_key=0.0, layers=slice(None))
+    return _relevance(model, images, target, "libragrad")
 
 
-def _relevance(
-    model: Classifier,
-    images: Tensor,
-    target: Tensor | int | None,
-    method: str,
-    value: float,
-    query_key: float,
-    layers: slice,
+def differentiable_relevance(
+    model: Classifier, images: Tensor, target: Tensor, method: Method
 ) -> tuple[Tensor, Tensor]:
-    """Return the positive part of the mean relevance of the tokens that enter ``layers``.
+    """Return the map of a method with a graph to the parameters, B x h x w, and the logits, as a loss needs them.
 
-    ``value`` and ``query_key`` are the fractions of the gradient that pass at v, and at q and k.
+    Relevance is token x gradient. The modified gradient is a constant, as that of attention is in GAE's loss: the
+    gradient of the loss flows through the tokens. It is computed in eval mode; tokens and logits are those of a second,
+    ordinary forward pass in the model's own mode. Raises as ``gae``.
     """
+    unwrapped = replace(model, module=getattr(model.module, "module", model.module))  # of several processes
+    with evaluation_mode(unwrapped.module):
+        _, gradients, _ = _tokens_and_gradients(unwrapped, images, target, method)
     grid = token_grid(model, method, images)
+    with torch.enable_grad(), tap(model.module) as record, _Rules(modify=False) as rules:
+        logits = model(images)
+    tokens = [rules.entering(layer, method) for layer in list(record)[RULES[method].layers]]
+    return on_grid(_row(tokens, gradients), grid), logits
+
+
+def _relevance(model: Classifier, images: Tensor, target: Tensor | int | None, method: Method) -> tuple[Tensor, Tensor]:
+    grid = token_grid(model, method, images)
+    tokens, gradients, logits = _tokens_and_gradients(model, images, target, method)
+    with torch.no_grad():
+        return on_grid(_row([token.detach() for token in tokens], gradients), grid), logits
+
+
+def _row(tokens: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """Return the positive part of the mean over layers of token x gradient, B x N."""
+    parts = [(x * gradient).sum(-1) for x, gradient in zip(tokens, gradients, strict=True)]
+    return torch.stack(parts).mean(0).clamp(min=0)
+
+
+def _tokens_and_gradients(
+    model: Classifier, images: Tensor, target: Tensor | int | None, method: Method
+) -> tuple[list[Tensor], Sequence[Tensor], Tensor]:
+    """Return the tokens that enter the layers of a method, their modified gradients (B x N x D), and the logits."""
+    rule = RULES[method]
     with torch.inference_mode(False), torch.enable_grad():
         inputs = model.normalize(images.detach().clone()).requires_grad_()
         with tap(model.module) as record, _Rules() as rules, SubstitutedParameters(torch.Tensor.detach):
             logits = model.from_normalized(inputs)
         for layer in record:
-            for tensor, fraction in ((layer.q, query_key), (layer.k, query_key), (layer.v, value)):
+            for tensor, fraction in ((layer.q, rule.query_key), (layer.k, rule.query_key), (layer.v, rule.value)):
                 if tensor.requires_grad:
                     _scale_gradient(tensor, fraction)
-        tokens = [rules.entering(layer, method) for layer in list(record)[layers]]
+        tokens = [rules.entering(layer, method) for layer in list(record)[rule.layers]]
         gradients = torch.autograd.grad(chosen_logit(logits, target).sum(), tokens)
-    with torch.no_grad():
-        parts = [(x.detach() * gradient).sum(-1) for x, gradient in zip(tokens, gradients, strict=True)]
-        row = torch.stack(parts).mean(0).clamp(min=0)
-    return on_grid(row, grid), logits.detach()
+    return tokens, gradients, logits.detach()
 
 
 def _scale_gradient(tensor: Tensor, fraction: float) -> None:
@@ -97,10 +135,14 @@ def _scale_gradient(tensor: Tensor, fraction: float) -> None:
 
 
 class _Rules(TorchFunctionMode):
-    """While open, norms, element-wise functions and products of two activations differentiate by their rules."""
+    """While open, norms, element-wise functions and products of two activations differentiate by their rules.
 
-    def __init__(self) -> None:
+    With `modify` False the norms are only recorded.
+    """
+
+    def __init__(self, modify: bool = True) -> None:
         super().__init__()
+        self.modify = modify
         self.normed: list[tuple[Tensor, Tensor]] = []
 
     def entering(self, layer: AttentionCall, method: str) -> Tensor:
@@ -120,6 +162,11 @@ class _Rules(TorchFunctionMode):
         if not (args and isinstance(args[0], Tensor) and args[0].requires_grad):
             return func(*args, **kwargs)
         x = args[0]
+        if not self.modify:
+            y = func(*args, **kwargs)
+            if func in _NORMS:
+                self.normed.append((x, y))
+            return y
         if func in _ELEMENT_WISE:
             y = func(x.detach().clone(), *args[1:], **kwargs)  # a copy: it may work in place
             wide = _wide(x)

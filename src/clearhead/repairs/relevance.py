@@ -28,6 +28,7 @@ from clearhead.attribution import scale
 from clearhead.attribution.attention import attention_map, rollout_map
 from clearhead.attribution.gae import relevance, token_grid
 from clearhead.attribution.gradients import input_gradient_map, input_x_gradient_map
+from clearhead.attribution.lrp import differentiable_relevance
 from clearhead.data.interventions import intervene
 from clearhead.data.loading import batch_mean
 from clearhead.distributed import rank_and_size
@@ -38,7 +39,9 @@ from clearhead.repairs.input_gradient_losses import input_gradient
 from clearhead.repairs.loss_inputs import is_training, masks_in, with_token_grid
 from clearhead.training.losses import Batch
 
-DifferentiableAttribution = Literal["gae", "rollout", "attention", "input-gradient", "input-x-gradient"]
+DifferentiableAttribution = Literal[
+    "gae", "libragrad", "attnlrp", "rollout", "attention", "input-gradient", "input-x-gradient"
+]
 """Attribution methods that the loss can be computed on."""
 
 
@@ -150,6 +153,8 @@ def relevance_maps(
     if attribution in _FROM_INPUT:
         gradient, inputs, logits = input_gradient(model, images, lambda logits: chosen_logit(logits, target))
         maps = _FROM_INPUT[attribution](gradient, inputs)
+    elif attribution == "libragrad" or attribution == "attnlrp":
+        maps, logits = differentiable_relevance(model, images, target, attribution)
     elif attribution in _FROM_LAYERS:
         grid = token_grid(model, attribution, images)
         with torch.enable_grad(), tap(model.module) as record:
