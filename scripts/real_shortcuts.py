@@ -14,18 +14,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 from clearhead.data.folder import read_folder
 from clearhead.data.writing import write_metadata
 from clearhead.metrics.statistics import mean, proportion
 from clearhead.models import load_model
 from clearhead.prediction.predict import predict
-from clearhead.shifts.shortcuts import SHORTCUTS
+from clearhead.shifts.shortcuts import SHORTCUTS, Shortcut
 
 WEIGHTS = "models/deit_tiny_patch16_224.safetensors"
 REPAIRED = "watermark,background-swapped,background-removed"
+
+
+def another_watermark(images: torch.Tensor, *_: object) -> torch.Tensor:
+    """Draw a Latin text in another font at another position: no repair was trained with it."""
+    height, width = images.shape[-2:]
+    layer = Image.new("L", (width, height))
+    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
+    font = ImageFont.truetype(file, round(height / 7.5))
+    ImageDraw.Draw(layer).text((0.03 * width, 0.7 * height), "PHOTO STOCK", fill=255, font=font)
+    opacity = torch.from_numpy(np.asarray(layer, dtype=np.float32) / 255)
+    return torch.lerp(images, torch.ones_like(images), 0.6 * opacity)
+
+
+SHORTCUTS["another-watermark"] = Shortcut(another_watermark, "the absence of text over the image")
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ class Shortcut:
         keeps_object: False where the object is removed: then accuracy above the chance level shows the reliance.
         changes_object: whether it changes the object too: a drop then shows what a model uses, which may well be the
             object.
-        draw: the change with random strength, position or content, for training images; by default `change`.
+        draw: the change with random strength, position or content, for half of the training images; the others, and all
+            by default, are under `change`.
     """
 
     change: Change
@@ -52,8 +53,16 @@ class Shortcut:
     draw: RandomChange | None = None
 
     def random(self, images: Tensor, masks: Tensor, fill: Sequence[float], generator: torch.Generator) -> Tensor:
-        """Return the images under a random form of the change; arguments as of ``Change``."""
-        return self.change(images, masks, fill) if self.draw is None else self.draw(images, masks, fill, generator)
+        """Return the images under the change or, half of them, a random form of it; arguments as of ``Change``.
+
+        The change itself is what was found to matter, its random forms keep a model from learning it by heart.
+        """
+        changed = self.change(images, masks, fill)
+        if self.draw is None:
+            return changed
+        drawn = self.draw(images, masks, fill, generator)
+        itself = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+        return torch.where(itself.to(images.device), changed, drawn)
 
 
 def watermark(images: Tensor, _masks: Tensor, _fill: Sequence[float]) -> Tensor:

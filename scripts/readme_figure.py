@@ -1,6 +1,6 @@
-"""Draw README's picture: photographs with a watermark, before and after the repair of a DeiT-Tiny.
+"""Draw README's figure: photographs with a watermark, before and after the repair of a DeiT-Tiny.
 
-    python scripts/readme_picture.py --data CLEARHEAD_DATA --repaired study/counterfactual-0 --out docs/repair.png
+    python scripts/readme_figure.py --data CLEARHEAD_DATA --repaired study/counterfactual-0 --out docs/repair.png
 
 The photographs are examples from nips17 that the original model classifies correctly without the watermark, and the
 repaired one with it. How often the repair helps is in docs/results.md.
@@ -34,14 +34,14 @@ def watermarked(model: Classifier, file: Path) -> tuple[torch.Tensor, torch.Tens
 
 def candidates(before: Classifier, after: Classifier, data: Path) -> list[tuple[str, int]]:
     """Return file and class of the photographs that the repair corrects under the watermark."""
-    found = []
+    corrected = []
     for sample in read_folder(data, classes=before.classes, check=False).samples:
         with torch.inference_mode():
             clean, marked = watermarked(before, sample.image_file)
             guesses = [int(m(x).argmax()) for m, x in ((before, clean), (before, marked), (after, marked))]
         if guesses[0] == guesses[2] == sample.label != guesses[1]:
-            found.append((sample.file, sample.label))
-    return found
+            corrected.append((sample.file, sample.label))
+    return corrected
 
 
 def draw(before: Classifier, after: Classifier, data: Path, files: list[str]) -> Figure:
