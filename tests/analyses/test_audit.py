@@ -1,6 +1,8 @@
 """An audit, as a function and as a command."""
 
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
@@ -17,8 +19,9 @@ from clearhead.errors import ClearheadError
 from clearhead.metrics.attributes import attribute_gaps
 from clearhead.metrics.statistics import Estimate, proportion
 from clearhead.models import Preprocessing, from_module, load_model
+from clearhead.models.preprocessing import to_uint8
 from clearhead.repairs.registry import REPAIRS
-from clearhead.shifts.shortcuts import SHORTCUTS
+from clearhead.shifts.shortcuts import SHORTCUTS, watermark
 from tests.command import clearhead, error, result
 from tests.conftest import CLASSES
 
@@ -103,6 +106,29 @@ def test_an_audit_leads_with_the_gap_of_an_attribute(watermarked):
     assert "66.7 points lower where watermark = yes" in page.verdicts[0].sentence
     assert measured.audit.worst_group is not None
     assert measured.audit.worst_group[1].count == 12
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("CLEARHEAD_DATA" not in os.environ, reason="CLEARHEAD_DATA names no folder of real images")
+def test_the_gap_of_a_real_watermark_leads(tmp_path):
+    folder = Path(os.environ["CLEARHEAD_DATA"])
+    name = f"timm:deit_tiny_patch16_224@{folder / 'models' / 'deit_tiny_patch16_224.safetensors'}"
+    model, rows = load_model(name), ["file,watermark"]
+    for file in sorted((folder / "nips17").glob("n*/*")):
+        (tmp_path / file.parent.name).mkdir(exist_ok=True)
+        plain = model.preprocess.image(Image.open(file).convert("RGB"))[None]
+        for value, pixels in (("no", plain), ("yes", watermark(plain, plain, ()))):
+            path = f"{file.parent.name}/{file.stem}-{value}.png"
+            bordered = np.pad(to_uint8(pixels[0]), ((12, 12), (12, 12), (0, 0)))  # 248 px, of which 224 are cropped
+            Image.fromarray(bordered).save(tmp_path / path)
+            rows.append(f"{path},{value}")
+    (tmp_path / "metadata.csv").write_text("\n".join(rows) + "\n")
+    measured = audit.measure(model, tmp_path, battery=False)
+    assert measured.audit.worst_group is None  # no class has ten images of a value
+    verdict = audit.page(measured).verdicts[0]
+    assert verdict.word == "gap"
+    assert "where watermark = yes" in verdict.sentence
+    assert measured.attributes.gaps[0].gap.value == pytest.approx(-0.125, abs=0.005)
 
 
 def test_an_attribute_without_a_gap_is_inconclusive(workspace):

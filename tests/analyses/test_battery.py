@@ -69,7 +69,7 @@ def test_a_model_that_reads_the_background_is_shown_to(on_background):
     assert drops == sorted(drops)
     (verdict,) = battery.page(on_background).verdicts
     assert verdict.word == "reliance"
-    assert "the background (background swapped" in verdict.sentence
+    assert "the background (background swapped: " in verdict.sentence
     assert "background only: 100.0%, chance level 33.3%" in verdict.sentence
     assert "colour" not in verdict.sentence
 

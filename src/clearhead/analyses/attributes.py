@@ -13,10 +13,11 @@ def gap_verdicts(attributes: AttributeGaps) -> list[Verdict]:
     for one in attributes.gaps:
         if one.is_shown and one.attribute not in verdicts:
             sentence = (
-                f"Accuracy is {100 * -one.gap.value:.1f} points lower where {one.attribute} = {one.value}: "
-                f"{_text(one.accuracy)}, against {_text(one.baseline_accuracy)} {_baseline(one)}."
+                f"Accuracy is {100 * -one.gap.value:.1f} points lower where {one.attribute} = {one.value} "
+                f"({format_value(one.accuracy.value, '%')}) than {_baseline(one)} "
+                f"({format_value(one.baseline_accuracy.value, '%')})."
             )
-            basis = f"Difference {_text(one.gap)}, within classes {_text(one.within_classes)}. {GAP_RULE}"
+            basis = f"Difference {_text(one.gap)}; within classes {_text(one.within_classes)}. {GAP_RULE}"
             verdicts[one.attribute] = Verdict("gap", sentence, basis)
     names = list(dict.fromkeys(one.attribute for one in attributes.gaps if one.attribute not in verdicts))
     if names:

@@ -183,7 +183,7 @@ def measure(
         require_apart(temperature=fitting, audit=index)
         logits = logits_of(classifier, fitting, **loading)
         fitted = fit_temperature(logits, np.array([sample.label for sample in fitting.samples]))
-    made = None
+    made, has_masks = None, any(sample.mask for sample in index.samples)
     if battery:
         index, made = masked(classifier, index, masks, seed, **loading)
     collector = ExampleCollector(classifier.classes, index)
@@ -217,7 +217,7 @@ def measure(
         mistakes,
         lowest,
         made,
-        next_steps(model, data, audit.effects, attributes, limit, split),
+        next_steps(model, data, audit.effects, attributes, limit, split, has_masks=has_masks),
         scaled,
         score_with_attributes(classifier, data, index, **loading) if heads else None,
         predictions,
@@ -299,7 +299,9 @@ def page(result: AuditResult) -> Page:
         examples.append(gallery)
         tables.append(table)
     if result.mistakes:
-        text = f"The misclassified images with the highest confidence. {map_note(audit.method)}"
+        text = (
+            f"The misclassified images with the highest confidence, by class and prediction. {map_note(audit.method)}"
+        )
         examples.append(Gallery("Most confident mistakes", text, result.mistakes))
     if result.examples:
         text = f"The images with the smallest share of relevance on the object. {map_note(audit.method)}"

@@ -261,23 +261,29 @@ def battery_lead(subject: Subject) -> str:
 
 def battery_verdict(effects: Sequence[ShortcutEffect]) -> Verdict:
     """Return what the model is shown to rely on, the largest drop first."""
-    shown = [_reliance(effect) for effect in effects if effect.is_shown]
+    shown = [effect for effect in effects if effect.is_shown]
     rule = (
-        f"Shown: accuracy falls by {100 * LEAST_DROP:g} points or more though the object is unchanged, or is above the "
-        "chance level without it, with 95% intervals that hold for all changes simultaneously."
+        f"A finding: accuracy falls by {100 * LEAST_DROP:g} points or more though the object is unchanged, or is above "
+        "the chance level without the object. 95% intervals that hold for all changes simultaneously."
     )
     if not shown:
         return Verdict("inconclusive", "No reliance on anything but the object is shown.", rule)
-    rest = f"; and {len(shown) - 3} more" if len(shown) > 3 else ""
-    return Verdict("reliance", f"Relies on {'; '.join(shown[:3])}{rest}.", rule)
+    named = [f"{SHORTCUTS[effect.shortcut].reading} ({_finding(effect)})" for effect in shown[:3]]
+    named += [f"{len(shown) - 3} more"] if len(shown) > 3 else []
+    sentence = f"Relies on {', '.join(named[:-1])}{' and ' if named[1:] else ''}{named[-1]}."
+    drops = [
+        f"{effect.name} {format_value(effect.difference.value, 'pp')} {format_interval(effect.difference)}"
+        for effect in shown
+        if SHORTCUTS[effect.shortcut].keeps_object
+    ]
+    return Verdict("reliance", sentence, f"{', '.join(drops)}. {rule}" if drops else rule)
 
 
-def _reliance(effect: ShortcutEffect) -> str:
-    shortcut, after = SHORTCUTS[effect.shortcut], format_value(effect.accuracy.value, "%")
-    if not shortcut.keeps_object:
-        return f"{shortcut.reading} ({effect.name}: {after}, chance level {format_value(effect.chance, '%')})"
-    drop = f"{format_value(effect.difference.value, 'pp')} {format_interval(effect.difference)}"
-    return f"{shortcut.reading} ({effect.name}: {drop}, to {after})"
+def _finding(effect: ShortcutEffect) -> str:
+    if not SHORTCUTS[effect.shortcut].keeps_object:
+        after, chance = format_value(effect.accuracy.value, "%"), format_value(effect.chance, "%")
+        return f"{effect.name}: {after}, chance level {chance}"
+    return f"{effect.name}: {format_value(effect.difference.value, 'pp')}"
 
 
 def battery_sections(
@@ -303,6 +309,7 @@ def battery_table(effects: Sequence[ShortcutEffect], masks: MasksMade | None, su
                 effect.accuracy,
                 effect.difference if SHORTCUTS[effect.shortcut].keeps_object else "",
                 format_value(effect.chance, "%"),
+                "reliance" if effect.is_shown else "" if SHORTCUTS[effect.shortcut].changes_object else "not shown",
             ],
             _row_note(effect),
         )
@@ -312,7 +319,7 @@ def battery_table(effects: Sequence[ShortcutEffect], masks: MasksMade | None, su
         "Difference: accuracy under the change - accuracy on the same images without it; paired, with intervals that "
         "hold for all rows simultaneously. Chance level: always predicting the most frequent class."
     )
-    columns = ["clean", "changed", "difference", "chance level"]
+    columns = ["clean", "changed", "difference", "chance level", "finding"]
     return Table("What this model relies on", columns, rows, f"{text} {mask_note(masks, subject)}".rstrip())
 
 
@@ -320,7 +327,7 @@ def _row_note(effect: ShortcutEffect) -> str:
     shortcut = SHORTCUTS[effect.shortcut]
     if not shortcut.keeps_object:
         return f"{shortcut.reading}: no object is left, accuracy above the chance level shows the reliance"
-    return shortcut.reading + (", which may be the object's" if shortcut.changes_object else "")
+    return shortcut.reading + (", of the object too: no finding" if shortcut.changes_object else "")
 
 
 def mask_note(masks: MasksMade | None, subject: Subject) -> str:

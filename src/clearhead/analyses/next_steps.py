@@ -23,6 +23,8 @@ def next_steps(
     attributes: AttributeGaps,
     limit: int | None = None,
     split: str | None = None,
+    *,
+    has_masks: bool = False,
 ) -> list[Step]:
     """Return the commands that follow from an audit, the most useful first.
 
@@ -33,6 +35,7 @@ def next_steps(
         attributes: the gaps of the attributes.
         limit: the largest number of images, if the audit had one.
         split: the audited split.
+        has_masks: whether the data has masks of its own.
     """
     named_model, named_data = _model_name(model), str(data) if isinstance(data, str | Path) else "DATA"
     has_splits = named_data != "DATA" and split is not None and bool(splits_of(named_data))
@@ -46,8 +49,9 @@ def next_steps(
     shown = [effect for effect in effects if effect.is_shown and SHORTCUTS[effect.shortcut].keeps_object]
     if shown:
         command = _command("repair", named_model, train, "--method", "counterfactual", "--shortcuts", shown[0].shortcut)
-        masks = " It needs masks: clearhead data masks makes some." if SHORTCUTS[shown[0].shortcut].needs_mask else ""
-        steps.append(Step(f"Train on images with the {shown[0].name} change.{masks}{where}", command))
+        needs_masks = SHORTCUTS[shown[0].shortcut].needs_mask and not has_masks
+        masks = " It needs masks: clearhead data masks makes some." if needs_masks else ""
+        steps.append(Step(f"Train on images with this change: {shown[0].name}.{masks}{where}", command))
     if not attributes.gaps:
         steps.append(Step("Find groups: tag about 100 images.", _command("tag", named_model, train)))
     if limit is not None:
