@@ -25,6 +25,7 @@ from clearhead.cli.signature import read_signature
 from clearhead.data.images import read_images
 from clearhead.models import load_model
 from tests import command
+from tests.conftest import CLASSES
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {
@@ -203,6 +204,8 @@ def local(arguments: Sequence[str]) -> list[str] | None:
 def test_commands_run(document, workspace, tmp_path):
     for folder in ("model", "data"):
         shutil.copytree(workspace / folder, tmp_path / folder)
+    tags = [f"{name}/{i:02d}.png,{'watermark' if i % 2 else 'none'}" for name in CLASSES for i in range(8)]
+    (tmp_path / "tags.csv").write_text("\n".join(["file,tag", *tags]))
     documented = commands(DOCUMENTS[document], tmp_path) + mentioned(DOCUMENTS[document])
     unique = dict.fromkeys(tuple(actual) for arguments in documented if (actual := local(arguments)))
     failed = {}

@@ -16,6 +16,7 @@ ANALYSES: dict[str, str] = {
     "sis": "clearhead.analyses.sis",
     "slices": "clearhead.analyses.slices",
     "train": "clearhead.analyses.train",
+    "tag": "clearhead.analyses.tag",
     "repair": "clearhead.analyses.repair",
     "evaluate": "clearhead.analyses.evaluate",
     "compare-suites": "clearhead.analyses.compare_suites",

@@ -4,7 +4,7 @@ import inspect
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
@@ -14,6 +14,9 @@ from clearhead.cli.signature import Parameter, is_sequence, literals, read_signa
 from clearhead.errors import ClearheadError
 from clearhead.inputs import require_data, require_files, require_model
 from clearhead.options import ARGUMENTS
+
+if TYPE_CHECKING:
+    from clearhead.runs import Run
 
 _MODELS = ("model", "models", "before", "after")
 _MODEL_PANEL = "Loading models"
@@ -67,7 +70,24 @@ def add_analyses(app: typer.Typer) -> None:
             groups[group] = typer.Typer(no_args_is_help=True, help=GROUPS.get(group, ""))
             app.add_typer(groups[group], name=group)
         parent = groups[group] if group else app
-        parent.command(name, help=signature.summary, epilog=epilog)(analysis_function(command, print_run))
+        finish, options = _FINISH.get(command, (print_run, ()))
+        parent.command(name, help=signature.summary, epilog=epilog)(analysis_function(command, finish, options))
+
+
+def _finish_tag(run: "Run", terminal: bool) -> None:
+    print_run(run)
+    if terminal:
+        from clearhead.cli.tagging import tag_in_terminal
+
+        tag_in_terminal(run)
+
+
+_Terminal = Annotated[bool, typer.Option("--terminal", help="Ask for the tags here, in the terminal.")]
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+_FINISH: dict[str, tuple[Callable[..., None], Sequence[inspect.Parameter]]] = {
+    "tag": (_finish_tag, [inspect.Parameter("terminal", _KEYWORD, default=False, annotation=_Terminal)])
+}
+"""What follows a run of a command instead of printing it, and the options of that."""
 
 
 def analysis_function(

@@ -43,6 +43,9 @@ def print_run(run: "Run") -> None:
     if (run.folder / "checkpoint").is_dir():
         print(f"checkpoint: {run.folder / 'checkpoint'}")
     print(f"page: {run.folder / 'report.html'}")
+    if (run.folder / "tagging.html").is_file():
+        print(f"tag in a browser: {run.folder / 'tagging.html'}")
+        print(f"or in a spreadsheet: {run.folder / 'tags.csv'}")
 
 
 def log_issues(issues: Sequence["DataIssue"]) -> None:

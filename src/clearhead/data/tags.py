@@ -4,9 +4,10 @@ A tag becomes the metadata column ``tag``, so that a class crossed with its tags
 """
 
 import csv
+import io
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from clearhead.data.dataset import DataIssue, ImageIndex, format_names, sort_issues
 from clearhead.data.image_io import DataError
 from clearhead.data.splits import require_apart
+from clearhead.storage import write_text
 
 TAG = "tag"
 """The metadata column of tags, and the column of a tags file."""
@@ -38,12 +40,9 @@ def read_tags(path: str | Path) -> dict[str, str]:
     path = Path(path)
     every: dict[str, list[str]] = defaultdict(list)
     spelling: dict[str, str] = {}
-    for file, value in _rows(path):
-        value = " ".join(value.split())
-        if file and value:
-            every[PurePosixPath(file.replace("\\", "/")).as_posix()].append(
-                spelling.setdefault(value.casefold(), value)
-            )
+    for row in _rows(path):
+        if row.file and row.tag:
+            every[row.file].append(spelling.setdefault(row.tag.casefold(), row.tag))
     if not every:
         raise DataError(f"tags: {path} has no tagged image; fill its column {TAG}, with one of two or more tags each")
     if twice := {file: tags for file, tags in every.items() if len(set(tags)) > 1}:
@@ -60,20 +59,51 @@ def read_tags(path: str | Path) -> dict[str, str]:
     return {file: tags[0] for file, tags in every.items()}
 
 
-def _rows(path: Path) -> Iterable[tuple[str, str]]:
-    """Return file and tag of each row, in the file's order."""
+@dataclass(frozen=True)
+class TaggedFile:
+    """A row of a tags file: the image, its tag (empty without one), and its class for the reader."""
+
+    file: str
+    tag: str
+    label: str = ""
+
+
+def _rows(path: Path) -> list[TaggedFile]:
+    """Return the rows of a tags file, in its order."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         header = text.partition("\n")[0]
-        delimiter = max(",;\t", key=header.count)
-        lines = csv.reader(text.splitlines(), delimiter=delimiter)
+        lines = csv.reader(text.splitlines(), delimiter=max(",;\t", key=header.count))
         columns = [cell.strip().casefold() for cell in next(lines, [])]
         if not {"file", TAG} <= set(columns):
             raise DataError(f"tags: the first line of {path} must name the columns file and {TAG}; got {columns}")
-        at = columns.index("file"), columns.index(TAG)
-        return [(row[at[0]].strip(), row[at[1]]) for row in lines if len(row) > max(at)]
+        rows = (dict(zip(columns, cells, strict=False)) for cells in lines)
+        return [
+            TaggedFile(
+                PurePosixPath(row["file"].strip().replace("\\", "/")).as_posix() if row["file"].strip() else "",
+                " ".join(row[TAG].split()),
+                row.get("label", ""),
+            )
+            for row in rows
+            if {"file", TAG} <= row.keys()
+        ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"tags: {path} cannot be read as UTF-8 text with one row per image: {error}") from error
+
+
+def merge_tags(path: Path, rows: Sequence[TaggedFile]) -> list[TaggedFile]:
+    """Return rows with the tags of a tags file that may be there, and after them its other tagged images."""
+    earlier = {row.file: row for row in _rows(path) if row.tag} if path.is_file() else {}
+    files = {row.file for row in rows}
+    others = [row for file, row in earlier.items() if file not in files]
+    return [replace(row, tag=earlier[row.file].tag) if row.file in earlier else row for row in rows] + others
+
+
+def write_tags(path: Path, rows: Sequence[TaggedFile]) -> None:
+    """Write a tags file."""
+    text = io.StringIO()
+    csv.writer(text).writerows([("file", TAG, "label"), *((row.file, row.tag, row.label) for row in rows)])
+    write_text(path, text.getvalue())
 
 
 def with_tags(index: ImageIndex, path: str | Path) -> ImageIndex:

@@ -39,15 +39,19 @@ def outline(image: Array, mask: Array) -> Array:
     return drawn
 
 
-def data_uri(image: Array) -> str:
-    """Return an H x W x 3 uint8 image as a WebP data URI: at most 320 pixels per side, lossless up to 96."""
+def data_uri(image: Array, largest: int = _LARGEST_SIDE) -> str:
+    """Return an H x W x 3 uint8 image as a WebP data URI: at most `largest` pixels per side, lossless up to 96."""
     _check_image(image)
     encoded = Image.fromarray(image)
-    is_small = max(encoded.size) <= _SMALL_SIDE
-    encoded.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
+    encoded.thumbnail((largest, largest), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    encoded.save(buffer, format="WEBP", quality=80, lossless=is_small)
+    encoded.save(buffer, format="WEBP", quality=80, lossless=is_tiny(image))
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def is_tiny(image: Array) -> bool:
+    """Return whether an image is so small that its pixels are to be seen as squares."""
+    return bool(max(image.shape[:2]) <= _SMALL_SIDE)
 
 
 def _check_image(image: Array) -> None:

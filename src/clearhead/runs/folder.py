@@ -163,7 +163,7 @@ def _begin(folder: Path, identity: Mapping[str, Any], *, explicit: bool, overwri
             return
     if before is not None and (overwrite or not grows):
         for entry in folder.iterdir():
-            if entry.name != ".lock":
+            if entry.name not in (".lock", "tags.csv"):  # tags are the user's work
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     text = yaml.safe_dump({**identity, "versions": versions()}, sort_keys=False, allow_unicode=True)
     write_text(folder / "config.yaml", text)
