@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.stats import hypergeom, norm
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from clearhead.analyses.audit import balanced_accuracy
@@ -25,6 +25,7 @@ from clearhead.metrics.statistics import (
     mcnemar,
     mean,
     mean_difference,
+    permutation_p_value,
     proportion,
     stratified_difference,
     worst_group,
@@ -318,3 +319,12 @@ def test_an_interval_has_no_unit_and_an_estimate_fits_json():
     estimate = Estimate(0.8, 0.75, 0.84, 100, "%")
     assert format_interval(estimate) == "[75.0, 84.0]"
     assert json.loads(json.dumps(asdict(estimate)))["count"] == 100
+
+
+def test_the_permutation_test_is_that_of_the_hypergeometric_distribution():
+    label = np.repeat([0, 1], 20)
+    predicted = np.r_[np.zeros(13), np.ones(7), np.zeros(7), np.ones(13)].astype(int)
+    exact = hypergeom(40, 20, 20).sf(12)
+    assert permutation_p_value(predicted, label, 0) == pytest.approx(exact, abs=0.015)
+    assert permutation_p_value(label, label, 0) == pytest.approx(1 / 2000)
+    assert permutation_p_value(1 - label, label, 0) == 1

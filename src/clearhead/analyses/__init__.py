@@ -27,6 +27,7 @@ ANALYSES: dict[str, str] = {
     "landscape hessian": "clearhead.analyses.hessian",
     "landscape surface": "clearhead.analyses.surface",
     "landscape trajectory": "clearhead.analyses.trajectory",
+    "data audit": "clearhead.analyses.data_audit",
     "study repairs": "clearhead.study.repairs.analysis",
     "study optimizers": "clearhead.study.optimizers.analysis",
 }

@@ -26,10 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="See what a vision transformer relies on, repair it cheaply, and prove that the repair helped.",
 )
-add_analyses(app)
+add_analyses(app, {"data": data_app})
 add_check(app)
 app.command(epilog="Example: clearhead plan --effect 5 --margin 2 --accuracy 85")(plan)
-app.add_typer(data_app, name="data")
 app.add_typer(reproduce_app, name="reproduce")
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -59,9 +59,14 @@ GROUPS = {
 """Help of the first word of commands of two words."""
 
 
-def add_analyses(app: typer.Typer) -> None:
-    """Add a command for every entry of ``ANALYSES``; one of two words goes into the group of the first."""
-    groups: dict[str, typer.Typer] = {}
+def add_analyses(app: typer.Typer, existing: Mapping[str, typer.Typer] | None = None) -> None:
+    """Add a command for every entry of ``ANALYSES``; one of two words goes into the group of the first.
+
+    `existing` groups, by name, are those that hold other commands too.
+    """
+    groups = dict(existing or {})
+    for group, commands in groups.items():
+        app.add_typer(commands, name=group)
     for command, module in ANALYSES.items():
         group, _, name = command.rpartition(" ")
         signature = read_signature(module)

@@ -1,4 +1,4 @@
-"""The commands below ``clearhead data``: data sets with a known shortcut, and masks."""
+"""The commands below ``clearhead data`` that are not analyses: data sets with a known shortcut, and masks."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +9,7 @@ from clearhead.cli.analyses import Device
 from clearhead.cli.options import BatchSize, Seed, Workers, parse_integers, parse_pair
 from clearhead.errors import ClearheadError
 
-data_app = typer.Typer(no_args_is_help=True, help="Make data sets with a known shortcut, and masks.")
+data_app = typer.Typer(no_args_is_help=True, help="Audit data, make data sets with a known shortcut, and masks.")
 
 NewFolder = Annotated[Path, typer.Argument(help="A new folder.", metavar="FOLDER", show_default=False)]
 Mnist = Annotated[

@@ -275,6 +275,23 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
+def permutation_p_value(predicted: Array, label: Array, seed: int = 0, permutations: int = 1999) -> float:
+    """Return the one-sided p-value that balanced accuracy is at chance: labels are permuted, predictions are not.
+
+    Args:
+        predicted: class of each of N images.
+        label: its true class.
+        seed: of the permutations.
+        permutations: their number; the p-value is at least 1 / (permutations + 1).
+    """
+    _, index, images = np.unique(label, return_inverse=True, return_counts=True)
+    weight, rng = 1 / images[index], np.random.default_rng(seed)
+    actual = weight[predicted == label].sum() - 1e-9
+    orders = (rng.permutation(len(label)) for _ in range(permutations))
+    extreme = sum(weight[order][predicted == label[order]].sum() >= actual for order in orders)
+    return float((1 + extreme) / (1 + permutations))
+
+
 def format_value(value: float, unit: str = "") -> str:
     """Return a number as text: '83.1%', '+2.4 pp', '0.0412', '1.20×10⁻⁵', '12,400'; '–' if it is NaN."""
     if math.isnan(value):

@@ -8,7 +8,7 @@ from typing import Literal
 from clearhead.metrics.power import POWER, images_at_observed, round_images
 from clearhead.metrics.statistics import Estimate, format_interval, format_value
 
-Outcome = Literal["improved", "regressed", "inconclusive", "gap", "reliance"]
+Outcome = Literal["improved", "regressed", "inconclusive", "gap", "reliance", "leak"]
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class Verdict:
     """The outcome of a comparison of two models, or a finding about one.
 
     Attributes:
-        word: the outcome; of a finding ``gap`` (lower accuracy on some images) or ``reliance`` (on something else than
-            the object).
+        word: the outcome; of a finding ``gap`` (lower accuracy on some images) ``reliance`` (on something else than
+            the object) or ``leak`` (data reveal their labels without the object).
         sentence: the reasons for it.
         basis: the rule that decided, with its level or margin.
         data: the name of the data set, where several verdicts are listed together.

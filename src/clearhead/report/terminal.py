@@ -13,7 +13,14 @@ from rich.text import Text
 from clearhead.metrics.statistics import Estimate, format_interval, format_value
 from clearhead.report.page import Cell, Page, Row, Table, is_measured, require_full_rows, sample_counts
 
-_COLOURS = {"improved": "green", "regressed": "red", "inconclusive": "yellow", "gap": "red", "reliance": "red"}
+_COLOURS = {
+    "improved": "green",
+    "regressed": "red",
+    "inconclusive": "yellow",
+    "gap": "red",
+    "reliance": "red",
+    "leak": "red",
+}
 
 _GAP = "  "
 
