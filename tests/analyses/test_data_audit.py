@@ -86,7 +86,7 @@ def test_data_without_a_leak_have_no_verdict(tmp_path):
 
 @pytest.mark.parametrize("correlated", [True, False])
 def test_the_background_is_separated_from_the_position_of_the_object(correlated, tmp_path):
-    """A sky above the ground; cats are high and dogs low. Only a background of the class's own colour is a leak."""
+    """Brighter above than below; cats are high and dogs low. Only a background of the class's own colour is a leak."""
 
     def save(image, path, label, i):
         clouds = image.resize((64, 64), Image.Resampling.BICUBIC)

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 from sklearn.feature_extraction import DictVectorizer
 
 from clearhead.data.dataset import Sample
-from clearhead.data.image_io import load_image, load_mask
+from clearhead.data.image_io import ImageRef, load_image, load_mask
 from clearhead.progress import Progress, track
 
 Features = Mapping[str, float | str]
@@ -124,7 +124,7 @@ def _plain(entries: Mapping[str, Any]) -> dict[str, float | str]:
     return plain
 
 
-def _background(large: npt.NDArray[np.float32], mask: Path) -> Features | None:
+def _background(large: npt.NDArray[np.float32], mask: Path | ImageRef) -> Features | None:
     """Return colours and texture of the outer 14% of an image, 3 x H x W, outside the bounding box of the object.
 
     Neither the silhouette nor the position of the object is part of it. All of the background would depend on the
