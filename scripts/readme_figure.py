@@ -1,6 +1,6 @@
 """Draw README's figure: photographs with a watermark, before and after the repair of a DeiT-Tiny.
 
-    python scripts/readme_figure.py --data CLEARHEAD_DATA --repaired study/counterfactual-0 --out docs/repair.png
+    python scripts/readme_figure.py --data CLEARHEAD_DATA --repaired study/counterfactual-0 --out docs/repair.jpg
 
 The photographs are examples from nips17 that the original model classifies correctly without the watermark, and the
 repaired one with it. How often the repair helps is in docs/results.md.
@@ -80,12 +80,12 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--repaired", type=Path, required=True)
     parser.add_argument("--files", nargs="*", help="photographs to draw; without, the candidates are listed")
-    parser.add_argument("--out", type=Path, default=Path("docs/repair.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/repair.jpg"))
     options = parser.parse_args()
     weights = (options.data / "models/deit_tiny_patch16_224.safetensors").resolve()
     original, repaired = load_model(f"timm:deit_tiny_patch16_224@{weights}"), load_model(options.repaired)
     if options.files:
-        draw(original, repaired, options.data / "nips17", options.files).savefig(options.out, dpi=110)
+        draw(original, repaired, options.data / "nips17", options.files).savefig(options.out, dpi=90)
     else:
         print(
             *(

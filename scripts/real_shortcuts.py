@@ -59,7 +59,7 @@ class Row:
     seeds: int = 1
 
 
-SHORTLY = {"epochs": 3, "lr": 2e-5, "batch_size": 16}
+SHORTLY = {"epochs": 3, "lr": 2e-5, "batch_size": 16, "schedule": "cosine", "min_crop_area": 0.5}
 AS_PUBLISHED = {"epochs": 3, "lr": 1e-5}
 """The paper's product of steps and learning rate: 500 images, 50 epochs at 1e-6, 8 images per step."""
 

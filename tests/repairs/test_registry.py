@@ -224,3 +224,8 @@ def test_the_documentation_lists_every_repair_as_the_registry_does() -> None:
     assert [row[4].strip() for row in rows] == [
         f"[{r.source}](https://arxiv.org/abs/{r.source})" if r.source else "" for r in REPAIRS.values()
     ]
+
+
+def test_a_repair_trains_by_its_own_preset(images: tuple[ImageIndex, ImageIndex]) -> None:
+    _, outcome = repair(classifier(), *images, method="counterfactual", device="cpu")
+    assert len(outcome.history) == 1 + default_config("counterfactual").epochs == 4

@@ -21,7 +21,6 @@ from clearhead.models import save_model
 from clearhead.models.classifier import Classifier, on_device
 from clearhead.models.source import ModelLike, ModelSource, as_classifier, display_names
 from clearhead.options import (
-    BatchSize,
     Groups,
     Margin,
     Option,
@@ -103,7 +102,7 @@ def measure(
         int | None, Option("Passes over the training images. Default: 10, or the preset's.", min=1)
     ] = None,
     lr: Annotated[float | None, Option("Learning rate. Default: 1e-5, or the preset's.", min=0)] = None,
-    batch_size: BatchSize = 8,
+    batch_size: Annotated[int | None, Option("Batch size. Default: 8, or the preset's.", min=1)] = None,
     trainable: Annotated[
         Literal["all", "head", "lora"],
         Option("Train all parameters, the classifier head, or low-rank updates.", name="--train"),
@@ -211,7 +210,7 @@ def measure(
         model: a classifier, module or name, with the classes of the data.
         data: the images, with a validation split or without (then 20% of each class is held out).
         method: a key of ``clearhead.repairs.REPAIRS``.
-        preset: settings of the paper for one of its models.
+        preset: settings of the paper for one of its models. Default: those of the method, where it has its own.
         epochs: passes over the training images.
         lr: learning rate.
         batch_size: images per step, over all processes.
@@ -272,12 +271,12 @@ def measure(
     set_options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if preset is not None and "temperature" in REPAIRS[method].options:
         set_options.setdefault("temperature", preset_named(preset).temperature or 1.0)
-    config = default_config(preset)
+    config = default_config(preset or REPAIRS[method].preset)
     config = replace(
         config,
         epochs=config.epochs if epochs is None else epochs,
         lr=config.lr if lr is None else lr,
-        batch_size=batch_size,
+        batch_size=config.batch_size if batch_size is None else batch_size,
         mixed_precision=mixed_precision,
         workers=workers,
         seed=seed,

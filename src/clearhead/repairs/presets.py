@@ -2,7 +2,8 @@
 
 All models use the weights 2, 0.3, 0.8 and 0.2 of the loss (the defaults of ``RelevanceLoss``), AdamW with weight decay
 1e-4, and 50 epochs with batch size 8 on 3 images of each of 500 classes. They differ in learning rate and temperature.
-``demo`` has the settings of ``clearhead demo``.
+``demo`` has the settings of ``clearhead demo``, and ``counterfactual`` those of the repairs by counterfactuals: on a
+DeiT-Tiny, higher learning rates and more epochs lowered the accuracy on clean validation images.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ class Preset:
         weights: timm's name of the weights that match the paper's description, where timm has them.
         schedule: of the learning rate.
         min_crop_area: smallest area of a random crop, as a fraction of the image.
+        batch_size: images per step.
     """
 
     lr: float
@@ -30,6 +32,7 @@ class Preset:
     weights: str | None = None
     schedule: Schedule = "decay"
     min_crop_area: float = 0.75
+    batch_size: int = 8
 
 
 PRESETS = {
@@ -40,6 +43,7 @@ PRESETS = {
     "AR-L": Preset(9e-7, weights="vit_large_patch16_224.augreg_in21k_ft_in1k"),
     "DeiT-S": Preset(1e-6, 0.55, weights="deit_small_patch16_224.fb_in1k"),
     "DeiT-B": Preset(8e-7, 0.65, weights="deit_base_patch16_224.fb_in1k"),
+    "counterfactual": Preset(2e-5, epochs=3, schedule="cosine", min_crop_area=0.5, batch_size=16),
     "demo": Preset(5e-4, epochs=3, schedule="cosine", min_crop_area=0.8),
 }
 
@@ -60,5 +64,9 @@ def default_config(preset: str | None = None) -> TrainConfig:
     """
     chosen = preset_named(preset)
     return TrainConfig(
-        chosen.epochs, chosen.lr, batch_size=8, schedule=chosen.schedule, min_crop_area=chosen.min_crop_area
+        chosen.epochs,
+        chosen.lr,
+        batch_size=chosen.batch_size,
+        schedule=chosen.schedule,
+        min_crop_area=chosen.min_crop_area,
     )

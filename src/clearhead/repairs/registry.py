@@ -67,6 +67,7 @@ class Repair:
         monitor: what selects the epoch.
         balance_groups: draw training images from groups drawn uniformly.
         interpolate: average the weights with those of the original model; the validation loss selects how much.
+        preset: key of ``PRESETS`` with the settings to train with by default; None for the general ones.
         source: the arXiv number of its paper, if there is one.
         tags: how it takes a tags file: it uses the tagged images only; all images, the untagged ones of a class as a
             group; or it takes none.
@@ -81,6 +82,7 @@ class Repair:
     monitor: Monitor = "loss"
     balance_groups: bool = False
     interpolate: bool = False
+    preset: str | None = None
     source: str = ""
     tags: TagUse = "none"
 
@@ -155,6 +157,7 @@ REPAIRS: dict[str, Repair] = {
         "fine-tuning, at about 2.5 times the time of plain steps",
         loss=CounterfactualLoss.from_model,
         interpolate=True,
+        preset="counterfactual",
     ),
     "background-swap": Repair(
         "keep the original outputs on another image's background",
@@ -162,6 +165,7 @@ REPAIRS: dict[str, Repair] = {
         "fine-tuning, at about 2.5 times the time of plain steps",
         loss=background_swap,
         interpolate=True,
+        preset="counterfactual",
     ),
     "reweight": Repair(
         "weight images by the inverse size of their group",
@@ -255,8 +259,8 @@ def repair(
         validation: images that select the epoch, the penalty or the heads. By default those of the split ``val`` where
             `train` is a data set with splits, else 20% of each class of `train`, held out at random.
         method: a key of ``REPAIRS``.
-        config: how to train (default: ``default_config()``, 10 epochs at 1e-5). A repair that does not fine-tune uses
-            only its seed, batch size and workers.
+        config: how to train. Default: ``default_config`` with the repair's preset; without one, 10 epochs at 1e-5. A
+            repair that does not fine-tune uses only its seed, batch size and workers.
         group_columns: metadata columns that define the groups together with the class; None for all columns.
         tags: a tags file (``clearhead.data.tags``), whose tags then define the groups in place of the columns. Tags of
             training and validation images are used together: ``dfr`` is fitted on the tagged images only and
@@ -275,7 +279,7 @@ def repair(
         ClearheadError: for an unknown method or option, or a config or model that the repair cannot use.
         DataError: for images that lack what the repair needs, or images that train and validate.
     """
-    config = config or default_config()
+    config = config or default_config(require_method(method).preset)
     chosen = require_repair(method, config, options)
     classifier = as_classifier(model)
     train_images: ImageIndex | None
@@ -347,11 +351,16 @@ def repair(
     return repaired, replace(outcome, interpolation=losses)
 
 
-def require_repair(method: str, config: TrainConfig, options: Mapping[str, Any]) -> Repair:
-    """Return a repair by its name. Raises ClearheadError for an unknown name, or a config or options it cannot use."""
+def require_method(method: str) -> Repair:
+    """Return a repair by its name. Raises ClearheadError for an unknown name."""
     if method not in REPAIRS:
         raise ClearheadError(f"method: {method!r} is unknown; choose from {', '.join(REPAIRS)}")
-    chosen = REPAIRS[method]
+    return REPAIRS[method]
+
+
+def require_repair(method: str, config: TrainConfig, options: Mapping[str, Any]) -> Repair:
+    """Return a repair by its name. Raises ClearheadError for an unknown name, or a config or options it cannot use."""
+    chosen = require_method(method)
     if unknown := [name for name in options if name not in chosen.options]:
         known = f"choose from {', '.join(chosen.options)}" if chosen.options else "it has none"
         raise ClearheadError(f"{', '.join(unknown)}: not an option of the method {method}; {known}")
