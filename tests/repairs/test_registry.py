@@ -80,7 +80,8 @@ def test_every_repair_runs(method: str, images: tuple[ImageIndex, ImageIndex]) -
         assert [epoch.number for epoch in outcome.history] == [0, 1]
         assert outcome.monitor == ("worst_group_loss" if REPAIRS[method].needs == "groups" else "loss")
     else:
-        assert isinstance(outcome.report, {"afr": ReweightedHead, "dfr": RetrainedHead, "heads": Selection}[method])
+        reports = {"afr": ReweightedHead, "heads": Selection}
+        assert isinstance(outcome.report, reports.get(method, RetrainedHead))
 
 
 def tag_file(folder: Path, *rows: str) -> Path:
@@ -174,7 +175,7 @@ def test_adding_a_repair_takes_one_line(images: tuple[ImageIndex, ImageIndex], m
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "gea"}, "method: 'gea' is unknown; choose from afr, dfr, heads, jtt"),
+        ({"method": "gea"}, "method: 'gea' is unknown; choose from afr, dfr, exmap, heads"),
         ({"sky": 1}, "sky: not an option of the method relevance; choose from background, foreground"),
         ({"method": "dfr", "background": 1}, "background: not an option of the method dfr; it has none"),
         ({"config": replace(CONFIG, mixup=1.0)}, "label_smoothing, mixup, cutmix: unsupported by the method relevance"),
@@ -196,7 +197,7 @@ def test_missing_images_and_masks_raise_an_error(
 ) -> None:
     train, validation = images
     unmasked = replace(train, samples=tuple(replace(sample, mask=None) for sample in train.samples))
-    with pytest.raises(DataError, match=r"rrr needs foreground masks, and none of its 6 .*: afr, dfr, heads, jtt"):
+    with pytest.raises(DataError, match=r"rrr needs foreground masks, and none of its 6 .*: afr, dfr, exmap, heads"):
         repair(classifier(), unmasked, validation, method="rrr", config=CONFIG, device="cpu")
     with pytest.raises(DataError, match="the method dfr needs training images"):
         repair(classifier(), None, validation, method="dfr")

@@ -81,6 +81,7 @@ def measure(
         Literal[
             "afr",
             "dfr",
+            "exmap",
             "heads",
             "jtt",
             "counterfactual",
@@ -127,7 +128,9 @@ def measure(
     ] = None,
     attribution: Annotated[
         str | None,
-        Option("Map of relevance: gae, libragrad, attnlrp, rollout, input-gradient, ...", panel="Repair by masks"),
+        Option(
+            "Map of relevance and exmap: gae, libragrad, attnlrp, rollout, input-gradient, ...", panel="Repair by masks"
+        ),
     ] = None,
     background_swap: Annotated[
         float | None,
@@ -362,7 +365,7 @@ def export(result: RepairResult, folder: Path) -> None:
 
 def page(result: RepairResult) -> Page:
     """Show the comparison on test images, what was selected, and the comparison on validation images."""
-    outcome, subject = result.outcome, result.subject
+    outcome, subject, caution = result.outcome, result.subject, REPAIRS[result.outcome.method].note
     sections: list[Section] = []
     if result.test:
         sections.append(_check_table(result.test, "Test images", "Nothing was trained or selected on these images."))
@@ -387,7 +390,7 @@ def page(result: RepairResult) -> Page:
     main = result.test or result.validation
     return Page(
         f"{subject.model}: repair",
-        f"Repaired by {outcome.method} on {subject.images:,} images of {subject.data}.",
+        f"Repaired by {outcome.method} on {subject.images:,} images of {subject.data}. {caution}".rstrip(),
         verdicts=[replace(main.verdict, data=f"{subject.data}, {where} images")] if main else [],
         headline=headline(main),
         sections=sections,

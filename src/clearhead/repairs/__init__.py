@@ -3,6 +3,7 @@
 from clearhead.repairs.afr import HeadCandidate, ReweightedHead, reweight_head
 from clearhead.repairs.counterfactual import COUNTERFACTUALS, CounterfactualLoss
 from clearhead.repairs.dfr import RetrainedHead, retrain_head
+from clearhead.repairs.exmap import cluster_and_retrain
 from clearhead.repairs.group_losses import GroupDRO, Reweight
 from clearhead.repairs.head_selection import Selection, select_heads
 from clearhead.repairs.input_gradient_losses import GradMaskLoss, RRRLoss
@@ -31,6 +32,7 @@ __all__ = [
     "ReweightedHead",
     "Selection",
     "build_loss",
+    "cluster_and_retrain",
     "default_config",
     "preset_named",
     "relevance_maps",

@@ -33,6 +33,7 @@ from clearhead.progress import Progress
 from clearhead.repairs.afr import ReweightedHead, reweight_head
 from clearhead.repairs.counterfactual import CounterfactualLoss, background_swap
 from clearhead.repairs.dfr import RetrainedHead, retrain_head
+from clearhead.repairs.exmap import cluster_and_retrain
 from clearhead.repairs.group_losses import GroupDRO, Reweight
 from clearhead.repairs.head_selection import Selection, keep_heads
 from clearhead.repairs.input_gradient_losses import GradMaskLoss, RRRLoss
@@ -69,6 +70,7 @@ class Repair:
         interpolate: average the weights with those of the original model; the validation loss selects how much.
         preset: key of ``PRESETS`` with the settings to train with by default; None for the general ones.
         source: the arXiv number of its paper, if there is one.
+        note: what a reader of its result should know, if anything.
         tags: how it takes a tags file: it uses the tagged images only; all images, the untagged ones of a class as a
             group; or it takes none.
     """
@@ -84,6 +86,7 @@ class Repair:
     interpolate: bool = False
     preset: str | None = None
     source: str = ""
+    note: str = ""
     tags: TagUse = "none"
 
     @property
@@ -119,6 +122,11 @@ class LossInputs:
 
 _COMMON = {*(f.name for f in fields(LossInputs)), "train", "features"}
 
+_WITHOUT_GROUPS = (
+    "No step saw a group label, and the result can vary much with the images and the seed: repeat the repair with "
+    "other seeds, and believe the comparison on test images."
+)
+
 REPAIRS: dict[str, Repair] = {
     "afr": Repair(
         "retrain the classifier head with more weight on images the model is unsure of",
@@ -126,6 +134,7 @@ REPAIRS: dict[str, Repair] = {
         "one forward pass over all images, then seconds",
         function=reweight_head,
         source="2306.11074",
+        note=_WITHOUT_GROUPS,
     ),
     "dfr": Repair(
         "retrain the classifier head on group-balanced images",
@@ -134,6 +143,14 @@ REPAIRS: dict[str, Repair] = {
         function=retrain_head,
         source="2204.02937",
         tags="tagged images",
+    ),
+    "exmap": Repair(
+        "retrain the classifier head on images balanced over clusters of their relevance maps",
+        "nothing",
+        "a map and a forward pass of all images, then seconds",
+        function=cluster_and_retrain,
+        source="2403.13870",
+        note=_WITHOUT_GROUPS,
     ),
     "heads": Repair(
         "keep the attention heads that do best on validation images",
@@ -150,6 +167,7 @@ REPAIRS: dict[str, Repair] = {
         "plain fine-tuning, and one forward pass over all images",
         loss=JTTLoss.from_mistakes,
         source="2107.09931",
+        note=_WITHOUT_GROUPS,
     ),
     "counterfactual": Repair(
         "keep the original outputs under the changes of the shortcut battery",
