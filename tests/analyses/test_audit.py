@@ -22,6 +22,7 @@ from clearhead.models import Preprocessing, from_module, load_model
 from clearhead.models.preprocessing import to_uint8
 from clearhead.repairs.registry import REPAIRS
 from clearhead.shifts.shortcuts import SHORTCUTS, watermark
+from tests import cases
 from tests.command import clearhead, error, result
 from tests.conftest import CLASSES
 
@@ -97,6 +98,8 @@ def test_an_audit_leads_with_the_gap_of_an_attribute(watermarked):
     preprocess = Preprocessing(side, side, (0.5,) * 3, (0.5,) * 3)
     model = from_module(BrightestChannel(), preprocess=preprocess, classes=tuple(CLASSES))
     measured = audit.measure(model, watermarked)
+    classes = next(section for section in audit.page(measured).sections if section.title == "Classes")
+    assert [row.name for row in classes.rows[1:]] == ["bird", "cat", "fish"]  # 24 images each
     (gap,) = measured.attributes.gaps
     assert (gap.attribute, gap.value, gap.baseline) == ("watermark", "yes", "no")
     assert gap.gap.value == pytest.approx(-2 / 3)  # fish stay fish
@@ -162,6 +165,24 @@ def test_an_audit_makes_masks_for_the_battery_and_says_so(workspace, maskless):
     without = audit.measure(str(workspace / "model"), maskless, masks="none")
     assert without.masks is None
     assert "background swapped" not in [effect.name for effect in without.audit.effects]
+
+
+def test_a_model_whose_attention_cannot_be_read_is_audited_without_masks_and_maps(tmp_path):
+    model, rng = cases.classifier("timm-vit"), np.random.default_rng(0)
+    for block in model.module.blocks:
+        block.attn.fused_attn = False
+    for name in model.classes:
+        (tmp_path / name).mkdir()
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3)).astype(np.uint8)).save(tmp_path / name / "0.png")
+    measured = audit.measure(model, tmp_path)
+    assert (measured.masks, measured.mistakes) == (None, [])
+    assert "watermark" in [effect.name for effect in measured.audit.effects]
+    assert measured.audit.accuracy.value < 1
+    classes = next(section for section in audit.page(measured).sections if section.title == "Classes")
+    assert len(classes.rows) == 1
+    assert "5 classes of fewer than 10 images are not listed" in classes.text
+    with pytest.raises(ClearheadError, match="no attention call"):
+        audit.measure(model, tmp_path, method="gae")
 
 
 def effect(shortcut, difference):

@@ -12,6 +12,7 @@ from scipy.stats import norm
 
 from clearhead.analyses.attributes import attribute_table, gap_verdicts
 from clearhead.analyses.battery import (
+    UNREADABLE_ATTENTION,
     ExampleCollector,
     ShortcutEffect,
     battery_sections,
@@ -44,7 +45,7 @@ from clearhead.metrics.statistics import (
 from clearhead.models.source import ModelLike, as_classifier, display_names
 from clearhead.options import BatchSize, Groups, Limit, Masks, Method, Option, Seed, Split, Workers
 from clearhead.prediction.predict import Predictions, logits_of, predict
-from clearhead.progress import Progress
+from clearhead.progress import Progress, log
 from clearhead.report.calibration import calibration_sections
 from clearhead.report.page import ExampleImages, Gallery, Page, Row, Section, Step, Table
 from clearhead.shifts.shortcuts import SHORTCUTS
@@ -201,10 +202,15 @@ def measure(
     )
     audit = summarize(predictions, classifier.classes, seed)
     attributes = attribute_gaps(metadata_columns(index, groups), predictions.correct, predictions.label)
-    mistakes, lowest = (
-        draw_examples([View("", classifier, predictions)], index, files)
-        for files in (audit.confident_mistakes, audit.lowest_relevance_mass)
-    )
+    view = View("", classifier, predictions)
+    lowest = draw_examples([view], index, audit.lowest_relevance_mass)
+    try:
+        mistakes = draw_examples([view], index, audit.confident_mistakes)
+    except UNREADABLE_ATTENTION as error:
+        if method is not None:
+            raise
+        log.info("the mistakes are not shown, because no map was made: %s", error)
+        mistakes = []
     scaled = None
     if fitted is not None and fitting is not None:
         after = calibration(**predictions.scaled, correct=predictions.correct, seed=seed)
@@ -346,8 +352,12 @@ def _group_table(audit: Audit) -> Table:
 
 
 def _class_table(audit: Audit) -> Table:
-    worst = sorted(audit.classes.items(), key=lambda item: (item[1].value, item[0]))
+    large = {name: accuracy for name, accuracy in audit.classes.items() if accuracy.count >= MIN_GROUP}
+    worst = sorted(large.items(), key=lambda item: (item[1].value, item[0]))
     shown = worst[:MOST_CLASSES]
-    text = "" if len(shown) == len(worst) else f"The {len(shown)} of lowest accuracy out of {len(worst)} with images."
+    text = [] if len(shown) == len(worst) else [f"The {len(shown)} of lowest accuracy out of {len(worst)}."]
+    if small := len(audit.classes) - len(large):
+        text.append(f"{small:,} classes of fewer than {MIN_GROUP} images are not listed.")
     balanced = Row("Mean of the classes", [audit.balanced], "balanced accuracy: every class has the same weight")
-    return Table("Classes", ["accuracy"], [balanced, *(Row(name, [value]) for name, value in shown)], text)
+    rows = [balanced, *(Row(name, [value]) for name, value in shown)]
+    return Table("Classes", ["accuracy"], rows, " ".join(text))

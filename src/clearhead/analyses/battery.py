@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from clearhead.analyses.subject import Subject, subject_of
+from clearhead.attention_tap import CompiledModelError, NoAttentionError
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.images import DataLike, as_image_index
 from clearhead.data.splits import sample_n
@@ -32,10 +33,13 @@ from clearhead.models.preprocessing import to_uint8
 from clearhead.models.source import ModelLike, as_classifier, display_names
 from clearhead.options import BatchSize, Limit, Masks, Option, Seed, Split, Workers
 from clearhead.prediction.predict import Changed, Predictions, predict
-from clearhead.progress import Progress
+from clearhead.progress import Progress, log
 from clearhead.report.page import ExampleImages, Gallery, Page, Row, Section, Table
 from clearhead.shifts.shortcuts import SHORTCUTS, require_shortcuts, table_name
 from clearhead.storage import NotSaved, write_table
+
+UNREADABLE_ATTENTION = NoAttentionError, CompiledModelError
+"""An audit of a model whose attention cannot be read goes on without masks and maps."""
 
 LEAST_DROP = 0.02
 """A smaller drop of accuracy is no reliance worth a verdict, even if it is shown."""
@@ -168,7 +172,11 @@ def masked(
     """Return the index with masks made by the model, where it has none, `masks` is ``auto`` and the model can."""
     if masks == "none" or model.grid is None or any(sample.mask for sample in index.samples):
         return index, None
-    return add_masks(model, index, seed=seed, **loading)
+    try:
+        return add_masks(model, index, seed=seed, **loading)
+    except UNREADABLE_ATTENTION as error:
+        log.info("no masks were made: %s", error)
+        return index, None
 
 
 def shortcut_effects(predictions: Predictions) -> list[ShortcutEffect]:
@@ -267,7 +275,13 @@ def battery_verdict(effects: Sequence[ShortcutEffect]) -> Verdict:
         "the chance level without the object. 95% intervals that hold for all changes simultaneously."
     )
     if not shown:
-        return Verdict("inconclusive", "No reliance on anything but the object is shown.", rule)
+        sentence = "No reliance on anything but the object is shown."
+        candidates = [effect for effect in effects if not SHORTCUTS[effect.shortcut].changes_object]
+        if candidates and candidates[0].difference.value < 0:
+            largest = candidates[0].difference
+            drop = f"{format_value(largest.value, 'pp')} {format_interval(largest)}, n = {largest.count:,}"
+            rule = f"The largest drop: {candidates[0].name} {drop}. {rule}"
+        return Verdict("inconclusive", sentence, rule)
     named = [f"{SHORTCUTS[effect.shortcut].reading} ({_finding(effect)})" for effect in shown[:3]]
     named += [f"{len(shown) - 3} more"] if len(shown) > 3 else []
     sentence = f"Relies on {', '.join(named[:-1])}{' and ' if named[1:] else ''}{named[-1]}."
@@ -317,7 +331,8 @@ def battery_table(effects: Sequence[ShortcutEffect], masks: MasksMade | None, su
     ]
     text = (
         "Difference: accuracy under the change - accuracy on the same images without it; paired, with intervals that "
-        "hold for all rows simultaneously. Chance level: always predicting the most frequent class."
+        "hold for all rows simultaneously. Chance level: always predicting the most frequent class. A finding is a "
+        "drop where the change leaves the object as it is."
     )
     columns = ["clean", "changed", "difference", "chance level", "finding"]
     return Table("What this model relies on", columns, rows, f"{text} {mask_note(masks, subject)}".rstrip())
@@ -327,7 +342,7 @@ def _row_note(effect: ShortcutEffect) -> str:
     shortcut = SHORTCUTS[effect.shortcut]
     if not shortcut.keeps_object:
         return f"{shortcut.reading}: no object is left, accuracy above the chance level shows the reliance"
-    return shortcut.reading + (", of the object too: no finding" if shortcut.changes_object else "")
+    return shortcut.reading + (" (the object's too)" if shortcut.changes_object else "")
 
 
 def mask_note(masks: MasksMade | None, subject: Subject) -> str:
