@@ -1,5 +1,6 @@
 """The whole demo, run as a new user runs it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -30,5 +31,8 @@ def test_the_repair_improves_the_worst_group_on_shifted_images(tmp_path):
     assert results["before"]["worst_group"][1]["high"] < 0.5  # the model relied on the shortcut
     assert results["differences"]["worst-group accuracy"]["low"] > 0.2
     assert results["differences"]["average accuracy"]["low"] > 0
+    tagged = json.loads(next((tmp_path / "demo" / "tagged").glob("*/part.json")).read_text("utf-8"))["comparison"]
+    assert tagged["differences"]["worst-group accuracy"]["low"] > 0.2
+    assert "Repaired by 100 tags, without masks" in (tmp_path / "demo" / "report.html").read_text("utf-8")
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert again.stdout == run.stdout  # finished steps are not run again
