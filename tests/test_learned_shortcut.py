@@ -51,7 +51,7 @@ def test_groups_have_the_stated_sizes(medmnist, tmp_path):
 
 
 def test_only_the_letter_is_drawn(medmnist, tmp_path):
-    """Every image is one of the source, in one split only, but for the letter, and the letter is outside the mask."""
+    """Every image is one of the source, in one split only, except the letter, and the letter is outside the mask."""
     arrays = np.load(medmnist / "pneumoniamnist/pneumoniamnist.npz")
     development = np.concatenate([arrays["train_images"], arrays["val_images"]])
     letters, files = set(), []
