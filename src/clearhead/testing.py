@@ -1,21 +1,16 @@
 """Assertions on models for test suites: ``assert_not_reliant_on`` fails a test whose model relies on a shortcut."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
 
-import torch
-from torch import Tensor
-
 from clearhead.data.images import DataLike, as_image_index
-from clearhead.data.loading import ImageDataset, loader
 from clearhead.data.splits import sample_n
 from clearhead.errors import ClearheadError
 from clearhead.metrics.power import images_at_observed, round_images
 from clearhead.metrics.statistics import Estimate, accuracy_difference, format_interval, format_value
-from clearhead.models.classifier import evaluation_mode, require_not_nan
 from clearhead.models.source import ModelLike, as_classifier
-from clearhead.shifts.shortcuts import SHORTCUTS, Shortcut
+from clearhead.prediction.predict import predict
+from clearhead.shifts.shortcuts import SHORTCUTS, table_name
 
 
 def assert_not_reliant_on(
@@ -101,19 +96,10 @@ def accuracy_drop(
             )
         index = replace(index, samples=masked)
         batch_size = next(size for size in count(max(2, batch_size)) if len(masked) % size != 1)  # none alone: swapped
-    correct: dict[str, list[Tensor]] = {"clean": [], "changed": []}
-    batches = loader(ImageDataset(index, model.preprocess), batch_size, workers, change.needs_mask, seed)
-    with evaluation_mode(model.module), torch.inference_mode():
-        for batch in batches:
-            for key, images in _views(batch, change, model.preprocess.mean).items():
-                logits = require_not_nan(model(images.to(model.device)))
-                correct[key].append(logits.argmax(-1).cpu() == batch["label"])
-    clean, changed = (torch.cat(values).numpy() for values in correct.values())
-    return accuracy_difference(changed, clean)
-
-
-def _views(batch: Mapping[str, Tensor], change: Shortcut, fill: tuple[float, ...]) -> dict[str, Tensor]:
-    return {"clean": batch["image"], "changed": change.change(batch["image"], batch["mask"], fill)}
+    options = {"batch_size": batch_size, "workers": workers, "seed": seed}
+    predictions = predict(model, index, shortcuts=[name], maps=False, group_columns=[], **options)  # type: ignore[arg-type]
+    changed = predictions.interventions[table_name(name)] == predictions.label
+    return accuracy_difference(changed, predictions.correct)
 
 
 def _name(shortcut: str) -> str:

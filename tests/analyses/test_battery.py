@@ -12,7 +12,7 @@ from PIL import Image
 from clearhead.analyses import battery
 from clearhead.data.images import read_images
 from clearhead.masks.automatic import add_masks
-from clearhead.metrics.statistics import accuracy_difference
+from clearhead.metrics.statistics import Estimate, accuracy_difference
 from clearhead.models import Classifier, Preprocessing, as_classifier, from_module
 from clearhead.shifts.shortcuts import SHORTCUTS
 from tests import cases
@@ -185,3 +185,17 @@ def test_masks_in_memory_are_those_of_files(maskless, tmp_path):
         assert (sample.mask is None) == (mask is None)
         if mask is not None:
             np.testing.assert_array_equal(np.asarray(sample.mask.open()), np.asarray(Image.open(mask)) > 0)
+
+
+def test_a_drop_that_is_not_shown_names_the_images_that_would_show_it():
+    def effect(shortcut: str, value: float, half: float) -> battery.ShortcutEffect:
+        share = Estimate(0.5, 0.4, 0.6, 100, "%")
+        change = Estimate(value, value - half, value + half, 100, "pp")
+        return battery.ShortcutEffect(shortcut, share, share, change, 0.3, False)
+
+    effects = [effect("watermark", -0.04, 0.06), effect("sticker", -0.03, 0.06), effect("colour-removed", -0.05, 0.06)]
+    verdict = battery.battery_verdict(effects)
+    # z = 2.394 for three simultaneous intervals, 0.842 for a power of 80%: 100 (6 / 4 (2.394 + 0.842) / 2.394)^2
+    assert "About 420 images (now 100) would show the drop under watermark (−4.0 pp)" in verdict.sentence
+    small = battery.battery_verdict([effect("sticker", -0.01, 0.06)])  # too small for a finding, however many images
+    assert small.sentence == "No reliance on anything but the object is shown."

@@ -1,8 +1,11 @@
 """Gaps of accuracy between the values of attributes: which are compared, shown, or skipped with a reason."""
 
+import re
+
 import numpy as np
 import pytest
 
+from clearhead.analyses.attributes import gap_verdicts
 from clearhead.metrics.attributes import OTHER_VALUES, attribute_gaps
 from clearhead.metrics.statistics import newcombe_difference, proportion
 
@@ -66,3 +69,25 @@ def test_attributes_without_a_comparison_are_skipped_with_the_reason():
     assert "400 different values" in result.skipped["photographer"]
     assert "one value (one)" in result.skipped["camera"]
     assert "10 images" in result.skipped["flag"]
+
+
+def test_a_gap_that_is_not_shown_names_the_images_that_would_show_it():
+    rng = np.random.default_rng(3)
+    count, label = 120, np.arange(120) % 2
+    wet = np.where(rng.random(count) < 0.5, "yes", "no")
+    correct = rng.random(count) < np.where(wet == "yes", 0.7, 0.85)
+    gaps = attribute_gaps({"wet": wet}, correct, label)
+    [verdict] = gap_verdicts(gaps)
+    assert verdict.word == "inconclusive"
+    named = re.search(r"About ([\d,]+) images \(now 120\) would show the gap of wet = yes", verdict.sentence)
+    images, shown = int(named[1].replace(",", "")), []
+    rates = {value: correct[wet == value].mean() for value in ("yes", "no")}  # the observed difference is the true one
+    for _ in range(60):
+        more = np.where(rng.random(images) < (wet == "yes").mean(), "yes", "no")
+        hits = rng.random(images) < np.where(more == "yes", rates["yes"], rates["no"])
+        shown.append(attribute_gaps({"wet": more}, hits, np.arange(images) % 2).gaps[0].is_shown)
+    assert np.mean(shown) == pytest.approx(0.8, abs=0.18)
+    equal = attribute_gaps({"wet": wet}, np.full(count, True), label)
+    assert gap_verdicts(equal)[0].sentence == "No gap of accuracy is shown between the values of wet."
+    by_class = attribute_gaps({"wet": np.where(label == 0, "yes", "no")}, correct, label)  # no class has both
+    assert "images" not in gap_verdicts(by_class)[0].sentence

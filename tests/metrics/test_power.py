@@ -19,7 +19,7 @@ from clearhead.metrics.power import (
 from clearhead.metrics.statistics import Estimate, accuracy_difference, worst_group_difference
 from clearhead.metrics.verdict import noninferiority_verdict
 
-DRAWS = 1000
+DRAWS = 600
 
 
 def draw(rng, count, effect, discordant, common=0.5):
@@ -57,11 +57,11 @@ def test_four_in_five_show_a_gain_of_the_worst_group_of_four():
     count, rng = plan(0.2, 0.3, groups=4).change, np.random.default_rng(0)
     group = np.repeat(list("abcd"), count)
     shown = []
-    for _ in range(400):
+    for _ in range(200):
         parts = [draw(rng, count, 0.2, 0.3, 0.3), *(draw(rng, count, 0, 0.02, 0.97) for _ in range(3))]
         before, after = (np.concatenate(values) for values in zip(*parts, strict=True))
         shown.append(worst_group_difference(before, after, group.tolist()).low > 0)
-    assert np.mean(shown) == pytest.approx(0.8, abs=0.07)
+    assert np.mean(shown) == pytest.approx(0.8, abs=0.09)
     assert count > plan(0.2, 0.3).change
 
 

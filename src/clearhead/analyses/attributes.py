@@ -1,8 +1,12 @@
 """Show the gaps of accuracy between the values of attributes."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from clearhead.data.dataset import format_names
 from clearhead.metrics.attributes import OTHER_VALUES, AttributeGap, AttributeGaps
-from clearhead.metrics.statistics import Estimate, format_interval, format_value
+from clearhead.metrics.power import images_at_observed, images_for
+from clearhead.metrics.statistics import LEVEL, Estimate, format_interval, format_value
 from clearhead.metrics.verdict import Verdict
 from clearhead.report.page import Row, Table
 
@@ -21,9 +25,24 @@ def gap_verdicts(attributes: AttributeGaps) -> list[Verdict]:
             verdicts[one.attribute] = Verdict("gap", sentence, basis)
     names = list(dict.fromkeys(one.attribute for one in attributes.gaps if one.attribute not in verdicts))
     if names:
-        sentence = f"No gap of accuracy is shown between the values of {format_names(names)}."
-        verdicts[""] = Verdict("inconclusive", sentence, GAP_RULE)
+        sentence = f"No gap of accuracy is shown between the values of {format_names(names)}. "
+        sentence += _images_for([one for one in attributes.gaps if one.attribute in names], len(attributes.gaps))
+        verdicts[""] = Verdict("inconclusive", sentence.rstrip(), GAP_RULE)
     return list(verdicts.values())
+
+
+def _images_for(gaps: Sequence[AttributeGap], compared: int) -> str:
+    """Return how many images, of the same mixture, would show the gap that needs the fewest, if any does."""
+    needed, level = [], 1 - (1 - LEVEL) / max(1, compared)
+    for one in gaps:
+        total = one.accuracy.count + one.baseline_accuracy.count
+        both = [replace(e, count=total) for e in (one.gap, one.within_classes) if e is not None and e.value < 0]
+        images = [count for e in both if (count := images_at_observed(e, 0.0, level)) is not None]
+        if len(images) == 2 and max(images) > total:
+            gap = f"the gap of {one.attribute} = {one.value} ({format_value(one.gap.value, one.gap.unit)})"
+            needed.append((max(images), gap, total))
+    fewest, gap, total = min(needed, default=(0, "", 0))
+    return images_for(gap, fewest, total) if gap else ""
 
 
 GAP_RULE = "Shown: both 95% intervals below zero; they hold for all values compared simultaneously."

@@ -19,6 +19,7 @@ from clearhead.data.images import DataLike, as_image_index
 from clearhead.data.splits import sample_n
 from clearhead.errors import ClearheadError
 from clearhead.masks.automatic import MasksMade, add_masks
+from clearhead.metrics.power import images_at_observed, images_for
 from clearhead.metrics.statistics import (
     LEVEL,
     Estimate,
@@ -275,7 +276,7 @@ def battery_verdict(effects: Sequence[ShortcutEffect]) -> Verdict:
         "the chance level without the object. 95% intervals that hold for all changes simultaneously."
     )
     if not shown:
-        sentence = "No reliance on anything but the object is shown."
+        sentence = f"No reliance on anything but the object is shown. {_images_for(effects)}".rstrip()
         candidates = [effect for effect in effects if not SHORTCUTS[effect.shortcut].changes_object]
         if candidates and candidates[0].difference.value < 0:
             largest = candidates[0].difference
@@ -291,6 +292,20 @@ def battery_verdict(effects: Sequence[ShortcutEffect]) -> Verdict:
         if SHORTCUTS[effect.shortcut].keeps_object
     ]
     return Verdict("reliance", sentence, f"{', '.join(drops)}. {rule}" if drops else rule)
+
+
+def _images_for(effects: Sequence[ShortcutEffect]) -> str:
+    """Return how many images would show the drop that needs the fewest, of those that would be a finding."""
+    level = 1 - (1 - LEVEL) / max(1, len(effects))
+    needed = []
+    for effect in effects:
+        change, drop = SHORTCUTS[effect.shortcut], effect.difference
+        if change.keeps_object and not change.changes_object and drop.value <= -LEAST_DROP:
+            images = images_at_observed(drop, 0.0, level)
+            claim = f"the drop under {effect.name} ({format_value(drop.value, 'pp')})"
+            needed += [(images, claim, drop.count)] if images is not None else []
+    images, claim, count = min(needed, default=(0, "", 0))
+    return images_for(claim, images, count) if claim else ""
 
 
 def _finding(effect: ShortcutEffect) -> str:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from clearhead.analyses.robustness import ALPHA, SetChange, SetRow, SuiteResult
-from clearhead.metrics.power import POWER, asymptotic_images, round_images
+from clearhead.metrics.power import asymptotic_images, images_for
 from clearhead.metrics.statistics import format_value
 from clearhead.metrics.verdict import Outcome, Verdict
 from clearhead.report import plots
@@ -82,10 +82,7 @@ def _images_for(changes: Sequence[SetChange], tests: int) -> str:
         return ""
     images, count, c = min(needed, key=lambda entry: entry[0])
     change = f"the change on {c.set} ({format_value(c.change.value, 'pp')})"
-    return (
-        f" About {round_images(images)} images (now {count:,}) would show {change}, if it is the true one "
-        f"(power {POWER:.0%})."
-    )
+    return f" {images_for(change, images, count)}"
 
 
 def _largest(changes: Sequence[SetChange], most: int = 3) -> str:

@@ -182,22 +182,30 @@ def asymptotic_images(distance: float, deviation: float, power: float = POWER, l
     return max(1, math.ceil(ratio**2)) if ratio <= math.sqrt(MOST_IMAGES) else None
 
 
-def images_at_observed(estimate: Estimate, threshold: float) -> int | None:
+def images_at_observed(estimate: Estimate, threshold: float, level: float = LEVEL) -> int | None:
     """Return how many images would put the interval of an estimate beyond a threshold, were its value the true one.
 
     The width of the interval is taken to shrink with the square root of the number of images, of the same mixture of
-    groups. The power is ``POWER``. Returns None where no number of images up to ``MOST_IMAGES`` does, or the estimate
-    has no interval.
+    groups. The power is ``POWER``; `level` is that of the estimate's interval. Returns None where no number of images
+    up to ``MOST_IMAGES`` does, or the estimate has no interval.
     """
     if not math.isfinite(estimate.high - estimate.low) or estimate.count == 0:
         return None
     above = estimate.value > threshold
     half = estimate.value - estimate.low if above else estimate.high - estimate.value
-    deviation = half * math.sqrt(estimate.count) / float(norm.ppf(0.5 + LEVEL / 2))
-    return asymptotic_images(abs(estimate.value - threshold), deviation)
+    deviation = half * math.sqrt(estimate.count) / float(norm.ppf(0.5 + level / 2))
+    return asymptotic_images(abs(estimate.value - threshold), deviation, level=level)
 
 
 def round_images(count: int) -> str:
     """Return a number of images for a sentence, rounded up to two digits: '1,900'."""
     digits = 10 ** max(0, len(str(count)) - 2)
     return f"{math.ceil(count / digits) * digits:,}"
+
+
+def images_for(claim: str, images: int, now: int) -> str:
+    """Return the sentence on how many images would show a claim."""
+    return (
+        f"About {round_images(images)} images (now {now:,}) would show {claim}, if the observed difference is the true "
+        f"one (power {POWER:.0%})."
+    )

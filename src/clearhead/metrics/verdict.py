@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from clearhead.metrics.power import POWER, images_at_observed, round_images
+from clearhead.metrics.power import images_at_observed, images_for
 from clearhead.metrics.statistics import Estimate, format_interval, format_value
 
 Outcome = Literal["improved", "regressed", "inconclusive", "gap", "reliance", "leak"]
@@ -81,11 +81,8 @@ def _images_for(claims: Sequence[tuple[str, Estimate, float]]) -> str:
     counts = [count for count in needed if count is not None]
     if not claims or len(counts) < len(claims):
         return ""
-    return (
-        f"About {round_images(max(counts))} images (now {max(e.count for _, e, _ in claims):,}) would show that "
-        f"{' and that '.join(text for text, _, _ in claims)}, if the observed difference is the true one "
-        f"(power {POWER:.0%})."
-    )
+    claim = f"that {' and that '.join(text for text, _, _ in claims)}"
+    return images_for(claim, max(counts), max(e.count for _, e, _ in claims))
 
 
 def _sentence(parts: list[str]) -> str:
