@@ -88,6 +88,7 @@ def measure(
             "background-swap",
             "reweight",
             "groupdro",
+            "diversity",
             "relevance",
             "gradmask",
             "rrr",
@@ -156,6 +157,9 @@ def measure(
     clean: Annotated[
         float | None,
         Option("The same on clean images. Default: 1.", min=0, panel="Repair by counterfactuals"),
+    ] = None,
+    weight: Annotated[
+        float | None, Option("Weight of diversity's penalty. Default: 6.25.", min=0, panel="Repair by heads")
     ] = None,
     search: Annotated[
         Literal["exhaustive", "greedy", "importance"] | None,
@@ -229,6 +233,7 @@ def measure(
         shortcuts: option of the repair by counterfactuals, as are the next two.
         consistency: see ``CounterfactualLoss``.
         clean: see ``CounterfactualLoss``.
+        weight: see ``clearhead.DiversityLoss``.
         search: option of the repair by heads, as are the following up to `limit`.
         layers: see ``clearhead.select_heads``.
         objective: see ``clearhead.select_heads``.
@@ -263,6 +268,7 @@ def measure(
         "shortcuts": shortcuts,
         "consistency": consistency,
         "clean": clean,
+        "weight": weight,
         "search": search,
         "layers": layers,
         "objective": objective,
