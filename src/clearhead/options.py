@@ -6,11 +6,14 @@ arguments of many analyses are not options: ``progress``, which shows progress, 
 finished parts are saved, to continue after an interruption. This module imports nothing heavy.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-__all__ = ["ARGUMENTS", "Option"]
+from clearhead.errors import ClearheadError
+
+__all__ = ["ARGUMENTS", "Option", "parse_budget"]
 
 
 @dataclass(frozen=True)
@@ -81,3 +84,12 @@ Layers = Annotated[
 ]
 Precision = Annotated[Literal["no", "bf16", "fp16"], Option("Mixed precision of the forward pass.")]
 Jobs = Annotated[int, Option("Number of parallel processes.", min=1)]
+
+
+def parse_budget(text: str) -> float:
+    """Return a time such as ``90s``, ``30m`` or ``1h30m`` in seconds. Raises ClearheadError for anything else."""
+    parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.replace(" ", ""))
+    seconds = sum(float(n or 0) * unit for n, unit in zip(parts.groups(), (3600, 60, 1), strict=True)) if parts else 0.0
+    if seconds <= 0:
+        raise ClearheadError(f"budget: got {text!r}; give a time with its unit, such as 90s, 30m, 2h or 1h30m")
+    return seconds

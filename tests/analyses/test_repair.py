@@ -11,8 +11,10 @@ import yaml
 from clearhead.analyses.faithfulness import measure as faithfulness
 from clearhead.analyses.map_check import MapCheck, check_table, warning
 from clearhead.analyses.repair import measure
+from clearhead.errors import ClearheadError
 from clearhead.metrics.statistics import Estimate
 from clearhead.models import load_model
+from clearhead.options import parse_budget
 from clearhead.repairs import REPAIRS
 from clearhead.shifts.shortcuts import SHORTCUTS
 from tests.command import clearhead, error, result
@@ -76,9 +78,51 @@ def test_another_map_is_proposed_where_one_is_faithful(low, advice):
     assert check_table(MapCheck("libragrad", gaps, 100)).text.endswith("has 0.") == (low > 0)
 
 
+def test_auto_tries_what_the_data_allows_and_compares_the_best_on_test_images(workspace, maskless):
+    options = ["--method", "auto", "--epochs", 1, "--lr", 1e-3, "--budget", "1h", "--groups", "class"]
+    run = clearhead("repair", "model", "maskless", *options, "--test-split", "test", "--out", "auto", cwd=workspace)
+    assert run.returncode == 0, run.stderr
+    assert "afr: estimated" in run.stderr
+    numbers, page = result(workspace / "auto"), (workspace / "auto" / "report.html").read_text()
+    statuses = {one["method"]: one["status"] for one in numbers["advice"]["candidates"]}
+    assert statuses.keys() == REPAIRS.keys()
+    assert {statuses[name] for name in ("afr", "heads", "counterfactual")} == {"tried"}
+    assert {statuses[name] for name, one in REPAIRS.items() if one.needs != "nothing"} == {"unavailable"}
+    selected = numbers["advice"]["selected"]
+    assert selected
+    assert numbers["outcome"]["method"] == selected
+    assert numbers["test"]["before"]["accuracy"]["count"] == 12
+    assert f"{selected} on test images" in run.stdout or f"{selected} is proven" in run.stdout
+    assert "No class has two groups of 10 or more validation images" in page
+    assert "next: clearhead data masks maskless --model model" in run.stdout or "is proven" in run.stdout
+    assert timm.create_model(f"local-dir:{workspace / 'auto' / 'checkpoint'}", pretrained=True)
+
+
+@pytest.mark.slow
+def test_auto_without_a_test_split_proves_nothing_and_says_what_would(workspace):
+    options = ["--method", "auto", "--epochs", 1, "--budget", "1h", "--lr", 1e-3, "--search", "greedy"]
+    run = clearhead("repair", "model", "data", *options, "--out", "unproven", cwd=workspace)
+    assert run.returncode == 0, run.stderr
+    assert "inconclusive: No repair is proven" in run.stdout
+    advice = result(workspace / "unproven")["advice"]
+    assert all(one["status"] == "tried" for one in advice["candidates"]), advice
+    assert "next: clearhead repair model data --method auto --test-split test" in run.stdout
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1.5m", 90)])
+def test_budgets_have_a_unit(text, seconds):
+    assert parse_budget(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "30", "m", "-5m", "0s", "5 minutes", "30s2m"])
+def test_a_budget_without_a_unit_raises(text):
+    with pytest.raises(ClearheadError, match="give a time with its unit, such as 90s, 30m, 2h or 1h30m"):
+        parse_budget(text)
+
+
 def test_the_command_offers_every_repair():
     method = inspect.signature(measure).parameters["method"].annotation
-    assert sorted(get_args(get_args(method)[0])) == sorted(REPAIRS)
+    assert sorted(get_args(get_args(method)[0])) == sorted([*REPAIRS, "auto"])
 
 
 @pytest.mark.parametrize("method", [name for name in REPAIRS if name != "relevance"])
@@ -140,6 +184,12 @@ def test_terms_are_switched_and_recorded(workspace):
         (["data", "--method", "jtt", "--upweight", "0"], "upweight: got 0.0; a positive number is needed"),
         (["data", "--method", "counterfactual", "--shortcuts", "fog"], "shortcuts: 'fog' is unknown; choose from"),
         (["data", "--method", "dfr", "--train", "head"], "the method dfr does not fine-tune"),
+        (
+            ["data", "--method", "auto", "--budget", "soon"],
+            "budget: got 'soon'; give a time with its unit, such as 90s",
+        ),
+        (["data", "--method", "auto", "--budget", "0.001s"], "the cheapest repair of this model and data"),
+        (["data", "--budget", "5m"], "budget: not an option of the method relevance"),
         (["data", "--upweight", "3"], "upweight: not an option of the method relevance"),
         (["data", "--preset", "ViT-Z"], "choose from ViT-B"),
         (["data", "--device", "cuda:7"], "device: 'cuda:7' is unavailable"),

@@ -3,6 +3,7 @@
 import itertools
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from clearhead.attention_tap import tap
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.image_io import DataError
 from clearhead.data.loading import ImageDataset, loader
+from clearhead.errors import ClearheadError
 from clearhead.heads.fold import fold_heads
-from clearhead.heads.head_masking import HeadMask, attention_layers
+from clearhead.heads.head_masking import HeadMask, HeadMaskRunner, attention_layers
 from clearhead.heads.prune import prune_heads
 from clearhead.models import Classifier
-from clearhead.repairs.head_search import Candidates, Objective, Search
+from clearhead.repairs import head_search, head_selection
+from clearhead.repairs.head_search import Candidates, HeadSearch, Objective, Search
 from clearhead.repairs.head_selection import _draw_balanced, _optimism, select_heads
 from tests import cases
 
@@ -182,6 +185,59 @@ def test_a_search_logs_an_estimate(
     expected = f"head search: at most {most} candidates x 20 images, estimated at most [0-9]+ s; --limit N "
     assert re.match(expected, line)
     assert 1 < selection.tried <= most
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make each batch of more than two images of a search take one second, and all else no time."""
+    clock, logits = SimpleNamespace(now=0.0), HeadMaskRunner.logits
+
+    def slow_logits(self: HeadMaskRunner, images: torch.Tensor, masks: HeadMask) -> torch.Tensor:
+        clock.now += len(images) > 2
+        return logits(self, images, masks)
+
+    monkeypatch.setattr(HeadMaskRunner, "logits", slow_logits)
+    for module in (head_search, head_selection):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_search_over_budget_uses_fewer_images(folder: ImageIndex, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="clearhead")
+    many = replace(folder, samples=tuple(replace(s, file=f"{i}-{s.file}") for i in range(3) for s in folder.samples))
+    model = cases.classifier("timm-vit")
+    _, selection = select_heads(model, many, objective="accuracy", batch_size=10, budget=5)
+    # after the first of six batches 4 s are left: 80% of the 40 images that they are enough for
+    assert (selection.images, selection.images_without_budget) == (32, 60)
+    assert "head search: the budget allows 32 of 60 images" in caplog.messages
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_search_whose_budget_is_too_small_raises(folder: ImageIndex) -> None:
+    model = cases.classifier("timm-vit")
+    with pytest.raises(ClearheadError, match=r"about 5 s on 20 images; 2 s .* enough for 6, and 10 are needed"):
+        select_heads(model, folder, objective="accuracy", batch_size=4, budget=3)
+    with pytest.raises(ClearheadError, match="budget: got 0; a number of seconds above 0"):
+        select_heads(model, folder, budget=0)
+
+
+def test_a_greedy_search_over_budget_ends_with_the_best_so_far(
+    folder: ImageIndex, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="clearhead")
+    require_time, calls = HeadSearch._require_time, []
+
+    def second_step_is_late(search: HeadSearch, seconds: float, passed: float) -> None:
+        calls.append(1)
+        require_time(search, 1e9 if len(calls) == 3 else 0.0, passed)
+
+    monkeypatch.setattr(HeadSearch, "_require_time", second_step_is_late)
+    options = {"search": "greedy", "objective": "accuracy", "batch_size": 20}
+    model = cases.classifier("timm-vit")
+    _, selection = select_heads(model, folder, budget=1e6, **options)  # type: ignore[arg-type]
+    assert selection.tried == 1 + 8
+    assert sum(map(sum, selection.kept_heads.values())) in (7, 8)
+    assert "head search: the budget ends the search at 7 of 8 heads" in caplog.messages
 
 
 def test_limit_draws_as_many_images_per_class_or_group(folder: ImageIndex) -> None:

@@ -1,5 +1,6 @@
-"""Name the commands that follow from an audit."""
+"""Name the commands that follow from an audit, or from repairs that were not proven."""
 
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from clearhead.data.images import DataLike
 from clearhead.data.splits import splits_of
 from clearhead.metrics.attributes import AttributeGaps
 from clearhead.models.source import ModelLike, ModelSource
+from clearhead.repairs.advisor import Advice
 from clearhead.report.page import Step
 from clearhead.shifts.shortcuts import SHORTCUTS
 
@@ -57,6 +59,28 @@ def next_steps(
     if limit is not None:
         audited = ["--split", split] if split else []
         steps.append(Step("Audit all images.", _command("audit", named_model, named_data, *audited)))
+    return steps
+
+
+def steps_after_repairs(advice: Advice, model: ModelLike, data: DataLike, test_split: str | None) -> list[Step]:
+    """Return what may prove a repair where none is proven: held-out images, groups, masks, a larger budget."""
+    named_model, named_data = _model_name(model), str(data) if isinstance(data, str | Path) else "DATA"
+    again = ["repair", named_model, named_data, "--method", "auto"]
+    steps = []
+    if test_split is None and advice.selected is not None:
+        reason = "Prove it on held-out images: a split that trained and selected nothing."
+        steps.append(Step(reason, _command(*again, "--test-split", "test")))
+    missing = {one.needs for one in advice.candidates if one.status == "unavailable"}
+    if "groups" in missing:
+        reason = "Groups for more repairs: tag about 100 images, then repair with --tags FILE."
+        steps.append(Step(reason, _command("tag", named_model, named_data)))
+    if "masks" in missing:
+        reason = "Masks for more repairs, made with the model."
+        steps.append(Step(reason, _command("data", "masks", named_data, "--model", named_model)))
+    if late := [one for one in advice.candidates if one.status == "over budget"]:
+        minutes = math.ceil((advice.seconds + sum(one.estimate or 0.0 for one in late)) / 60 + 1)
+        reason = f"Try {', '.join(one.method for one in late)} too."
+        steps.append(Step(reason, _command(*again, "--budget", f"{minutes}m")))
     return steps
 
 

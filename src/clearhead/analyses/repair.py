@@ -1,24 +1,26 @@
 """Repair a classifier, and compare the result with the original model on validation and test images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from clearhead.analyses.advice_page import advice_lead, advice_table, advice_verdict
 from clearhead.analyses.battery_change import BatteryChange, battery_change, battery_change_table
-from clearhead.analyses.compare import Comparison, compare_predictions, difference_table, headline
+from clearhead.analyses.compare import Comparison, headline
 from clearhead.analyses.map_check import MapCheck, check_map, check_table
+from clearhead.analyses.next_steps import steps_after_repairs
+from clearhead.analyses.repair_check import check_repair, comparison_table
 from clearhead.analyses.repair_tables import interpolation_table, report_tables, tag_table
 from clearhead.analyses.subject import Subject, subject_of
 from clearhead.analyses.train import epoch_table, history_figure
-from clearhead.data.dataset import ImageIndex
 from clearhead.data.image_io import DataError
 from clearhead.data.images import as_image_index
 from clearhead.data.splits import require_apart, train_and_validation
 from clearhead.distributed import rank_and_size
 from clearhead.models import save_model
-from clearhead.models.classifier import Classifier, on_device
+from clearhead.models.classifier import on_device
 from clearhead.models.source import ModelLike, ModelSource, as_classifier, display_names
 from clearhead.options import (
     Groups,
@@ -30,9 +32,9 @@ from clearhead.options import (
     TrainSplit,
     ValidationSplit,
     Workers,
+    parse_budget,
 )
-from clearhead.prediction.predict import predict
-from clearhead.progress import Progress, prefixed
+from clearhead.progress import Progress
 from clearhead.repairs import (
     REPAIRS,
     LossInputs,
@@ -43,7 +45,8 @@ from clearhead.repairs import (
     repair,
     require_repair,
 )
-from clearhead.report.page import Page, Section, Table
+from clearhead.repairs.advisor import Advice, advise
+from clearhead.report.page import Page, Section, Step
 from clearhead.storage import NotSaved
 
 DISTRIBUTED = True
@@ -61,7 +64,9 @@ class RepairResult:
         test: on images that trained and selected nothing.
         battery: the shortcut battery of both models, on the test images, or without them on the validation images.
         map_check: faithfulness of the map that was optimised, before the repair.
-        model: the repaired classifier; in the run folder checkpoint/.
+        model: the repaired classifier; in the run folder checkpoint/. None if ``auto`` selected none.
+        advice: of ``auto``: the repairs that were tried.
+        steps: the commands that follow from it.
     """
 
     subject: Subject
@@ -71,6 +76,8 @@ class RepairResult:
     battery: BatteryChange | None = None
     map_check: MapCheck | None = None
     model: NotSaved = None
+    advice: Advice | None = None
+    steps: list[Step] = field(default_factory=list)
 
 
 def measure(
@@ -79,6 +86,7 @@ def measure(
     *,
     method: Annotated[
         Literal[
+            "auto",
             "afr",
             "dfr",
             "exmap",
@@ -94,9 +102,13 @@ def measure(
             "rrr",
         ],
         Option(
-            "Needs groups: dfr, reweight, groupdro; masks: background-swap, relevance, gradmask, rrr; others nothing."
+            "Needs groups: dfr, reweight, groupdro; masks: background-swap, relevance, gradmask, rrr; others nothing. "
+            "auto tries all that the data allows."
         ),
     ] = "relevance",
+    budget: Annotated[
+        str | None, Option("Time for auto (default: 30m) or the search of heads, such as 90s, 30m or 2h.")
+    ] = None,
     preset: Annotated[
         str | None, Option("The paper's settings for ViT-B, ViT-L, AR-S, AR-B, AR-L, DeiT-S or DeiT-B; or demo.")
     ] = None,
@@ -216,7 +228,8 @@ def measure(
     Args:
         model: a classifier, module or name, with the classes of the data.
         data: the images, with a validation split or without (then 20% of each class is held out).
-        method: a key of ``clearhead.repairs.REPAIRS``.
+        method: a key of ``clearhead.repairs.REPAIRS``, or ``auto`` (``clearhead.repairs.advisor``).
+        budget: time for ``auto`` or the search of heads.
         preset: settings of the paper for one of its models. Default: those of the method, where it has its own.
         epochs: passes over the training images.
         lr: learning rate.
@@ -278,20 +291,17 @@ def measure(
         "upweight": upweight,
     }
     set_options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    if preset is not None and "temperature" in REPAIRS[method].options:
+    seconds = parse_budget(budget or "30m")
+    if budget is not None and method != "auto":
+        set_options["budget"] = seconds
+    if preset is not None and (method == "auto" or "temperature" in REPAIRS[method].options):
         set_options.setdefault("temperature", preset_named(preset).temperature or 1.0)
-    config = default_config(preset or REPAIRS[method].preset)
-    config = replace(
-        config,
-        epochs=config.epochs if epochs is None else epochs,
-        lr=config.lr if lr is None else lr,
-        batch_size=config.batch_size if batch_size is None else batch_size,
-        mixed_precision=mixed_precision,
-        workers=workers,
-        seed=seed,
-    )
+    settings = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
+    changes: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    changes |= {"mixed_precision": mixed_precision, "workers": workers, "seed": seed}
+    configs = {name: replace(default_config(preset or one.preset), **changes) for name, one in REPAIRS.items()}
     (name,), original = display_names([model]), as_classifier(model)
-    trains = REPAIRS[method].trains
+    trains = method == "auto" or REPAIRS[method].trains
     reads_training = trains or tags is not None
     train_name = train_split if reads_training else validation_split
     if reads_training and train_split == validation_split:
@@ -311,70 +321,62 @@ def measure(
     loading: dict[str, Any] = {"workers": workers, "seed": seed, "progress": progress}
     map_check = None
     if method == "relevance" and rank_and_size()[0] == 0:
-        require_repair(method, config, set_options)  # finds mistakes before the map is measured
+        require_repair(method, configs[method], set_options)  # finds mistakes before the map is measured
         build_loss(method, LossInputs(images=train), set_options)
         source = set_options.get("attribution", "gae")
         map_check = check_map(on_device(original, device), validation, source, **loading)
-    repaired, outcome = repair(
-        original,
-        train if reads_training else None,
-        validation,
-        method=method,
-        config=config,
-        group_columns=groups if tags is None else None,
-        tags=tags,
-        trainable=trainable,
-        state=state,
-        device=device,
-        progress=progress,
-        **set_options,
-    )
+    common: dict[str, Any] = {
+        "group_columns": groups if tags is None or method == "auto" else None,
+        "tags": tags,
+        "trainable": trainable,
+        "state": state,
+        "device": device,
+        "progress": progress,
+    }
+    advice, repaired, selected_by = None, None, None
+    if method == "auto":
+        common |= {"budget": seconds, "margin": margin, "options": set_options, "configs": configs}
+        repaired, advice = advise(original, train, validation, **common)
+        outcome, selected_by = advice.outcome or RepairOutcome(method), advice.objective
+    else:
+        training = train if reads_training else None
+        repaired, outcome = repair(
+            original, training, validation, method=method, config=configs[method], **common, **set_options
+        )
     used = train if reads_training else validation
     subject = subject_of([name], used, data, None, original)
     issues = [issue for index in (train, validation, test) if index is not None for issue in index.issues]
     subject = replace(subject, issues=list(dict.fromkeys([*issues, *outcome.tag_issues])))
-    result = RepairResult(subject, outcome, None, map_check=map_check, model=repaired)
-    if rank_and_size()[0] > 0:
+    result = RepairResult(subject, outcome, None, map_check=map_check, model=repaired, advice=advice)
+    if advice:
+        result = replace(result, steps=steps_after_repairs(advice, model, data, test_split))
+    if rank_and_size()[0] > 0 or repaired is None:
         return result
     models = [on_device(one, device) for one in (original, repaired)]
-    check = partial(_compare, models, groups=groups, margin=margin, seed=seed, workers=workers)
+    check = partial(check_repair, models, groups=groups, margin=margin, objective=selected_by)
+    judged = validation if test is None else test
     return replace(
         result,
-        validation=check(validation, progress=prefixed(progress, "validation")),
-        test=None if test is None else check(test, progress=prefixed(progress, "test")),
-        battery=battery_change(models, validation if test is None else test, data, **loading),
+        validation=None if advice else check(validation, "validation", **loading),
+        test=None if test is None else check(test, "test", **loading),
+        battery=battery_change(models, judged, data, **loading),
     )
-
-
-def _compare(
-    models: Sequence[Classifier],
-    index: ImageIndex,
-    *,
-    groups: Sequence[str] | None,
-    margin: float,
-    seed: int,
-    workers: int,
-    progress: Progress | None,
-) -> Comparison:
-    """Return the comparison of a repaired model with the original one on some images."""
-    before, after = (
-        predict(one, index, group_columns=groups, workers=workers, seed=seed, progress=prefixed(progress, caption))
-        for one, caption in zip(models, ("before", "after"), strict=True)
-    )
-    return compare_predictions(before, after, models[0].classes, margin, seed)
 
 
 def export(result: RepairResult, folder: Path) -> None:
-    """Write the checkpoint."""
-    save_model(result.model, folder / "checkpoint")
+    """Write the checkpoint, if there is a repaired model."""
+    if result.model is not None:
+        save_model(result.model, folder / "checkpoint")
 
 
 def page(result: RepairResult) -> Page:
     """Show the comparison on test images, what was selected, and the comparison on validation images."""
-    outcome, subject, caution = result.outcome, result.subject, REPAIRS[result.outcome.method].note
-    sections: list[Section] = []
+    outcome, subject = result.outcome, result.subject
+    caution = REPAIRS[outcome.method].note if outcome.method in REPAIRS else ""
+    sections: list[Section] = [advice_table(result.advice)] if result.advice else []
     if result.test:
-        sections.append(_check_table(result.test, "Test images", "Nothing was trained or selected on these images."))
+        note = "Nothing was trained or selected on these images."
+        sections.append(comparison_table(result.test, "Test images", note))
     where = "test" if result.test else "validation"
     if result.battery:
         sections.append(battery_change_table(result.battery, where))
@@ -392,18 +394,12 @@ def page(result: RepairResult) -> Page:
         note = "The checkpoint was selected on this split: it can reveal a regression, not prove an improvement."
         if outcome.tagged:
             note += " It contains the tagged validation images, which the repair used too."
-        sections.append(_check_table(result.validation, "Validation images", note))
+        sections.append(comparison_table(result.validation, "Validation images", note))
     main = result.test or result.validation
-    return Page(
-        f"{subject.model}: repair",
-        f"Repaired by {outcome.method} on {subject.images:,} images of {subject.data}. {caution}".rstrip(),
-        verdicts=[replace(main.verdict, data=f"{subject.data}, {where} images")] if main else [],
-        headline=headline(main),
-        sections=sections,
-    )
-
-
-def _check_table(comparison: Comparison, title: str, note: str) -> Table:
-    table = difference_table(comparison)
-    rows = [row for row in table.rows if row.cells[2] != ""]
-    return Table(title, table.columns, rows, f"{note} {table.text}")
+    verdicts = [replace(main.verdict, data=f"{subject.data}, {where} images")] if main else []
+    lead = f"Repaired by {outcome.method} on {subject.images:,} images of {subject.data}."
+    if result.advice:
+        verdicts, lead = [advice_verdict(result.advice, result.test)], advice_lead(result.advice, subject)
+    lead = f"{lead} {caution}".rstrip()
+    steps = [] if verdicts and verdicts[0].word == "improved" else result.steps
+    return Page(f"{subject.model}: repair", lead, verdicts, headline(main), sections, steps=steps)

@@ -64,6 +64,8 @@ def _selection_tables(selection: Selection) -> list[Section]:
         f"The best of {selection.tried:,} candidates ({selection.search}) by {selection.objective} on the "
         f"{selection.images:,} images{small}. Its score on them is optimistic."
     )
+    if selection.images_without_budget:
+        text += f" The budget allowed {selection.images:,} of {selection.images_without_budget:,} images."
     heads = max(map(len, selection.kept_heads.values()))
     changed = {layer: mask for layer, mask in selection.kept_heads.items() if not all(mask)}
     sections: list[Section] = [Table("Selected heads", ["all heads", "selected heads"], rows, text)]

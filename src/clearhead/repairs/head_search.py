@@ -89,6 +89,14 @@ def number_kept(subset: KeptHeads) -> int:
     return sum(map(sum, subset.values()))
 
 
+class OverBudget(Exception):
+    """Subsets that would take too long: this many seconds; ``clearhead.repairs.head_selection`` handles it."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
 @dataclass(frozen=True)
 class HeadSearch:
     """What every search needs: the model, the images, and the objective.
@@ -103,6 +111,7 @@ class HeadSearch:
         fills: the mean output of each head (H x d) by layer name, for mean ablation; else empty.
         uniform: whether an importance search keeps as many heads in every layer.
         batch_size, workers, progress: for loading the images.
+        deadline: ``time.perf_counter()`` by which the search is to end; None is no limit.
     """
 
     model: Classifier
@@ -116,6 +125,7 @@ class HeadSearch:
     batch_size: int
     workers: int
     progress: Progress | None
+    deadline: float | None = None
 
     def all_heads(self) -> KeptHeads:
         """Return the subset that keeps every head."""
@@ -137,15 +147,18 @@ class HeadSearch:
         """Return the objective of each subset; those that differ in one layer only share the passes before it.
 
         With `log_total`, the number of candidates of the whole search, the duration of the search is estimated and
-        logged once the first of them has been timed.
+        logged once the first of them has been timed. Raises OverBudget where these subsets would end past the deadline.
         """
         if self.objective == "relevance-mass":
             scores = []
             for subset in track(subsets, self.progress, description):
                 started = time.perf_counter()
                 scores.append(self._relevance_mass(subset))
+                seconds = time.perf_counter() - started
                 if log_total is not None and len(scores) == 1:
-                    self._log_estimate(log_total, (time.perf_counter() - started) * log_total)
+                    self._log_estimate(log_total, seconds * log_total)
+                if len(scores) == 1:
+                    self._require_time(seconds * len(subsets), seconds)
             return Candidates(subsets, np.array(scores), None)
         jobs = self._jobs(subsets)
         device = self.model.device
@@ -158,9 +171,12 @@ class HeadSearch:
                 masks = self._mask([subsets[i][name] for i in members], name)
                 predicted = require_not_nan(runner.logits(images, masks)).argmax(-1)
                 correct[np.ix_(members, batch["index"].numpy())] = (predicted == labels).cpu().numpy()
+            passed = time.perf_counter() - started
+            seconds = passed * len(self.folder.samples) / len(images)
             if log_total is not None and number == 0:
-                seconds = (time.perf_counter() - started) * len(self.folder.samples) / len(images)
                 self._log_estimate(log_total, seconds * log_total / len(subsets))
+            if number == 0:
+                self._require_time(seconds, passed)
         return Candidates(subsets, group_accuracy(correct, self.groups).min(0), correct)
 
     def _mask(self, keep: Sequence[tuple[bool, ...]], name: str) -> HeadMask:
@@ -169,6 +185,11 @@ class HeadSearch:
         if name in self.fills:
             return HeadMask(scales, self.fills[name])
         return HeadMask(scales * scales.shape[1] / scales.sum(1, keepdim=True))
+
+    def _require_time(self, seconds: float, passed: float) -> None:
+        """Raise OverBudget if the rest of some seconds, of which a part has passed, ends after the deadline."""
+        if self.deadline is not None and time.perf_counter() + seconds - passed > self.deadline:
+            raise OverBudget(seconds)
 
     def _log_estimate(self, candidates: int, seconds: float) -> None:
         log.info(
@@ -244,7 +265,13 @@ def _greedy(search: HeadSearch) -> Candidates:
     candidates = search.evaluate([current], "all heads")
     while smaller := [_without(current, name, h) for name, keep in current.items() for h in _removable(keep)]:
         size = number_kept(current) - 1
-        candidates += search.evaluate(smaller, f"{size} heads", most if size == heads - 1 else None)
+        try:
+            candidates += search.evaluate(smaller, f"{size} heads", most if size == heads - 1 else None)
+        except OverBudget:
+            if len(candidates.subsets) == 1:
+                raise
+            log.info("head search: the budget ends the search at %s of %s heads", size + 1, heads)
+            break
         best = candidates.subsets[candidates.best(search.groups)]
         if number_kept(best) != size:
             break

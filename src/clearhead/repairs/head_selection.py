@@ -9,6 +9,7 @@ uses the candidates that were tried, so for greedy and importance searches, whic
 a lower bound.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -25,14 +26,16 @@ from clearhead.heads.fold import fold_heads
 from clearhead.heads.gradients import Layers, pick_layers
 from clearhead.heads.head_masking import HeadMask, attention_layers, head_mask_runner
 from clearhead.heads.prune import prune_heads
+from clearhead.metrics.statistics import MIN_GROUP
 from clearhead.models import Classifier
 from clearhead.models.classifier import evaluation_mode
-from clearhead.progress import Progress
+from clearhead.progress import Progress, duration, log
 from clearhead.repairs.head_search import (
     SEARCHES,
     Candidates,
     HeadSearch,
     Objective,
+    OverBudget,
     Search,
     group_accuracy,
     mean_outputs,
@@ -55,6 +58,7 @@ class Selection:
         tried: number of candidates.
         images: number of validation images used.
         smallest: number of them in the smallest group for worst-group, else all of them.
+        images_without_budget: number of validation images that a larger budget would have used; 0 if all were used.
     """
 
     search: Search
@@ -66,6 +70,7 @@ class Selection:
     tried: int
     images: int
     smallest: int
+    images_without_budget: int = 0
 
 
 def select_heads(
@@ -79,6 +84,7 @@ def select_heads(
     ablation: Literal["rescale", "mean"] = "rescale",
     uniform: bool = False,
     limit: int | None = None,
+    budget: float | None = None,
     seed: int = 0,
     batch_size: int = 32,
     workers: int = 0,
@@ -102,6 +108,8 @@ def select_heads(
             mean over images and tokens.
         uniform: only try candidates that keep as many heads in every layer; with ``importance``.
         limit: use at most so many images, drawn at random, as many per group (worst-group) or per class as possible.
+        budget: seconds that the search may take. Where the first images show that it takes longer, it uses as many
+            images as fit, drawn as for `limit`; a greedy search ends with the best heads so far.
         seed: random seed of `limit` and of the folds that estimate the optimism.
         batch_size: batch size.
         workers: processes that load images.
@@ -110,11 +118,14 @@ def select_heads(
     Raises:
         NoAttentionError: if the model makes no attention call.
         ClearheadError: for a layer that does not exist, more than one layer or too many heads for an exhaustive search,
-            a model whose heads cannot be folded.
+            a model whose heads cannot be folded; a budget in which fewer images fit than show anything.
         DataError: where the objective needs groups or masks that are missing.
     """
     if uniform and search != "importance":
         raise ClearheadError(f"uniform: only the search importance has candidates of one size, got {search}")
+    started = time.perf_counter()
+    if budget is not None and budget <= 0:
+        raise ClearheadError(f"budget: got {budget:g}; a number of seconds above 0 is needed")
     if limit is not None and limit < 1:
         raise ClearheadError(f"limit: at least 1 image is needed, got {limit}")
     require_classes(folder, model.classes)
@@ -158,10 +169,40 @@ def select_heads(
             batch_size=batch_size,
             workers=workers,
             progress=progress,
+            deadline=None if budget is None else started + budget,
         )
         if ablation == "mean":
             problem = replace(problem, fills=mean_outputs(problem))
-        candidates = SEARCHES[search](problem)
+        try:
+            candidates = SEARCHES[search](problem)
+        except OverBudget as over:
+            left = max(0.0, started + (budget or 0.0) - time.perf_counter())
+            fewer = min(int(0.8 * len(folder.samples) * left / over.seconds), len(folder.samples) - 1)
+            least = MIN_GROUP * len(members)
+            if fewer < least:
+                raise ClearheadError(
+                    f"budget: the search over heads takes about {duration(over.seconds)} on {len(folder.samples):,} "
+                    f"images; {duration(left)} of the budget left are enough for {fewer:,}, and {least:,} are needed. "
+                    "Give a larger budget, or use search importance, which tries fewer subsets"
+                ) from over
+            log.info("head search: the budget allows %s of %s images", f"{fewer:,}", f"{len(folder.samples):,}")
+            selected, selection = select_heads(
+                model,
+                folder,
+                search=search,
+                layers=layers,
+                objective=objective,
+                group_columns=group_columns,
+                ablation=ablation,
+                uniform=uniform,
+                limit=fewer,
+                budget=left,
+                seed=seed,
+                batch_size=batch_size,
+                workers=workers,
+                progress=progress,
+            )
+            return selected, replace(selection, images_without_budget=len(folder.samples))
         best = candidates.best(members)
         subset = candidates.subsets[best]
         selection = Selection(
@@ -194,6 +235,7 @@ def keep_heads(
     ablation: Literal["rescale", "mean"] = "rescale",
     prune: bool = False,
     limit: int | None = None,
+    budget: float | None = None,
 ) -> tuple[Classifier, Selection]:
     """Select heads as a repair: as ``select_heads`` on the validation images; `train` is not used.
 
@@ -209,6 +251,7 @@ def keep_heads(
         ablation=ablation,
         uniform=prune,
         limit=limit,
+        budget=budget,
         seed=seed,
         batch_size=batch_size,
         workers=workers,

@@ -63,6 +63,7 @@ class Repair:
         needs: what the data must have besides labels: foreground ``masks``, ``groups`` (columns of metadata.csv) or
             ``nothing``.
         cost: in words.
+        step_time: time of a training step, relative to that of a plain one; of one with features, passes over images.
         loss: returns the loss to train with.
         function: returns the repaired model and a report; it runs in one process.
         trains: whether it uses training images; if not, it uses the validation images only.
@@ -89,6 +90,12 @@ class Repair:
     source: str = ""
     note: str = ""
     tags: TagUse = "none"
+    step_time: float = 1.0
+
+    @property
+    def shares_features(self) -> bool:
+        """Whether it takes features of the images that were computed before."""
+        return "features" in _parameters(self.function)
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -150,6 +157,7 @@ REPAIRS: dict[str, Repair] = {
         "nothing",
         "a map and a forward pass of all images, then seconds",
         function=cluster_and_retrain,
+        step_time=4.0,
         source="2403.13870",
         note=_WITHOUT_GROUPS,
     ),
@@ -175,6 +183,7 @@ REPAIRS: dict[str, Repair] = {
         "nothing",
         "fine-tuning, at about 2.5 times the time of plain steps",
         loss=CounterfactualLoss.from_model,
+        step_time=2.5,
         interpolate=True,
         preset="counterfactual",
     ),
@@ -183,6 +192,7 @@ REPAIRS: dict[str, Repair] = {
         "masks",
         "fine-tuning, at about 2.5 times the time of plain steps",
         loss=background_swap,
+        step_time=2.5,
         interpolate=True,
         preset="counterfactual",
     ),
@@ -216,6 +226,7 @@ REPAIRS: dict[str, Repair] = {
         "masks",
         "fine-tuning, at about 1.5 times the time of plain steps",
         loss=RelevanceLoss,
+        step_time=1.5,
         source="2206.01161",
     ),
     "gradmask": Repair(
@@ -223,6 +234,7 @@ REPAIRS: dict[str, Repair] = {
         "masks",
         "fine-tuning, at 2 to 3 times the time of plain steps",
         loss=GradMaskLoss,
+        step_time=2.5,
         source="1904.07478",
     ),
     "rrr": Repair(
@@ -230,6 +242,7 @@ REPAIRS: dict[str, Repair] = {
         "masks",
         "fine-tuning, at 2 to 3 times the time of plain steps",
         loss=RRRLoss,
+        step_time=2.5,
         source="1703.03717",
     ),
 }
@@ -328,7 +341,7 @@ def repair(
         outcome = replace(outcome, tagged=used.groups, tag_issues=used.issues)
     loading: dict[str, Any] = {"seed": config.seed, "batch_size": config.batch_size, "workers": config.workers}
     if chosen.function is not None:
-        shared = {"features": features} if "features" in _parameters(chosen.function) else {}
+        shared = {"features": features} if chosen.shares_features else {}
         repaired, report = chosen.function(
             on_device(classifier, device),
             train_images,
