@@ -157,7 +157,7 @@ REPAIRS: dict[str, Repair] = {
         "nothing",
         "a map and a forward pass of all images, then seconds",
         function=cluster_and_retrain,
-        step_time=4.0,
+        step_time=8.0,
         source="2403.13870",
         note=_WITHOUT_GROUPS,
     ),
