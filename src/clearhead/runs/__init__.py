@@ -163,7 +163,12 @@ def merge_pages(runs: Sequence[Run], title: str = "") -> Page:
         provenance |= {
             f"{key}, {name}" if several and key != "versions" else key: v for key, v in one.provenance.items()
         }
-    verdicts = [verdict for page in pages for verdict in page.verdicts]
+    # one that names no data is about a single model: the page's title says which
+    verdicts = [
+        replace(verdict, data=verdict.data or (page.title if len(runs) > 1 else ""))
+        for page in pages
+        for verdict in page.verdicts
+    ]
     return replace(main, title=title or main.title, verdicts=verdicts, sections=sections, provenance=provenance)
 
 
