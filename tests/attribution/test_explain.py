@@ -195,6 +195,15 @@ def test_hidden_attention_comes_with_the_way_to_show_it():
         explain(model, images())
 
 
+@pytest.mark.parametrize("method", ["attention", "rollout", "gae"])
+def test_attention_hidden_after_loading_is_reported(method):
+    model = classifier("timm-vit")
+    for block in model.module.blocks:
+        block.attn.fused_attn = False
+    with pytest.raises(NoAttentionError, match="no attention call was seen"):
+        explain(model, images(), method=method)
+
+
 @pytest.mark.parametrize(("target", "reported"), [(CLASSES, "0..4"), (-1, "0..4"), (torch.tensor([0, 9]), "9")])
 def test_a_class_that_does_not_exist_is_named(target, reported):
     with pytest.raises(ValueError, match=reported):

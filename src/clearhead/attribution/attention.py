@@ -16,8 +16,9 @@ def attention(model: Classifier, images: Tensor, target: Tensor | int | None = N
     It is the mean over heads. Returns and raises as ``gae``; ``target`` is not used.
     """
     grid = token_grid(model, "attention", images)
-    with torch.no_grad(), tap(model.module) as record:
-        logits = model(images)
+    with torch.no_grad():
+        with tap(model.module) as record:  # at its end it raises, if no attention was seen
+            logits = model(images)
         return attention_map(list(record), grid), logits
 
 
@@ -27,8 +28,9 @@ def rollout(model: Classifier, images: Tensor, target: Tensor | int | None = Non
     Ā is the mean over heads. Returns and raises as ``gae``; ``target`` is not used.
     """
     grid = token_grid(model, "rollout", images)
-    with torch.no_grad(), tap(model.module) as record:
-        logits = model(images)
+    with torch.no_grad():
+        with tap(model.module) as record:  # at its end it raises, if no attention was seen
+            logits = model(images)
         return rollout_map(list(record), grid), logits
 
 
