@@ -170,4 +170,4 @@ def test_the_first_table_has_means_over_levels_and_metrics_over_sets(workspace):
 )
 def test_bad_input_of_the_commands(workspace, arguments, message):
     assert message in error(clearhead(*arguments, cwd=workspace))
-    assert not (workspace / "runs").exists()
+    assert not list((workspace / "runs").glob(f"{arguments[0]}-*"))
