@@ -6,7 +6,7 @@ from dataclasses import replace
 from clearhead.data.dataset import format_names
 from clearhead.metrics.attributes import OTHER_VALUES, AttributeGap, AttributeGaps
 from clearhead.metrics.power import images_at_observed, images_for
-from clearhead.metrics.statistics import LEVEL, Estimate, format_interval, format_value
+from clearhead.metrics.statistics import Estimate, format_interval, format_value, simultaneous_level
 from clearhead.metrics.verdict import Verdict
 from clearhead.report.page import Row, Table
 
@@ -33,7 +33,7 @@ def gap_verdicts(attributes: AttributeGaps) -> list[Verdict]:
 
 def _images_for(gaps: Sequence[AttributeGap], compared: int) -> str:
     """Return how many images, of the same mixture, would show the gap that needs the fewest, if any does."""
-    needed, level = [], 1 - (1 - LEVEL) / max(1, compared)
+    needed, level = [], simultaneous_level(compared)
     for one in gaps:
         total = one.accuracy.count + one.baseline_accuracy.count
         both = [replace(e, count=total) for e in (one.gap, one.within_classes) if e is not None and e.value < 0]

@@ -21,12 +21,12 @@ from clearhead.errors import ClearheadError
 from clearhead.masks.automatic import MasksMade, add_masks
 from clearhead.metrics.power import images_at_observed, images_for
 from clearhead.metrics.statistics import (
-    LEVEL,
     Estimate,
     accuracy_difference,
     format_interval,
     format_value,
     proportion,
+    simultaneous_level,
 )
 from clearhead.metrics.verdict import Verdict
 from clearhead.models.classifier import Classifier
@@ -188,7 +188,7 @@ def shortcut_effects(predictions: Predictions) -> list[ShortcutEffect]:
         for shortcut in SHORTCUTS
         if (predictions.interventions.get(table_name(shortcut), np.array([-1])) >= 0).any()
     }
-    level = 1 - (1 - LEVEL) / max(1, len(measured))
+    level = simultaneous_level(len(measured))
     effects = []
     for shortcut, predicted in measured.items():
         possible = predicted >= 0
@@ -296,7 +296,7 @@ def battery_verdict(effects: Sequence[ShortcutEffect]) -> Verdict:
 
 def _images_for(effects: Sequence[ShortcutEffect]) -> str:
     """Return how many images would show the drop that needs the fewest, of those that would be a finding."""
-    level = 1 - (1 - LEVEL) / max(1, len(effects))
+    level = simultaneous_level(len(effects))
     needed = []
     for effect in effects:
         change, drop = SHORTCUTS[effect.shortcut], effect.difference

@@ -9,7 +9,7 @@ from clearhead.analyses.subject import Subject, subject_of
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.splits import sample_n
 from clearhead.masks.automatic import MasksMade
-from clearhead.metrics.statistics import LEVEL, Estimate, accuracy_difference, proportion
+from clearhead.metrics.statistics import Estimate, accuracy_difference, proportion, simultaneous_level
 from clearhead.models.classifier import Classifier
 from clearhead.prediction.predict import predict
 from clearhead.progress import Progress, prefixed
@@ -94,7 +94,7 @@ def battery_change(
         possible = was >= 0
         if possible.any():
             correct[name] = (was == before.label)[possible], (now == before.label)[possible]
-    level = 1 - (1 - LEVEL) / len(correct)
+    level = simultaneous_level(len(correct))
     changes = [
         ShortcutChange(name, proportion(was), proportion(now), accuracy_difference(was, now, level))
         for name, (was, now) in correct.items()

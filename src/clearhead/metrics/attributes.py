@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from clearhead.metrics.statistics import (
-    LEVEL,
     MIN_GROUP,
     Array,
     Estimate,
     independent_difference,
     proportion,
+    simultaneous_level,
     stratified_difference,
 )
 
@@ -80,7 +80,7 @@ def attribute_gaps(attributes: Mapping[str, Array], correct: Array, label: Array
         if name not in skipped
         for pair in _compared_values(values, correct)
     ]
-    level = 1 - (1 - LEVEL) / max(1, len(pairs))
+    level = simultaneous_level(len(pairs))
     gaps = []
     for name, value, baseline in pairs:
         at_value = attributes[name] == value

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import binom, norm
 
 from clearhead.errors import ClearheadError
-from clearhead.metrics.statistics import LEVEL, Array, Estimate, paired_interval
+from clearhead.metrics.statistics import LEVEL, Array, Estimate, paired_interval, simultaneous_level
 
 POWER = 0.8
 """Probability of showing an effect that exists, for which images are planned."""
@@ -68,7 +68,7 @@ def plan(
     """
     if groups < 1:
         raise ClearheadError(f"groups: got {groups}; give a number of groups, 1 for all images together")
-    options = {"power": power, "level": 1 - (1 - level) / groups}
+    options = {"power": power, "level": simultaneous_level(groups, level)}
     return Plan(
         discordant,
         images_needed(effect, discordant, **options),

@@ -131,7 +131,7 @@ def worst_group(correct: Array, groups: Sequence[str] | Array) -> tuple[str, Est
     parts = _parts(correct, groups)
     tests = {name: binomtest(int(correct[part].sum()), int(part.sum())) for name, part in parts.items()}
     low = min(test.proportion_ci(LEVEL, method="exact").low for test in tests.values())
-    high = min(test.proportion_ci(_simultaneous_level(len(parts)), method="exact").high for test in tests.values())
+    high = min(test.proportion_ci(simultaneous_level(len(parts)), method="exact").high for test in tests.values())
     worst = min(tests, key=lambda name: tests[name].statistic)
     return worst, Estimate(float(tests[worst].statistic), float(low), float(high), tests[worst].n, "%")
 
@@ -235,7 +235,7 @@ def worst_group_difference(before: Array, after: Array, groups: Sequence[str] | 
         ClearheadError: if the images are not paired, there is no group, or not one group name per image.
     """
     count, parts = _paired(before, after), _parts(before, groups).values()
-    level = _simultaneous_level(len(parts))
+    level = simultaneous_level(len(parts))
     a, b = ([proportion(correct[part], level) for part in parts] for correct in (after, before))
     (a_value, a_low, a_high), (b_value, b_low, b_high) = (
         np.array([(e.value, e.low, e.high) for e in estimates]).T for estimates in (a, b)
@@ -335,9 +335,9 @@ def _paired(before: Array, after: Array) -> int:
     return len(before)
 
 
-def _simultaneous_level(count: int) -> float:
-    """Return the level at which `count` intervals hold simultaneously at LEVEL (Bonferroni)."""
-    return 1 - (1 - LEVEL) / count
+def simultaneous_level(count: int, level: float = LEVEL) -> float:
+    """Return the level of each of `count` intervals that hold simultaneously at `level` (Bonferroni)."""
+    return 1 - (1 - level) / max(1, count)
 
 
 def _parts(correct: Array, groups: Sequence[str] | Array) -> dict[str, Array]:

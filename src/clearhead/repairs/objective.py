@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from clearhead.data.dataset import ImageIndex, group_labels
 from clearhead.metrics.statistics import (
-    LEVEL,
     Estimate,
     accuracy_difference,
     in_large_groups,
     mean,
     mean_difference,
+    simultaneous_level,
     worst_group,
 )
 from clearhead.prediction.predict import Predictions
@@ -81,7 +81,7 @@ def change_objective(before: Predictions, shortcuts: Sequence[str], least_drop: 
         shortcuts: the changes.
         least_drop: a smaller drop does not count; the drop is shown by an interval that holds for all simultaneously.
     """
-    level = 1 - (1 - LEVEL) / max(1, len(shortcuts))
+    level = simultaneous_level(len(shortcuts))
     costly = []
     for name in shortcuts:
         predicted = before.interventions[table_name(name)]
