@@ -16,26 +16,22 @@ import torch
 from torch import Tensor
 
 INTERVENTIONS = ("background removed", "background swapped", "background only")
-
-
-def intervene(image: Tensor, mask: Tensor, fill: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return images (B x C x H x W, pixels in 0..1) under the three ``INTERVENTIONS``.
-
-    Args:
-        image: the images.
-        mask: their foreground masks, B x 1 x H x W in 0..1.
-        fill: the colour that replaces what is removed, one value in 0..1 per channel: the model's mean colour.
-    """
-    return remove_background(image, mask, fill), swap_backgrounds(image, mask, fill), remove_object(image, mask, fill)
+"""Their names in tables: those of ``remove_background``, ``swap_backgrounds`` and ``remove_object``."""
 
 
 def remove_background(image: Tensor, mask: Tensor, fill: Sequence[float]) -> Tensor:
-    """Return the objects on the colour `fill`; arguments as of ``intervene``."""
+    """Return the objects on the colour `fill`.
+
+    Args:
+        image: the images, B x C x H x W, pixels in 0..1.
+        mask: their foreground masks, B x 1 x H x W in 0..1.
+        fill: the colour that replaces what is removed, one value in 0..1 per channel: the model's mean colour.
+    """
     return image * mask + _colour(image, fill) * (1 - mask)
 
 
 def swap_backgrounds(image: Tensor, mask: Tensor, _fill: Sequence[float]) -> Tensor:
-    """Put the background of image i behind image i + 1, the last one's behind the first; see ``intervene``."""
+    """Put the background of image i behind image i + 1, the last one's behind the first; arguments as above."""
     outside = 1 - _box(mask)
     mean = (image * outside).sum((2, 3), keepdim=True) / outside.sum((2, 3), keepdim=True).clamp(min=1)
     background = torch.where(outside > 0, image, mean).roll(1, 0)
@@ -43,7 +39,7 @@ def swap_backgrounds(image: Tensor, mask: Tensor, _fill: Sequence[float]) -> Ten
 
 
 def remove_object(image: Tensor, mask: Tensor, fill: Sequence[float]) -> Tensor:
-    """Fill the bounding boxes of the objects with the colour `fill`; arguments as of ``intervene``."""
+    """Fill the bounding boxes of the objects with the colour `fill`; arguments as above."""
     return torch.where(_box(mask) == 0, image, _colour(image, fill))
 
 

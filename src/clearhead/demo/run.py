@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clearhead.analyses.compare import ComparisonResult, difference_table
+from clearhead.analyses.compare import ComparisonResult
 from clearhead.analyses.compare import measure as compare
+from clearhead.analyses.repair_check import comparison_table
 from clearhead.data.images import read_images
 from clearhead.data.tags import TaggedFile, write_tags
 from clearhead.demo.data import USUAL_BACKGROUND, make_demo
@@ -70,13 +71,11 @@ def repair_by_tags(data: Path, out: Path, *, device: str | None = None) -> Compa
 
 def tag_section(result: ComparisonResult) -> Table:
     """Return the comparison of the repair by tags as a section of the demo's page."""
-    table = difference_table(result.comparison)
     text = (
         "100 training images proposed by clearhead tag, tagged by whether their background is the usual one of their "
-        "class (simulated from the known backgrounds), and the classifier head retrained on them alone (dfr). "
+        "class (simulated from the known backgrounds), and the classifier head retrained on them alone (dfr)."
     )
-    rows = [row for row in table.rows if row.cells[2] != ""]
-    return Table("Repaired by 100 tags, without masks", table.columns, rows, text + table.text)
+    return comparison_table(result.comparison, "Repaired by 100 tags, without masks", text)
 
 
 def run_demo(out: Path, *, device: str | None = None) -> tuple[Run, Path]:

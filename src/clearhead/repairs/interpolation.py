@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from clearhead.data.dataset import ImageIndex
@@ -77,8 +78,7 @@ def best_interpolation(
         model, total = interpolated(original, repaired, weight), 0.0
         with torch.no_grad(), evaluation_mode(model.module):
             for batch in track(batches, progress, f"average of the weights, {weight:g} of the repaired model"):
-                on_device = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-                total += loss(model, on_device)["loss"].item() * len(batch["label"])
+                total += loss(model, send_to_device(batch, model.device))["loss"].item() * len(batch["label"])
         losses[weight] = total / len(validation.samples)
     best = min(losses, key=lambda weight: losses[weight])
     return interpolated(original, repaired, best), losses

@@ -6,21 +6,20 @@ draws them λ_up times as often, and trains again from the start. Here the mista
 have λ_up times the weight in the loss, which is the same on average, and training goes on from the model.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearhead.data.dataset import ImageIndex
-from clearhead.data.loading import ImageDataset, batch_mean, loader
+from clearhead.data.loading import batch_mean
 from clearhead.errors import ClearheadError
 from clearhead.models import Classifier
-from clearhead.models.classifier import evaluation_mode
 from clearhead.models.classifier import logits as logits_of
-from clearhead.progress import Progress, track
+from clearhead.prediction.predict import predict
+from clearhead.progress import Progress, prefixed
 from clearhead.repairs.loss_inputs import is_training
 from clearhead.training.losses import Batch
 
@@ -61,8 +60,9 @@ class JTTLoss:
         """
         if upweight is not None and not 0 < upweight < float("inf"):
             raise ClearheadError(f"upweight: got {upweight}; a positive number is needed, such as 20")
+        options: dict[str, Any] = {"shortcuts": (), "maps": False, "batch_size": batch_size, "workers": workers}
         wrong, wrong_validation = (
-            _mistakes(model, track(loader(ImageDataset(index, model.preprocess), batch_size, workers), progress, title))
+            torch.from_numpy(~predict(model, index, progress=prefixed(progress, title), **options).correct)
             for index, title in ((images, "mistakes"), (validation, "mistakes, validation"))
         )
         if not wrong.any():
@@ -85,13 +85,6 @@ class JTTLoss:
             "loss": batch_mean(F.cross_entropy(logits, batch["label"], reduction="none") * weights, batch),
             "logits": logits,
         }
-
-
-def _mistakes(model: Classifier, batches: Iterable[Batch]) -> Tensor:
-    """Return which images a model misclassifies, N, on the CPU."""
-    with evaluation_mode(model.module), torch.no_grad():
-        wrong = [model(batch["image"].to(model.device)).argmax(-1).cpu() != batch["label"] for batch in batches]
-    return torch.cat(wrong)
 
 
 def _weights(wrong: Tensor, upweight: float | None) -> Tensor:

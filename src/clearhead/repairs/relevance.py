@@ -29,7 +29,7 @@ from clearhead.attribution.attention import attention_map, rollout_map
 from clearhead.attribution.gae import relevance, token_grid
 from clearhead.attribution.gradients import input_gradient_map, input_x_gradient_map
 from clearhead.attribution.lrp import differentiable_relevance
-from clearhead.data.interventions import intervene
+from clearhead.data.interventions import swap_backgrounds
 from clearhead.data.loading import batch_mean
 from clearhead.distributed import rank_and_size
 from clearhead.errors import ClearheadError
@@ -135,7 +135,7 @@ def _swap_backgrounds(images: Tensor, mask: Tensor, has_mask: Tensor, fraction: 
     images, masked = images.clone(), has_mask.nonzero()[:, 0]
     swapped = masked[: round(fraction * len(masked))]
     if len(masked) > 1:
-        images[swapped] = intervene(images[masked], mask[masked, None], mean)[1][: len(swapped)]
+        images[swapped] = swap_backgrounds(images[masked], mask[masked, None], mean)[: len(swapped)]
     return images
 
 
