@@ -25,6 +25,7 @@ from clearhead.repairs import (
     default_config,
     registry,
     repair,
+    run,
 )
 from clearhead.training.config import TrainConfig
 from clearhead.training.losses import cross_entropy
@@ -98,7 +99,7 @@ def test_repairs_by_tags_see_the_tags_of_both_splits(
 ) -> None:
     used: dict[str, Any] = {}
     name = "fit" if REPAIRS[method].loss else "function"
-    target = registry.fit if REPAIRS[method].loss else REPAIRS[method].function
+    target = run.fit if REPAIRS[method].loss else REPAIRS[method].function
 
     def recorded(model: Classifier, *arguments: Any, **options: Any) -> Any:
         first = 1 if REPAIRS[method].loss else 0
@@ -106,10 +107,10 @@ def test_repairs_by_tags_see_the_tags_of_both_splits(
         return target(model, *arguments, **options)
 
     if name == "fit":
-        monkeypatch.setattr(registry, "fit", recorded)
+        monkeypatch.setattr(run, "fit", recorded)
     else:
         monkeypatch.setitem(REPAIRS, method, replace(REPAIRS[method], function=recorded))
-        monkeypatch.setattr(registry, "_parameters", lambda function: [])
+        monkeypatch.setattr(Repair, "_parameters", lambda self: [])
     _, outcome = repair(classifier(), *images, method=method, config=CONFIG, tags=tag_file(folder), device="cpu")
     sizes = {"class=a, tag=land": 3, "class=a, tag=water": 2, "class=b, tag=land": 2, "class=b, tag=water": 4}
     assert outcome.tagged == sizes

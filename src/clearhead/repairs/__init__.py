@@ -9,8 +9,9 @@ from clearhead.repairs.head_selection import Selection, select_heads
 from clearhead.repairs.input_gradient_losses import GradMaskLoss, RRRLoss
 from clearhead.repairs.jtt import JTTLoss
 from clearhead.repairs.presets import PRESETS, Preset, default_config, preset_named
-from clearhead.repairs.registry import REPAIRS, LossInputs, Repair, RepairOutcome, build_loss, repair, require_repair
+from clearhead.repairs.registry import REPAIRS, LossInputs, Repair, build_loss, require_repair
 from clearhead.repairs.relevance import RelevanceLoss, relevance_maps
+from clearhead.repairs.run import RepairOutcome, repair
 
 __all__ = [
     "COUNTERFACTUALS",

@@ -25,7 +25,8 @@ from clearhead.progress import Progress, duration, log, prefixed
 from clearhead.repairs.estimates import epochs_within, estimate, measure_speed
 from clearhead.repairs.objective import Objective, change_objective, group_objective, objective_value, usable_changes
 from clearhead.repairs.presets import default_config
-from clearhead.repairs.registry import REPAIRS, RepairOutcome, repair
+from clearhead.repairs.registry import REPAIRS
+from clearhead.repairs.run import RepairOutcome, repair
 from clearhead.storage import from_plain, read_json, to_plain, write_json
 from clearhead.training.config import TrainConfig
 from clearhead.training.linear_head import Features, read_features

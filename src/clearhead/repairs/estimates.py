@@ -17,6 +17,7 @@ from clearhead.heads.head_masking import attention_layers
 from clearhead.models import Classifier
 from clearhead.models.classifier import copied, evaluation_mode
 from clearhead.models.features import last_layer
+from clearhead.repairs.interpolation import WEIGHTS as INTERPOLATED
 from clearhead.repairs.registry import REPAIRS
 from clearhead.training.config import TrainConfig
 from clearhead.training.trainable import Trainable, with_trainable
@@ -29,8 +30,6 @@ _BATCH_SIZE = 32
 
 _HEAD_GRADIENTS = 1200
 """Gradients of the head's loss in all fits of AFR together, about; DFR takes a similar time."""
-
-_INTERPOLATIONS = 5
 
 
 @dataclass(frozen=True)
@@ -130,14 +129,15 @@ def estimate(
         options: of the repair.
     """
     chosen, every = REPAIRS[method], speed.forward * (train + validation)
+    passes = chosen.passes if chosen.passes is not None else float(chosen.function is not None)
+    seconds = passes * every
     if chosen.shares_features:
-        passes = chosen.step_time - (1.0 if has_features else 0.0)
-        return _HEAD_GRADIENTS * speed.head_gradient * train + passes * every
+        return seconds + _HEAD_GRADIENTS * speed.head_gradient * train - (every if has_features else 0.0)
     if chosen.function is not None:
-        return every if chosen.trains else speed.forward * validation * _search_passes(speed, options or {})
-    passes = config.epochs + 1 + (_INTERPOLATIONS if chosen.interpolate else 0)
-    validated = chosen.step_time * speed.forward * validation * passes
-    return chosen.step_time * speed.step * train * config.epochs + validated + (every if method == "jtt" else 0.0)
+        return seconds if chosen.trains else speed.forward * validation * _search_passes(speed, options or {})
+    validations = config.epochs + 1 + (len(INTERPOLATED) if chosen.interpolate else 0)
+    trained = speed.step * train * config.epochs + speed.forward * validation * validations
+    return seconds + chosen.step_time * trained
 
 
 def epochs_within(method: str, speed: Speed, config: TrainConfig, train: int, validation: int, seconds: float) -> int:
