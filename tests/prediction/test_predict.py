@@ -12,6 +12,7 @@ from clearhead.analyses.head_scores import score_heads
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.image_io import DataError
 from clearhead.prediction.predict import logits_of, predict, relevance_masses
+from clearhead.shifts.shortcuts import table_name
 from tests import cases
 from tests.masked_images import folder
 
@@ -60,10 +61,10 @@ def test_each_change_is_predicted_and_observed(folder: ImageIndex) -> None:
     assert (result.interventions["colour removed"] >= 0).all()
     np.testing.assert_array_equal(result.interventions["background only"] >= 0, masked)
     assert np.isnan(result.relevance_mass).all()
-    index = torch.cat([changed.index for changed in seen if changed.name == "colour removed"])
+    index = torch.cat([changed.index for changed in seen if changed.shortcut == "colour-removed"])
     assert sorted(index.tolist()) == list(range(len(folder.samples)))
     for changed in seen:
-        predicted = torch.from_numpy(result.interventions[changed.name])
+        predicted = torch.from_numpy(result.interventions[table_name(changed.shortcut)])
         assert torch.equal(changed.logits_after.argmax(-1), predicted[changed.index])
         assert torch.equal(changed.logits_before.argmax(-1), torch.from_numpy(result.predicted)[changed.index])
         torch.testing.assert_close(model(changed.after), changed.logits_after)

@@ -1,14 +1,18 @@
 """What the page of a repair by ``--method auto`` says: the repairs that were tried, and whether one is proven."""
 
+import math
 from dataclasses import replace
 
 from clearhead.analyses.compare import Comparison
+from clearhead.analyses.next_steps import command, typed_data, typed_model
 from clearhead.analyses.subject import Subject
+from clearhead.data.images import DataLike
 from clearhead.metrics.statistics import MIN_GROUP, Estimate, format_value
 from clearhead.metrics.verdict import Verdict
+from clearhead.models.source import ModelLike
 from clearhead.progress import duration
 from clearhead.repairs.advisor import Advice, Candidate, is_eligible
-from clearhead.report.page import Cell, Row, Table
+from clearhead.report.page import Cell, Row, Step, Table
 from clearhead.shifts.shortcuts import table_name
 
 
@@ -108,3 +112,25 @@ def _cell(estimate: Estimate | None) -> Cell:
 
 def _text(estimate: Estimate | None) -> str:
     return "" if estimate is None else format_value(estimate.value, estimate.unit)
+
+
+def steps_after_repairs(advice: Advice, model: ModelLike, data: DataLike, test_split: str | None) -> list[Step]:
+    """Return what may prove a repair where none is proven: held-out images, groups, masks, a larger budget."""
+    named_model, named_data = typed_model(model), typed_data(data)
+    again = ["repair", named_model, named_data, "--method", "auto"]
+    steps = []
+    if test_split is None and advice.selected is not None:
+        reason = "Prove it on held-out images: a split that trained and selected nothing."
+        steps.append(Step(reason, command(*again, "--test-split", "test")))
+    missing = {one.needs for one in advice.candidates if one.status == "unavailable"}
+    if "groups" in missing:
+        reason = "Groups for more repairs: tag about 100 images, then repair with --tags FILE."
+        steps.append(Step(reason, command("tag", named_model, named_data)))
+    if "masks" in missing:
+        reason = "Masks for more repairs, made with the model."
+        steps.append(Step(reason, command("data", "masks", named_data, "--model", named_model)))
+    if late := [one for one in advice.candidates if one.status == "over budget"]:
+        minutes = math.ceil((advice.seconds + sum(one.estimate or 0.0 for one in late)) / 60 + 1)
+        reason = f"Try {', '.join(one.method for one in late)} too."
+        steps.append(Step(reason, command(*again, "--budget", f"{minutes}m")))
+    return steps

@@ -219,7 +219,7 @@ def measure(
         subject_of([name], index, data, split, classifier),
         audit,
         attributes,
-        [collector.examples[effect.name] for effect in audit.effects],
+        [collector.examples[effect.shortcut] for effect in audit.effects],
         mistakes,
         lowest,
         made,

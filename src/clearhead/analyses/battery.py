@@ -5,7 +5,7 @@ images, shows how far the model relies on that property. ``clearhead.shifts.shor
 sources.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -157,7 +157,7 @@ def measure(
         subject_of([name], index, data, split, classifier),
         effects,
         made,
-        [collector.examples[effect.name] for effect in effects],
+        [collector.examples[effect.shortcut] for effect in effects],
         predictions,
         classifier.classes,
     )
@@ -217,7 +217,7 @@ class ExampleCollector:
     Attributes:
         classes: the model's class names.
         index: the images.
-        examples: by name in tables.
+        examples: by key of ``SHORTCUTS``.
     """
 
     classes: Sequence[str]
@@ -227,13 +227,13 @@ class ExampleCollector:
 
     def __call__(self, changed: Changed) -> None:
         """Look for an example in a batch."""
-        if changed.name in self._finished:
+        if changed.shortcut in self._finished:
             return
         before, after = (logits.argmax(-1) == changed.label for logits in (changed.logits_before, changed.logits_after))
-        is_example = after if not _KEEPS_OBJECT[changed.name] else before & ~after
+        is_example = before & ~after if SHORTCUTS[changed.shortcut].keeps_object else after
         if is_example.any():
-            self._finished.add(changed.name)
-        elif changed.name in self.examples:
+            self._finished.add(changed.shortcut)
+        elif changed.shortcut in self.examples:
             return
         row = int(is_example.int().argmax())
         sample = self.index.samples[int(changed.index[row])]
@@ -242,12 +242,10 @@ class ExampleCollector:
             confidence, predicted = logits[row].softmax(-1).max(-1)
             texts.append(f"{self.classes[int(predicted)]} ({100 * float(confidence):.0f}%)")
             images.append(to_uint8(pixels[row]))
-        captions = f"original: {texts[0]}", f"{changed.name}: {texts[1]}"
+        name = table_name(changed.shortcut)
+        captions = f"original: {texts[0]}", f"{name}: {texts[1]}"
         text = f"class {self.classes[sample.label]}; {sample.file}"
-        self.examples[changed.name] = ExampleImages(list(zip(captions, images, strict=True)), changed.name, text)
-
-
-_KEEPS_OBJECT: Mapping[str, bool] = {table_name(name): one.keeps_object for name, one in SHORTCUTS.items()}
+        self.examples[changed.shortcut] = ExampleImages(list(zip(captions, images, strict=True)), name, text)
 
 
 def export(result: BatteryResult, folder: Path) -> None:

@@ -6,11 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from clearhead.analyses.advice_page import advice_lead, advice_table, advice_verdict
+from clearhead.analyses.advice_page import advice_lead, advice_table, advice_verdict, steps_after_repairs
 from clearhead.analyses.battery_change import BatteryChange, battery_change, battery_change_table
 from clearhead.analyses.compare import Comparison, headline
 from clearhead.analyses.map_check import MapCheck, check_map, check_table
-from clearhead.analyses.next_steps import steps_after_repairs
 from clearhead.analyses.repair_check import check_repair, comparison_table
 from clearhead.analyses.repair_tables import interpolation_table, report_tables, tag_table
 from clearhead.analyses.subject import Subject, subject_of

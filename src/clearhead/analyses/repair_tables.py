@@ -1,6 +1,6 @@
 """Tables of what repairs without fine-tuning tried and selected."""
 
-from clearhead.data.tags import MIN_GROUP
+from clearhead.data.tags import MIN_TAGGED
 from clearhead.metrics.statistics import format_value
 from clearhead.repairs import REPAIRS, RepairOutcome, RetrainedHead, ReweightedHead, Selection
 from clearhead.repairs.afr import MARGIN
@@ -39,7 +39,7 @@ def interpolation_table(losses: dict[float, float]) -> Table:
 def tag_table(outcome: RepairOutcome) -> Table:
     """Return the number of tagged images of each group, the smallest first."""
     smallest = sorted(outcome.tagged.items(), key=lambda item: (item[1], item[0]))
-    small = sum(count < MIN_GROUP for count in outcome.tagged.values())
+    small = sum(count < MIN_TAGGED for count in outcome.tagged.values())
     uses = {
         "tagged images": "The repair used the tagged images of the training and validation split, and no others.",
         "all images": "Each group of tagged images was divided between training and validation; the untagged images of "
@@ -90,7 +90,7 @@ def _head_table(head: RetrainedHead) -> Table:
         f"({len(sizes)} groups of {min(sizes):,} to {max(sizes):,} images). The inverse penalty C was selected by the "
     )
     if head.cross_validated:
-        text += f"cross-validated accuracy of the worst group of {MIN_GROUP} or more of these images, shown here."
+        text += f"cross-validated accuracy of the worst group of {MIN_TAGGED} or more of these images, shown here."
     else:
         text += "worst-group accuracy on the validation images, shown here."
     return Table("Retrained classifier head", ["worst-group accuracy", ""], rows, text)

@@ -5,7 +5,6 @@ those groups, but are also the odd and mislabelled ones; so half of the proposed
 """
 
 import hashlib
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +15,24 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from clearhead.analyses.next_steps import command, typed_data, typed_model
 from clearhead.analyses.subject import Subject, subject_of
 from clearhead.data.dataset import ImageIndex
 from clearhead.data.image_io import load_image
 from clearhead.data.images import DataLike, as_image_index
 from clearhead.data.splits import splits_of
-from clearhead.data.tags import MIN_GROUP, TaggedFile, merge_tags, write_tags
+from clearhead.data.tags import MIN_TAGGED, TaggedFile, merge_tags, write_tags
 from clearhead.errors import ClearheadError
 from clearhead.metrics.statistics import format_value
-from clearhead.models.source import ModelLike, ModelSource, as_classifier, display_names
+from clearhead.models.source import ModelLike, as_classifier, display_names
 from clearhead.options import BatchSize, Option, Seed, Workers
 from clearhead.prediction.predict import logits_of
 from clearhead.progress import Progress, log
 from clearhead.report.page import Page, Row, Table
 from clearhead.report.tagging import ImageToTag, render_tagging
 from clearhead.storage import NotSaved, write_text
+
+TAGS_FILE = "tags.csv"
 
 MOST_CLASSES = 20
 """Classes that the table shows, those of most misclassified images first."""
@@ -148,10 +150,8 @@ def measure(
             "%s images are %.3g per class; --count %s would be %s", len(proposals), per_class,
             _FEW * len(set(labels.tolist())), _FEW,
         )  # fmt: skip
-    source = model.name if isinstance(model, ModelSource) else model if isinstance(model, str) else "MODEL"
-    where = str(data) if isinstance(data, str | Path) else "DATA"
-    command = shlex.join(["clearhead", "repair", source, where, "--method", "dfr", "--tags", "tags.csv"])
-    return TagResult(subject_of([name], index, data, split, classifier), values, proposals, command, index)
+    repair = command("repair", typed_model(model), typed_data(data), "--method", "dfr", "--tags", TAGS_FILE)
+    return TagResult(subject_of([name], index, data, split, classifier), values, proposals, repair, index)
 
 
 def propose(
@@ -193,7 +193,7 @@ def _alternate(first: Sequence[int], second: Sequence[int]) -> list[int]:
 
 def export(result: TagResult, folder: Path) -> None:
     """Write the page for tagging and the table to fill; tags in a table that is there already stay."""
-    file = folder / "tags.csv"
+    file = folder / TAGS_FILE
     write_tags(file, merge_tags(file, [TaggedFile(one.file, "", one.label) for one in result.proposals]))
     samples = {sample.file: sample for sample in result.index.samples}
     images = [
@@ -208,7 +208,7 @@ def export(result: TagResult, folder: Path) -> None:
         title=f"{result.subject.model}: tag images",
         lead=f"{len(images)} images of {result.subject.data}. Does each show what you suspect the model relies on?",
         command=result.command,
-        minimum=MIN_GROUP,
+        minimum=MIN_TAGGED,
     )
     write_text(folder / "tagging.html", page)
 
@@ -224,7 +224,7 @@ def page(result: TagResult) -> Page:
         rows.append((wrong, Row(label, [*counts, wrong, format_value(max(one.loss for one in own), "nats")])))
     rows.sort(key=lambda pair: -pair[0])
     text = (
-        "Tag them in tagging.html with a browser, in tags.csv with a spreadsheet, or with --terminal. "
+        f"Tag them in tagging.html with a browser, in {TAGS_FILE} with a spreadsheet, or with --terminal. "
         f"Then: {result.command}"
     )
     if len(rows) > MOST_CLASSES:

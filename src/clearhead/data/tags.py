@@ -20,7 +20,7 @@ from clearhead.storage import write_text
 TAG = "tag"
 """The metadata column of tags, and the column of a tags file."""
 
-MIN_GROUP = 2
+MIN_TAGGED = 2
 """Images that each of two tags must have in at least one class; smaller groups are fitted on but select nothing."""
 
 VALIDATION_PART = 1 / 3
@@ -153,18 +153,18 @@ def require_tagged_groups(index: ImageIndex, *, every_class: bool) -> None:
         every_class: whether each class needs a tagged image.
     """
     counts = Counter((sample.label, sample.groups[TAG]) for sample in index.samples)
-    large = Counter(label for (label, _), count in counts.items() if count >= MIN_GROUP)
+    large = Counter(label for (label, _), count in counts.items() if count >= MIN_TAGGED)
     if not large or max(large.values()) < 2:
         sizes = (f"{count} {index.classes[label]} {tag!r}" for (label, tag), count in sorted(counts.items()))
         raise DataError(
-            f"tags: no class has {MIN_GROUP} or more images of each of two tags, so they cannot separate a class from "
+            f"tags: no class has {MIN_TAGGED} or more images of each of two tags, so they cannot separate a class from "
             f"its shortcut; got {format_names(sizes, 8)}. Tag more images"
         )
     missing = [name for i, name in enumerate(index.classes) if i not in {sample.label for sample in index.samples}]
     if every_class and missing:
         raise DataError(
             f"tags: no tagged image of {format_names(missing)} ({len(missing)} of the model's {len(index.classes)} "
-            f"classes); tag {MIN_GROUP} or more images of each tag in every class"
+            f"classes); tag {MIN_TAGGED} or more images of each tag in every class"
         )
 
 

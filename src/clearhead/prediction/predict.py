@@ -85,7 +85,7 @@ class Changed:
     """A batch of n images before and after a change.
 
     Attributes:
-        name: of the change, as in ``Predictions.interventions``.
+        shortcut: the change, a key of ``SHORTCUTS``.
         index: into the index's samples, n.
         before: the images, n x C x H x W, pixels in 0..1.
         after: the changed images.
@@ -94,7 +94,7 @@ class Changed:
         logits_after: n x classes.
     """
 
-    name: str
+    shortcut: str
     index: Tensor
     before: Tensor
     after: Tensor
@@ -280,5 +280,5 @@ def _predict_changed(
         columns[name][rows] = after.argmax(-1)
         if observe:
             measured = (batch["index"][rows], image[rows], changed, batch["label"][rows], logits[rows], after)
-            observe(Changed(table_name(name), *measured))
+            observe(Changed(name, *measured))
     return columns

@@ -55,16 +55,11 @@ def cluster_and_retrain(
 ) -> tuple[Classifier, RetrainedHead]:
     """Return a copy of the model with its head retrained on cluster-balanced images, and the penalties tried.
 
+    The validation images choose the penalty by the accuracy of the worst cluster; `group_columns` is not used, since no
+    step needs groups; the seed is that of the clusters too. The other arguments are those of
+    ``clearhead.repairs.retrain_head``.
+
     Args:
-        model: the classifier. It is not changed, and runs on the device of its parameters.
-        train: the images to fit, without augmentation, with images of every class of the model.
-        validation: the images that choose the penalty, by the accuracy of the worst cluster.
-        group_columns: not used: no step needs groups.
-        features: of these images, from ``clearhead.training.linear_head.read_features``; computed if None.
-        seed: random seed of the clusters and of the subsets.
-        batch_size: images per batch.
-        workers: number of processes that load images.
-        progress: shows progress (``clearhead.progress``).
         attribution: method of the maps; by default ``libragrad``, or ``input-x-gradient`` for models without tokens.
 
     Raises:

@@ -148,8 +148,8 @@ def read_run(folder: Path) -> Run:
 def merge_pages(runs: Sequence[Run], title: str = "") -> Page:
     """Return several runs on one page: verdicts, headline and title of the first comparison, or of the first run."""
     pages = [run.page() for run in runs]
-    judged = (page for page, one in zip(pages, runs, strict=True) if page.verdicts and one.command != "audit")
-    main = next(judged, pages[0])
+    # the verdict of a comparison names its images; a finding about a single model names none
+    main = next((page for page in pages if any(verdict.data for verdict in page.verdicts)), pages[0])
     names = number_duplicates([run.command for run in runs])
     order = sorted(zip(names, pages, runs, strict=True), key=lambda entry: entry[1] is not main)
     sections = []
@@ -163,7 +163,6 @@ def merge_pages(runs: Sequence[Run], title: str = "") -> Page:
         provenance |= {
             f"{key}, {name}" if several and key != "versions" else key: v for key, v in one.provenance.items()
         }
-    # one that names no data is about a single model: the page's title says which
     verdicts = [
         replace(verdict, data=verdict.data or (page.title if len(runs) > 1 else ""))
         for page in pages

@@ -106,7 +106,7 @@ def claimed(
             ) from None
     try:
         if main:
-            _begin(folder, identity, explicit=explicit, overwrite=overwrite, grows=grows)
+            _begin(folder, identity, overwrite=overwrite, grows=grows)
             handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             log.addHandler(handler)
@@ -132,6 +132,9 @@ def claimed(
 _TRACES = {"config.yaml", "log.txt", ".lock"}
 """What a run leaves before it has kept anything."""
 
+USER_FILES = {"tags.csv"}
+"""Files of a run folder that hold a user's work: ``--overwrite`` leaves them."""
+
 
 def _require_free(folder: Path) -> None:
     """Raise RunError for a path that is a file, or a folder with other files than a run's."""
@@ -147,7 +150,7 @@ def _require_free(folder: Path) -> None:
             )
 
 
-def _begin(folder: Path, identity: Mapping[str, Any], *, explicit: bool, overwrite: bool, grows: bool = False) -> None:
+def _begin(folder: Path, identity: Mapping[str, Any], *, overwrite: bool, grows: bool = False) -> None:
     """Write config.yaml, or check that the folder holds this very run. Raises RunError for another one."""
     before = _config(folder)
     if before is not None and not overwrite:
@@ -163,7 +166,7 @@ def _begin(folder: Path, identity: Mapping[str, Any], *, explicit: bool, overwri
             return
     if before is not None and (overwrite or not grows):
         for entry in folder.iterdir():
-            if entry.name not in (".lock", "tags.csv"):  # tags are the user's work
+            if entry.name not in (".lock", *USER_FILES):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     text = yaml.safe_dump({**identity, "versions": versions()}, sort_keys=False, allow_unicode=True)
     write_text(folder / "config.yaml", text)
